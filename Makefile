@@ -1,0 +1,107 @@
+# The short way in: `make demo` trains and evaluates a small model, `make test` checks everything. Both make .venv first.
+# Works with GNU make 3.81 (macOS) and any POSIX sh. Paths are relative throughout, so the folder's name may hold spaces.
+
+# The switch for Linux with NVIDIA, `make install MLX=cuda13`. The venv remembers it, later commands don't repeat it.
+MLX ?=
+# The Python that makes .venv; by default the first suitable one of CANDIDATES.
+PYTHON ?=
+CANDIDATES = python3 python3.14 python3.13 python3.12 python3.11 python3.10
+DEMO_SEED ?= 0
+
+# An older PYTHONPATH or a pip that installs elsewhere must not leak into the venv.
+unexport PYTHONPATH PYTHONHOME PIP_USER PIP_TARGET PIP_PREFIX PIP_REQUIRE_VIRTUALENV
+
+# What .venv has: written when it is made, before anything is installed.
+VENV_MLX := $(shell cat .venv/mlx 2>/dev/null)
+WANTED_MLX = $(or $(MLX),$(VENV_MLX),default)
+REQUIREMENTS = $(if $(filter cuda13,$(WANTED_MLX)),requirements-cuda.txt,requirements.txt)
+
+# A .venv whose Python has been removed or upgraded away counts as not there.
+ifneq ($(VENV_MLX),)
+$(shell .venv/bin/python -c "" 2>/dev/null || rm -f .venv/installed)
+endif
+
+PIP_INSTALL = .venv/bin/python -m pip install -qq --disable-pip-version-check
+DATA = data/sudoku-6x6
+RUN = checkpoints/demo
+
+.DEFAULT_GOAL := help
+.PHONY: help install demo test clean check-switch
+
+help:
+	@echo "make install   make .venv and install requirements.txt (Linux with NVIDIA: make install MLX=cuda13)"
+	@echo "make demo      build a small data set, train a small model on it and evaluate it (DEMO_SEED=0)"
+	@echo "make test      lint, types and all tests"
+	@echo "make clean     remove .venv, caches and what the demo made"
+	@echo "The Python to use, 3.10 or newer: PYTHON=/path/to/python"
+
+install: .venv/installed
+	@echo "Ready: .venv (MLX: $(WANTED_MLX)). Use it with: source .venv/bin/activate"
+
+check-switch:
+	@case "$(WANTED_MLX)" in default|cuda13) ;; *) \
+	  echo "MLX=$(WANTED_MLX) is unknown: leave it out (macOS, Linux on a CPU) or use MLX=cuda13 (Linux with NVIDIA)" >&2; \
+	  exit 1 ;; esac
+	@had=$$(cat .venv/mlx 2>/dev/null); if [ -z "$$had" ] && [ -e .venv ]; then \
+	  ls -d .venv/lib*/python*/site-packages/mlx_cuda* >/dev/null 2>&1 && had=cuda13 || had=default; fi; \
+	if [ -n "$$had" ] && [ "$$had" != "$(WANTED_MLX)" ]; then \
+	  echo ".venv has MLX=$$had, and MLX=$(WANTED_MLX) can't be installed over it: run 'make clean' first" >&2; exit 1; fi
+
+# A .venv that somebody else made (no .venv/mlx) is used if it has pip, and never deleted.
+# .venv/unfinished marks a .venv whose first installation was cut off: it is thrown away, since nothing says how far pip got.
+.venv/installed: requirements-common.txt $(REQUIREMENTS) | check-switch
+	@if [ -e .venv/unfinished ] || ! .venv/bin/python -m pip --version >/dev/null 2>&1; then \
+	  if [ -e .venv ] && [ ! -e .venv/mlx ]; then \
+	    echo "there is a .venv that has no working pip and isn't make's: remove it ('make clean' does) and try again" >&2; exit 1; fi; \
+	  found=; reason=; tried=; \
+	  for python in $(if $(PYTHON),"$(PYTHON)",$(CANDIDATES)); do \
+	    version=$$("$$python" -c 'import sys; print("%d.%d.%d" % sys.version_info[:3])' 2>/dev/null); \
+	    tried="$$tried$${tried:+, }$$python: $${version:-none}"; \
+	    if ! "$$python" -c 'import sys; sys.exit(sys.version_info < (3, 10))' 2>/dev/null; then \
+	      continue; \
+	    elif "$$python" -c 'import ensurepip, venv' 2>/dev/null; then \
+	      found=$$python; break; \
+	    else \
+	      reason="$$python can't make virtual environments (no ensurepip): on Debian or Ubuntu, apt install python3-venv"; \
+	    fi; \
+	  done; \
+	  if [ -z "$$found" ]; then \
+	    none="no Python >= 3.10 found ($$tried): install one, or name one with PYTHON=/path/to/python"; \
+	    echo "$${reason:-$$none}" >&2; exit 1; \
+	  fi; \
+	  rm -rf .venv && mkdir .venv && touch .venv/unfinished && echo "$(WANTED_MLX)" >.venv/mlx && \
+	  echo "Making .venv with Python $$version ($$found)" && "$$found" -m venv .venv || exit 1; \
+	fi
+	@[ -e .venv/mlx ] || echo "$(WANTED_MLX)" >.venv/mlx
+	@echo "Installing $(REQUIREMENTS) (the first time a few minutes, mostly downloads)"
+	@$(PIP_INSTALL) -r $(REQUIREMENTS)
+	@rm -f .venv/unfinished && touch .venv/installed
+
+.venv/installed-dev: requirements-dev.txt .venv/installed
+	@echo "Installing requirements-dev.txt"
+	@$(PIP_INSTALL) -r $(REQUIREMENTS) -r requirements-dev.txt
+	@touch .venv/installed-dev
+
+# Every command is echoed in the form that can be typed by hand.
+demo: .venv/installed
+	@run() { echo; echo "\$$ $$*"; env "$$@"; }; set -e; \
+	WANDB_MODE=$${WANDB_MODE:-disabled}; python=.venv/bin/python; \
+	if [ -e $(DATA)/test/dataset.json ]; then echo "$(DATA) is there already (make clean removes it)"; \
+	else run $$python dataset/build_mini_sudoku_dataset.py --output-dir $(DATA) --seed $(DEMO_SEED); fi; \
+	run WANDB_MODE=$$WANDB_MODE $$python pretrain.py --config-name cfg_demo seed=$(DEMO_SEED) checkpoint_path=$(RUN); \
+	checkpoint=$$(ls -t $(RUN)/step_*/model.safetensors | head -n 1); checkpoint=$${checkpoint%/*}; \
+	run $$python evaluate.py checkpoint=$$checkpoint show_examples=1; \
+	echo; echo "The checkpoint is $$checkpoint."; \
+	echo "Next: change a value, such as 'arch.H_cycles=1' after pretrain.py, or train on 9x9 puzzles: README.md, Run Experiments."
+
+test: .venv/installed-dev
+	.venv/bin/python -m ruff check .
+	.venv/bin/python -m ruff format --check .
+	.venv/bin/python -m mypy
+	.venv/bin/python -m pytest
+
+# Nothing but what these targets made: other data sets, checkpoints and runs stay.
+clean:
+	@rm -rf .venv .pytest_cache .mypy_cache .ruff_cache .hypothesis $(DATA) $(RUN)
+	@find . -name .git -prune -o -type d -name __pycache__ -prune -exec rm -rf {} +
+	@rmdir data checkpoints 2>/dev/null || true
