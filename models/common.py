@@ -1,0 +1,37 @@
+"""What every part of the model shares: the initialiser, the names of dtypes, and how random keys are handed out."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Iterator
+
+import mlx.core as mx
+
+IGNORE_LABEL_ID = -100  # label of a token that is not scored; the same number in data set batches and in the loss
+
+FORWARD_DTYPES = {"bfloat16": mx.bfloat16, "float16": mx.float16, "float32": mx.float32}
+
+_CUT = 2.0  # where the unit normal is cut on either side
+_DENSITY_AT_CUT = math.exp(-0.5 * _CUT**2) / math.sqrt(2.0 * math.pi)
+_MASS_WITHIN_CUT = math.erf(_CUT / math.sqrt(2.0))
+# A unit normal cut at ±2 has standard deviation 0.8796; dividing by it restores 1.
+TRUNCATED_NORMAL_SCALE = 1.0 / math.sqrt(1.0 - 2.0 * _CUT * _DENSITY_AT_CUT / _MASS_WITHIN_CUT)
+
+
+def truncated_normal(shape: tuple[int, ...], std: float, key: mx.array) -> mx.array:
+    """Draw from a normal cut at ±2 and rescaled so that the result has standard deviation `std`.
+
+    This is the JAX/Flax definition, which the published model uses; every value lies within
+    ±2 · 1.13685 · `std`.
+
+    Returns:
+        float32 array of the given shape.
+    """
+    return mx.random.truncated_normal(-_CUT, _CUT, shape, mx.float32, key=key) * (std * TRUNCATED_NORMAL_SCALE)
+
+
+def random_keys(key: mx.array) -> Iterator[mx.array]:
+    """Yield one fresh key after the other, all determined by `key`."""
+    while True:
+        key, subkey = mx.random.split(key)
+        yield subkey

@@ -1,0 +1,136 @@
+"""The layers of an HRM block: bias-free linear maps, rotary attention, SwiGLU, and the post-norm block of the two.
+
+Parameters are kept in float32 and cast to the dtype of the activations where they are used. Shapes in comments:
+b batch, t tokens, d hidden size, h heads.
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Iterator
+
+import mlx.core as mx
+import mlx.nn as nn
+
+from models.activations import attention, silu
+from models.common import truncated_normal
+
+SWIGLU_MULTIPLE = 256  # the inner width is rounded up to a multiple of this
+
+
+class Linear(nn.Module):
+    """y = x Wᵀ (+ b): `weight` float32 `[out, in]`, truncated normal with standard deviation 1/sqrt(in).
+
+    Args:
+        in_features: size of the last axis of the input.
+        out_features: size of the last axis of the output.
+        key: random key of the initial weight.
+        bias: whether there is a `bias` `[out]`, initially zero.
+    """
+
+    def __init__(self, in_features: int, out_features: int, key: mx.array, *, bias: bool = False):
+        super().__init__()
+        self.weight = truncated_normal((out_features, in_features), 1.0 / math.sqrt(in_features), key)
+        if bias:
+            self.bias = mx.zeros((out_features,))
+
+    def __call__(self, x: mx.array) -> mx.array:
+        """Map `[..., in]` of any float dtype to `[..., out]` of the same dtype."""
+        weight = self.weight.astype(x.dtype)
+        if "bias" in self:
+            return mx.addmm(self.bias.astype(x.dtype), x, weight.T)
+        return x @ weight.T
+
+
+class Embedding(nn.Module):
+    """A table `embedding_weight` float32 `[n, d]`, truncated normal with standard deviation 1/sqrt(d)."""
+
+    def __init__(self, num_embeddings: int, dims: int, key: mx.array, *, dtype: mx.Dtype):
+        super().__init__()
+        self.embedding_weight = truncated_normal((num_embeddings, dims), 1.0 / math.sqrt(dims), key)
+        self._dtype = dtype
+
+    def __call__(self, indices: mx.array) -> mx.array:
+        """Look up integer indices `[...]`; returns `[..., d]` in the dtype given at construction."""
+        return self.embedding_weight[indices].astype(self._dtype)
+
+    def table(self) -> mx.array:
+        """The whole table `[n, d]` in the dtype given at construction."""
+        return self.embedding_weight.astype(self._dtype)
+
+
+def rms_norm(x: mx.array, eps: float) -> mx.array:
+    """x / sqrt(mean(x²) + eps) over the last axis, computed in float32, without a learned weight."""
+    return mx.fast.rms_norm(x, None, eps)
+
+
+class Attention(nn.Module):
+    """Full (non-causal) multi-head self-attention, with optional rotary positions (rotate-half over the whole head).
+
+    `qkv_proj` `[3d, d]` yields h query heads, then h key heads, then h value heads; `o_proj` is `[d, d]`.
+    """
+
+    def __init__(self, hidden_size: int, num_heads: int, keys: Iterator[mx.array], *, rope_theta: float | None):
+        super().__init__()
+        self.qkv_proj = Linear(hidden_size, 3 * hidden_size, next(keys))
+        self.o_proj = Linear(hidden_size, hidden_size, next(keys))
+        self._num_heads = num_heads
+        self._rope_theta = rope_theta  # None: positions are not rotated
+
+    def __call__(self, x: mx.array) -> mx.array:
+        """Map `[b, t, d]` to `[b, t, d]`."""
+        b, t, d = x.shape
+        h, head_dim = self._num_heads, d // self._num_heads
+
+        qkv = self.qkv_proj(x).reshape(b, t, 3 * h, head_dim).transpose(0, 2, 1, 3)  # (b 3h t head_dim)
+        q, k, v = qkv[:, :h], qkv[:, h : 2 * h], qkv[:, 2 * h :]
+        if self._rope_theta is not None:
+            q, k = (
+                mx.fast.rope(a, head_dim, traditional=False, base=self._rope_theta, scale=1.0, offset=0) for a in (q, k)
+            )
+        out = attention(q, k, v, 1.0 / math.sqrt(head_dim))
+        return self.o_proj(out.transpose(0, 2, 1, 3).reshape(b, t, d))
+
+
+def swiglu_width(hidden_size: int, expansion: float) -> int:
+    """Inner width of SwiGLU: round(expansion · d · 2/3), rounded up to a multiple of 256."""
+    return math.ceil(round(expansion * hidden_size * 2 / 3) / SWIGLU_MULTIPLE) * SWIGLU_MULTIPLE
+
+
+class SwiGLU(nn.Module):
+    """down(silu(gate) · up), where `gate_up_proj` `[2·inter, d]` yields gate first, and `down_proj` is `[d, inter]`."""
+
+    def __init__(self, hidden_size: int, expansion: float, keys: Iterator[mx.array]):
+        super().__init__()
+        inter = swiglu_width(hidden_size, expansion)
+        self.gate_up_proj = Linear(hidden_size, 2 * inter, next(keys))
+        self.down_proj = Linear(inter, hidden_size, next(keys))
+
+    def __call__(self, x: mx.array) -> mx.array:
+        """Map `[..., d]` to `[..., d]`."""
+        gate, up = mx.split(self.gate_up_proj(x), 2, axis=-1)
+        return self.down_proj(silu(gate) * up)
+
+
+class Block(nn.Module):
+    """One post-norm transformer block: x = norm(x + attention(x)), then x = norm(x + mlp(x))."""
+
+    def __init__(
+        self,
+        hidden_size: int,
+        num_heads: int,
+        expansion: float,
+        keys: Iterator[mx.array],
+        *,
+        rope_theta: float | None,
+        rms_norm_eps: float,
+    ):
+        super().__init__()
+        self.self_attn = Attention(hidden_size, num_heads, keys, rope_theta=rope_theta)
+        self.mlp = SwiGLU(hidden_size, expansion, keys)
+        self._eps = rms_norm_eps
+
+    def __call__(self, x: mx.array) -> mx.array:
+        """Map `[b, t, d]` to `[b, t, d]`."""
+        x = rms_norm(x + self.self_attn(x), self._eps)
+        return rms_norm(x + self.mlp(x), self._eps)
