@@ -1,0 +1,74 @@
+"""Evaluate a checkpoint: python evaluate.py checkpoint=<step folder> [key=value …]
+
+Rebuilds model and data from the `all_config.yaml` beside the step folder, evaluates the whole test split, prints a
+table and one line of JSON, and writes predictions beside the checkpoint.
+"""
+
+from __future__ import annotations
+
+import json
+import sys
+from contextlib import ExitStack
+
+import mlx.core as mx
+
+from dataset.puzzle_dataset import PuzzleDataset
+from utils import errors
+from utils.checkpoint import find_step_folder, load_weights, step_of
+from utils.config import ArchConfig, parse_evaluate_config, read_saved_config
+from utils.evaluation import Evaluation, Evaluator, evaluate, examples_to_evaluate
+from utils.predictions import PredictionWriter, predictions_folder
+from utils.puzzle_view import format_puzzle
+from utils.train_state import build_model
+
+
+def report(result: Evaluation, step: int, checkpoint: str, vocab_size: int) -> None:
+    """Print sample puzzles, a table of the metrics, and the same metrics as one line of JSON."""
+    for sample in result.samples:
+        print(format_puzzle(sample, vocab_size), end="\n\n")
+    print(f"{checkpoint}: {result.num_examples:,} examples, {result.num_examples / result.seconds:.1f} a second")
+    width = max(map(len, result.metrics))
+    for name, value in result.metrics.items():
+        print(f"  {name.ljust(width)}  {value:.4f}")
+    record = {"checkpoint": checkpoint, "step": step, "num_examples": result.num_examples} | result.metrics
+    print(json.dumps(record), flush=True)
+
+
+def main() -> None:
+    """Evaluate what the command line names."""
+    config = parse_evaluate_config(sys.argv[1:])
+    folder = find_step_folder(config.checkpoint)
+    trained = read_saved_config(folder.parent)
+
+    arch = trained.arch.model_dump()
+    if config.forward_dtype is not None:
+        arch["forward_dtype"] = config.forward_dtype
+    test_set = PuzzleDataset(
+        config.data_path or trained.data_path,
+        "test",
+        global_batch_size=config.global_batch_size or trained.global_batch_size,
+    )
+    head = build_model(ArchConfig.model_validate(arch), test_set.metadata, mx.random.key(trained.seed))
+    load_weights(head, folder)
+
+    with ExitStack() as stack:
+        writer = None
+        if config.save_outputs:
+            num_examples = examples_to_evaluate(test_set, config.max_examples)
+            predictions = predictions_folder(folder.parent, step_of(folder))
+            vocab_size = test_set.metadata.vocab_size
+            writer = stack.enter_context(PredictionWriter(predictions, config.save_outputs, num_examples, vocab_size))
+        result = evaluate(
+            Evaluator(head),
+            test_set,
+            max_examples=config.max_examples,
+            writer=writer,
+            num_samples=config.show_examples,
+        )
+    report(result, step_of(folder), str(folder), test_set.metadata.vocab_size)
+    if writer is not None:
+        print(f"predictions: {writer.folder}", file=sys.stderr)
+
+
+if __name__ == "__main__":
+    errors.run(main)

@@ -1,0 +1,235 @@
+"""Typed configuration: what Hydra composes or a checkpoint holds, checked key by key before anything else happens."""
+
+from __future__ import annotations
+
+import importlib
+from pathlib import Path
+from typing import Any, Literal
+
+import coolname
+import yaml
+from omegaconf import DictConfig, OmegaConf
+from pydantic import BaseModel, ConfigDict, Field, ValidationError, model_validator
+
+from utils.errors import UserError, describe_validation_error
+
+CONFIG_FILE = "all_config.yaml"  # beside the step folders of a run; the same name as in the PyTorch code
+
+PredictionKey = Literal[
+    "inputs", "labels", "puzzle_identifiers", "preds", "logits", "q_halt_logits", "q_continue_logits"
+]
+DEFAULT_PREDICTION_KEYS: tuple[PredictionKey, ...] = (
+    "inputs",
+    "labels",
+    "puzzle_identifiers",
+    "preds",
+    "q_halt_logits",
+    "q_continue_logits",
+)
+
+
+class LossConfig(BaseModel):
+    """The loss head: `name` is `module@Class` below `models`."""
+
+    model_config = ConfigDict(extra="forbid")
+
+    name: str
+    loss_type: Literal["stablemax_cross_entropy", "softmax_cross_entropy"]
+
+
+class ArchConfig(BaseModel):
+    """The architecture: `name` is `module@Class` below `models`; the other keys are checked by that class's config."""
+
+    model_config = ConfigDict(extra="allow")
+
+    name: str
+    loss: LossConfig
+
+    def model_fields_only(self) -> dict[str, Any]:
+        """The keys meant for the model's own config. Unset ones (null) are left out."""
+        return {key: value for key, value in (self.__pydantic_extra__ or {}).items() if value is not None}
+
+
+class StopWhen(BaseModel):
+    """Early stopping: stop once `metric` is ≥ `at_least` or ≤ `at_most`; off while `metric` is null."""
+
+    model_config = ConfigDict(extra="forbid")
+
+    metric: str | None = None
+    at_least: float | None = None
+    at_most: float | None = None
+    window: int = Field(default=100, ge=1)
+
+    @model_validator(mode="after")
+    def _complete(self) -> StopWhen:
+        if self.metric is None:
+            return self
+        if not self.metric.startswith(("train/", "eval/")):
+            raise ValueError(f"metric = {self.metric!r}; name a logged one, such as train/exact_accuracy")
+        if (self.at_least is None) == (self.at_most is None):
+            raise ValueError("set one of stop_when.at_least and stop_when.at_most")
+        return self
+
+    def met_by(self, value: float) -> bool:
+        """Whether `value` of the metric asks to stop."""
+        return (self.at_least is not None and value >= self.at_least) or (
+            self.at_most is not None and value <= self.at_most
+        )
+
+
+class PretrainConfig(BaseModel):
+    """All keys of pretrain.py. Defaults are in config/cfg_pretrain.yaml, which says what each is for."""
+
+    model_config = ConfigDict(extra="forbid")
+
+    arch: ArchConfig
+    data_path: str
+
+    global_batch_size: int = Field(ge=1)
+    epochs: int = Field(ge=1)
+    eval_interval: int | None = Field(default=None, ge=1)
+    checkpoint_every_eval: bool = False
+
+    lr: float = Field(ge=0)
+    lr_min_ratio: float = Field(ge=0)
+    lr_warmup_steps: int = Field(ge=0)
+    beta1: float = Field(ge=0, lt=1)
+    beta2: float = Field(ge=0, lt=1)
+    weight_decay: float = Field(ge=0)
+    puzzle_emb_lr: float = Field(ge=0)
+    puzzle_emb_weight_decay: float = Field(ge=0)
+
+    project_name: str | None = None
+    run_name: str | None = None
+    checkpoint_path: str | None = None
+    seed: int = Field(default=0, ge=0)
+    eval_save_outputs: list[PredictionKey] = []
+
+    eval_max_examples: int | None = Field(default=None, ge=1)
+    log_interval: int = Field(default=1, ge=1)
+    log_examples: int = Field(default=0, ge=0)
+    load_weights: str | None = None
+    stop_when: StopWhen = StopWhen()
+
+    @model_validator(mode="after")
+    def _whole_intervals(self) -> PretrainConfig:
+        if self.eval_interval is not None and self.epochs % self.eval_interval:
+            nearest = max(1, round(self.epochs / self.eval_interval)) * self.eval_interval
+            raise ValueError(
+                f"epochs = {self.epochs} is not a multiple of eval_interval = {self.eval_interval}; "
+                f"try epochs={nearest}, or an eval_interval that divides it"
+            )
+        return self
+
+    @property
+    def epochs_per_iteration(self) -> int:
+        """Epochs from one evaluation to the next."""
+        return self.eval_interval or self.epochs
+
+    @property
+    def iterations(self) -> int:
+        """How often the run trains and then evaluates."""
+        return self.epochs // self.epochs_per_iteration
+
+
+class EvaluateConfig(BaseModel):
+    """All keys of evaluate.py; null means: as the checkpoint was trained."""
+
+    model_config = ConfigDict(extra="forbid")
+
+    checkpoint: str
+    data_path: str | None = None
+    save_outputs: list[PredictionKey] = list(DEFAULT_PREDICTION_KEYS)
+    global_batch_size: int | None = Field(default=None, ge=1)
+    max_examples: int | None = Field(default=None, ge=1)
+    forward_dtype: Literal["bfloat16", "float16", "float32"] | None = None
+    show_examples: int = Field(default=0, ge=0)
+
+
+def parse_pretrain_config(config: DictConfig | dict[str, Any], origin: str = "the configuration") -> PretrainConfig:
+    """Check a composed configuration.
+
+    Raises:
+        UserError: one line that names the key, what was found and what is expected.
+    """
+    values = OmegaConf.to_container(config, resolve=True) if isinstance(config, DictConfig) else config
+    try:
+        return PretrainConfig.model_validate(values)
+    except ValidationError as error:
+        raise UserError(describe_validation_error(error, origin)) from error
+
+
+def with_names(config: PretrainConfig) -> PretrainConfig:
+    """Choose the names that are unset: project `<Data set> ACT-mlx`, run `<Class> <two words>`, and the checkpoint path
+    `checkpoints/<project>/<run>`."""
+    project = config.project_name or f"{Path(config.data_path).name.capitalize()} ACT-mlx"
+    run = config.run_name or f"{config.arch.name.split('@')[-1]} {coolname.generate_slug(2)}"
+    path = config.checkpoint_path or str(Path("checkpoints", project, run))
+    return config.model_copy(update={"project_name": project, "run_name": run, "checkpoint_path": path})
+
+
+def parse_evaluate_config(arguments: list[str]) -> EvaluateConfig:
+    """Check the `key=value` arguments of evaluate.py.
+
+    Raises:
+        UserError: one line that names the key, what was found and what is expected.
+    """
+    usage = "usage: python evaluate.py checkpoint=<step folder> " + " ".join(
+        f"[{name}=…]" for name in EvaluateConfig.model_fields if name != "checkpoint"
+    )
+    malformed = [argument for argument in arguments if "=" not in argument or argument.startswith("-")]
+    if malformed or not any(argument.startswith("checkpoint=") for argument in arguments):
+        raise UserError(f"{malformed[0]!r} is not key=value; {usage}" if malformed else usage)
+    values = OmegaConf.to_container(OmegaConf.from_cli(arguments), resolve=True)
+    try:
+        return EvaluateConfig.model_validate(values)
+    except ValidationError as error:
+        raise UserError(describe_validation_error(error, "the command line")) from error
+
+
+def read_saved_config(folder: Path) -> PretrainConfig:
+    """Read the `all_config.yaml` that pretrain.py wrote into a run's folder.
+
+    Raises:
+        UserError: if it is missing, not YAML, or does not hold a training configuration.
+    """
+    path = folder / CONFIG_FILE
+    try:
+        values = yaml.safe_load(path.read_text())
+    except FileNotFoundError:
+        raise UserError(f"{path} is missing; it belongs beside the step folders of a run") from None
+    except (OSError, UnicodeDecodeError, yaml.YAMLError) as error:
+        raise UserError(f"{path} can't be read: {error}") from error
+    if not isinstance(values, dict):
+        raise UserError(f"{path} holds no configuration: expected keys and values, found {type(values).__name__}")
+    return parse_pretrain_config(values, str(path))
+
+
+def write_saved_config(config: PretrainConfig, folder: Path) -> None:
+    """Write `all_config.yaml`; `read_saved_config` gives back an equal configuration."""
+    text = yaml.safe_dump(config.model_dump(), sort_keys=True, allow_unicode=True)
+    temporary = folder / f".{CONFIG_FILE}.partial"
+    temporary.write_text(text)
+    temporary.replace(folder / CONFIG_FILE)
+
+
+def load_model_class(identifier: str) -> type:
+    """The class that `module@Class` names below the package `models`, such as `losses@ACTLossHead`.
+
+    Raises:
+        UserError: if it is not of that form, or there is no such module or class. No module from elsewhere is imported.
+    """
+    module_path, separator, class_name = identifier.partition("@")
+    parts = [*module_path.split("."), class_name]
+    expected = "expected module@Class below models, such as hrm.hrm_act_v1@HierarchicalReasoningModel_ACTV1"
+    if not separator or not all(part.isidentifier() and not part.startswith("_") for part in parts):
+        raise UserError(f"architecture name {identifier!r}: {expected}")
+    module_name = f"models.{module_path}"
+    try:
+        module = importlib.import_module(module_name)
+    except ModuleNotFoundError as error:
+        raise UserError(f"architecture name {identifier!r}: there is no module {module_name}; {expected}") from error
+    found = getattr(module, class_name, None)
+    if not isinstance(found, type) or not found.__module__.startswith("models."):
+        raise UserError(f"architecture name {identifier!r}: {module_name} defines no class {class_name}; {expected}")
+    return found

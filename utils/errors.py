@@ -1,0 +1,73 @@
+"""Mistakes that a user can mend, told in one line instead of a traceback."""
+
+from __future__ import annotations
+
+import os
+import sys
+from collections.abc import Callable
+from typing import NoReturn
+
+from pydantic import ValidationError
+
+from dataset.common import DatasetError
+
+
+class UserError(Exception):
+    """Something the user can mend. The message names the key or file, what was found, and what to do."""
+
+
+def describe_validation_error(error: ValidationError, origin: str, prefix: str = "") -> str:
+    """Put the first finding of pydantic into one line that names the key, the value and the remedy.
+
+    Args:
+        error: what pydantic raised.
+        origin: where the values come from, such as `the command line`.
+        prefix: what stands before the key in the whole configuration, such as `arch.`.
+    """
+    first = error.errors()[0]
+    key = ".".join(str(part) for part in first["loc"])
+    key = prefix + key if key else prefix.rstrip(".")
+    kind = first["type"]
+    if kind == "extra_forbidden":
+        text = f"unknown key {key!r} in {origin}; remove it or check its spelling"
+    elif kind == "missing":
+        text = f"key {key!r} is missing in {origin}; set it"
+    elif kind == "value_error":
+        reason = str(first["ctx"]["error"])
+        text = f"{key}: {reason}" if key else reason  # a check of several keys names them itself
+    else:
+        text = f"{key} = {first['input']!r} in {origin}: {first['msg'][0].lower()}{first['msg'][1:]}"
+    more = error.error_count() - 1
+    return text + (f" (and {more} more)" if more else "")
+
+
+def _fail(message: str) -> NoReturn:
+    print(f"error: {' '.join(message.split())}", file=sys.stderr)
+    sys.exit(1)
+
+
+def run(main: Callable[[], None]) -> None:
+    """Call a script's entry point; a mistake of the user's ends it with one line on stderr and exit status 1.
+
+    Handles Hydra's own findings (unknown keys, bad syntax) as well. `HYDRA_FULL_ERROR=1` brings the traceback back.
+    """
+    from hydra.errors import HydraException
+    from omegaconf.errors import OmegaConfBaseException
+
+    wants_traceback = os.environ.get("HYDRA_FULL_ERROR") == "1"
+    os.environ["HYDRA_FULL_ERROR"] = "1"  # makes Hydra raise, rather than print half a page and exit
+    try:
+        main()
+    except (UserError, DatasetError, HydraException, OmegaConfBaseException) as error:
+        if wants_traceback:
+            raise
+        _fail(_plain(error))
+
+
+def _plain(error: Exception) -> str:
+    """The message of an exception, in which Hydra's missing keys are put into this project's words."""
+    lines = [line.strip() for line in str(error).splitlines() if line.strip()]
+    if lines and lines[0].startswith("Could not override"):
+        key = lines[0].removeprefix("Could not override").strip(" '.\"")
+        return f"unknown key {key!r} on the command line; `--cfg job` lists the known ones"
+    return " ".join(lines) or type(error).__name__

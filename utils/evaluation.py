@@ -1,0 +1,125 @@
+"""Evaluation: every example once, in order, through all outer steps. Metrics are summed, predictions streamed."""
+
+from __future__ import annotations
+
+import time
+from collections.abc import Iterator
+from dataclasses import dataclass
+from functools import partial
+
+import mlx.core as mx
+import numpy as np
+from tqdm import tqdm
+
+from dataset.puzzle_dataset import PuzzleDataset, prefetch
+from models.hrm.hrm_act_v1 import Carry
+from models.losses import ACTLossHead
+from utils.predictions import PredictionWriter, to_numpy
+from utils.train_state import Metrics, to_device
+
+
+class Evaluator:
+    """The compiled evaluation step of a model, and its outer loop. Reads the weights that `head` has at each call."""
+
+    def __init__(self, head: ACTLossHead):
+        self.head = head
+        self.trace_count = 0  # how often MLX traced the step; more than once means that a shape or dtype changed
+
+        @partial(mx.compile, inputs=head.state)
+        def step(carry: Carry, batch: dict[str, mx.array]) -> tuple[Carry, Metrics, dict[str, mx.array]]:
+            self.trace_count += 1  # runs at tracing only
+            carry = head.model.begin_step(carry, batch)
+            loss, carry, metrics, outputs = head(carry, head.model.puzzle_rows(carry), training=False)
+            outputs["preds"] = mx.argmax(outputs["logits"], axis=-1)
+            return carry, metrics | {"loss": loss}, outputs
+
+        self._step = step
+
+    def outer_steps(self, batch: dict[str, mx.array]) -> Iterator[tuple[Carry, Metrics, dict[str, mx.array]]]:
+        """Think about a batch; yields carry, metric sums and outputs after each of the halt_max_steps outer steps.
+
+        The metrics count halted rows, and in evaluation a row halts after the last step, so those yielded last are the
+        evaluation's. The outputs are those of training and `preds`, uint32 `[b, s]`, the argmax of the logits.
+        """
+        carry = self.head.model.initial_carry(batch)
+        for _ in range(self.head.model.config.halt_max_steps):
+            carry, metrics, outputs = self._step(carry, batch)
+            mx.async_eval(carry, metrics)
+            yield carry, metrics, outputs
+
+
+@dataclass(frozen=True)
+class Evaluation:
+    """What an evaluation found.
+
+    `metrics`: `eval/<name>`, or `eval/<set>/<name>` where the data set has several sets, means over the examples.
+    `samples`: the first examples, each with `inputs`, `labels` and `preds` `[s]`. `num_examples`; `seconds`, wall time.
+    """
+
+    metrics: dict[str, float]
+    samples: list[dict[str, np.ndarray]]
+    num_examples: int
+    seconds: float
+
+
+def examples_to_evaluate(dataset: PuzzleDataset, max_examples: int | None) -> int:
+    """How many examples of a split `evaluate` goes through."""
+    return dataset.num_examples if max_examples is None else min(max_examples, dataset.num_examples)
+
+
+def evaluate(
+    evaluator: Evaluator,
+    dataset: PuzzleDataset,
+    *,
+    max_examples: int | None = None,
+    writer: PredictionWriter | None = None,
+    num_samples: int = 0,
+    show_progress: bool = True,
+) -> Evaluation:
+    """Evaluate a test split.
+
+    Args:
+        evaluator: the model.
+        dataset: the test split; its batches have the size given there, the last one padded.
+        max_examples: only the first so many examples; None means all.
+        writer: where predictions go, if anywhere.
+        num_samples: how many examples to return as samples.
+        show_progress: whether to show a progress bar.
+    """
+    totals: dict[str, dict[str, float]] = {}
+    samples: list[dict[str, np.ndarray]] = []
+    num_examples = 0
+    started = time.monotonic()
+    with (
+        prefetch(dataset.eval_batches(max_examples=max_examples)) as batches,
+        tqdm(
+            total=examples_to_evaluate(dataset, max_examples),
+            desc="evaluate",
+            unit="ex",
+            dynamic_ncols=True,
+            leave=False,
+            disable=not show_progress,
+        ) as bar,
+    ):
+        for batch in batches:
+            *_, (_, metrics, outputs) = evaluator.outer_steps(to_device(batch))
+            if writer is not None:
+                writer.write(batch, outputs)
+            for row in range(min(num_samples - len(samples), batch.num_examples)):
+                preds = to_numpy(outputs["preds"][row])
+                samples.append({"inputs": batch.inputs[row], "labels": batch.labels[row], "preds": preds})
+
+            total = totals.setdefault(batch.set_name, dict.fromkeys(metrics, 0.0))
+            for name, value in metrics.items():
+                total[name] += float(value)
+            num_examples += batch.num_examples
+            bar.set_postfix(exact=f"{total['exact_accuracy'] / max(1.0, total['count']):.3f}", refresh=False)
+            bar.update(batch.num_examples)
+
+    means: dict[str, float] = {}
+    for set_name, total in totals.items():
+        prefix = "eval" if len(totals) == 1 else f"eval/{set_name}"
+        count = max(1.0, total.pop("count"))
+        del total["loss"]
+        means |= {f"{prefix}/{name}": value / count for name, value in total.items()}
+    return Evaluation(means, samples, num_examples, time.monotonic() - started)

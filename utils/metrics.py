@@ -1,0 +1,70 @@
+"""Training metrics: from the sums that a step leaves on the device to the means that are logged and stopped by."""
+
+from __future__ import annotations
+
+from collections import deque
+
+import mlx.core as mx
+
+from utils.errors import UserError
+from utils.train_state import Metrics
+
+
+def means(sums: list[dict[str, float]], global_batch_size: int) -> dict[str, float]:
+    """`train/<name>` over some steps: losses per example of the batches, everything else per counted row.
+
+    Args:
+        sums: for each step the metric sums of the loss head.
+        global_batch_size: rows of a step's batch.
+    """
+    total = {name: sum(step[name] for step in sums) for name in sums[0]}
+    count = max(total["count"], 1.0)
+    examples = global_batch_size * len(sums)
+    return {f"train/{name}": value / (examples if name.endswith("loss") else count) for name, value in total.items()}
+
+
+class TrainMetrics:
+    """Collects the metrics of training steps and reads them from the device a few steps at a time.
+
+    Args:
+        global_batch_size: rows of a step's batch.
+        window: for how many steps `over_window` looks back.
+    """
+
+    def __init__(self, global_batch_size: int, window: int):
+        self._global_batch_size = global_batch_size
+        self._pending: list[Metrics] = []
+        self._window: deque[dict[str, float]] = deque(maxlen=window)
+
+    def add(self, metrics: Metrics) -> None:
+        """Take the metric sums of one step, without waiting for them."""
+        self._pending.append(metrics)
+
+    def read(self) -> dict[str, float]:
+        """Wait for the steps added since the last read and return their means."""
+        mx.eval(self._pending)
+        sums = [{name: float(value) for name, value in step.items()} for step in self._pending]
+        self._pending.clear()
+        self._window.extend(sums)
+        return means(sums, self._global_batch_size)
+
+    def over_window(self, metric: str) -> float | None:
+        """The mean of `train/<name>` over the last `window` steps; None before there were so many.
+
+        Raises:
+            UserError: if there is no such metric.
+        """
+        if len(self._window) < (self._window.maxlen or 0):
+            return None
+        return lookup(means(list(self._window), self._global_batch_size), metric)
+
+
+def lookup(metrics: dict[str, float], metric: str) -> float:
+    """The value of a metric that the user named.
+
+    Raises:
+        UserError: if there is none of that name; the message lists those there are.
+    """
+    if metric not in metrics:
+        raise UserError(f"stop_when.metric = {metric!r} is not logged; choose one of {', '.join(sorted(metrics))}")
+    return metrics[metric]

@@ -1,0 +1,65 @@
+"""How parameters move: the learning rate schedule and AdamATan2. The puzzle embedding's optimiser stands with its
+table, in models/sparse_embedding.py."""
+
+from __future__ import annotations
+
+import math
+
+import mlx.core as mx
+import mlx.optimizers as optim
+
+
+def learning_rate(step: int, *, base: float, warmup_steps: int, total_steps: int, min_ratio: float) -> float:
+    """Linear warm-up to `base`, then half a cosine down to `base · min_ratio` at `total_steps`.
+
+    Args:
+        step: the step about to be taken, counted from 1.
+        base: the peak rate.
+        warmup_steps: steps of the warm-up.
+        total_steps: steps of the whole run.
+        min_ratio: last rate / peak rate.
+    """
+    if step < warmup_steps:
+        return base * step / max(1, warmup_steps)
+    progress = (step - warmup_steps) / max(1, total_steps - warmup_steps)
+    return base * (min_ratio + (1.0 - min_ratio) * 0.5 * (1.0 + math.cos(math.pi * progress)))
+
+
+class AdamATan2(optim.Optimizer):
+    """Adam with atan2 in place of the division, which needs no epsilon and is invariant to the scale of the gradient
+    (arXiv 2407.05872, section 3.3; here without further scale factors, as in the HRM code).
+
+    For every parameter: p ← p · (1 - lr · wd), m ← lerp(m, g, 1 - β1), v ← lerp(v, g², 1 - β2),
+    p ← p - lr / (1 - β1^t) · atan2(m, sqrt(v) / sqrt(1 - β2^t)).
+
+    Args:
+        learning_rate: first learning rate; assign `learning_rate` before each update to follow a schedule.
+        betas: β1, β2.
+        weight_decay: decoupled decay, applied to every parameter, biases included.
+    """
+
+    def __init__(self, learning_rate: float, betas: tuple[float, float], weight_decay: float):
+        super().__init__()
+        self.learning_rate = learning_rate
+        self.betas = betas
+        self.weight_decay = weight_decay
+
+    def init_single(self, parameter: mx.array, state: dict) -> None:
+        """Create the moments `m` and `v`, both zero and of the parameter's shape."""
+        state["m"] = mx.zeros_like(parameter)
+        state["v"] = mx.zeros_like(parameter)
+
+    def apply_single(self, gradient: mx.array, parameter: mx.array, state: dict) -> mx.array:
+        """Return the updated parameter and write the updated moments into `state`."""
+        lr = self.learning_rate
+        beta1, beta2 = self.betas
+        t = self.step.astype(mx.float32)
+        # 1 - β^t without the cancellation that a power would suffer at small t
+        correction1 = -mx.expm1(t * math.log(beta1)) if beta1 > 0 else 1.0
+        correction2 = -mx.expm1(t * math.log(beta2)) if beta2 > 0 else 1.0
+
+        m = state["m"] + (1.0 - beta1) * (gradient - state["m"])
+        v = state["v"] + (1.0 - beta2) * (mx.square(gradient) - state["v"])
+        state["m"], state["v"] = m, v
+        update = mx.arctan2(m, mx.sqrt(v / correction2))
+        return parameter * (1.0 - lr * self.weight_decay) - (lr / correction1) * update

@@ -1,0 +1,91 @@
+"""Predictions on disk: one .npy file a key, in data set order and without padding rows, written batch by batch."""
+
+from __future__ import annotations
+
+import shutil
+from collections.abc import Collection
+from pathlib import Path
+from types import TracebackType
+
+import mlx.core as mx
+import numpy as np
+
+from dataset.puzzle_dataset import Batch
+
+# How each key is stored. Labels are -100 where a token is not scored; tokens of the usual vocabularies fit into a byte.
+_DTYPES = {
+    "inputs": np.uint8,
+    "labels": np.int16,
+    "puzzle_identifiers": np.int32,
+    "preds": np.uint8,
+    "logits": np.float32,
+    "q_halt_logits": np.float32,
+    "q_continue_logits": np.float32,
+}
+
+
+def to_numpy(array: mx.array) -> np.ndarray:
+    """A numpy copy; bfloat16, which numpy lacks, becomes float32."""
+    return np.array(array.astype(mx.float32) if array.dtype == mx.bfloat16 else array)
+
+
+def predictions_folder(checkpoint_path: Path, step: int, rank: int = 0) -> Path:
+    """Where the predictions of a step go: `step_<N>_all_preds.<rank>` beside the step folder."""
+    return checkpoint_path / f"step_{step}_all_preds.{rank}"
+
+
+class PredictionWriter:
+    """Context manager that fills `<folder>/<key>.npy` with one row for each example.
+
+    The files grow under another name; the folder appears when the block ends well, and replaces an older one.
+
+    Args:
+        folder: the folder to make.
+        keys: any of `inputs`, `labels`, `puzzle_identifiers`, `preds`, `logits`, `q_halt_logits`,
+            `q_continue_logits`.
+        num_examples: the number of rows.
+        vocab_size: number of tokens; above 256, tokens are stored as int32.
+    """
+
+    def __init__(self, folder: Path, keys: Collection[str], num_examples: int, vocab_size: int):
+        self.folder = folder
+        self._keys = list(dict.fromkeys(keys))
+        self._num_examples = num_examples
+        self._dtypes = dict(_DTYPES)
+        if vocab_size > np.iinfo(np.uint8).max + 1:
+            self._dtypes |= dict.fromkeys(("inputs", "labels", "preds"), np.int32)
+        self._partial = folder.with_name(f".{folder.name}.partial")
+        self._files: dict[str, np.memmap] = {}
+        self._rows_written = 0
+
+    def __enter__(self) -> PredictionWriter:
+        shutil.rmtree(self._partial, ignore_errors=True)
+        self._partial.mkdir(parents=True)
+        return self
+
+    def write(self, batch: Batch, outputs: dict[str, mx.array]) -> None:
+        """Append the real rows of a batch: what the data set provides from `batch`, the rest from `outputs`."""
+        start, stop = self._rows_written, self._rows_written + batch.num_examples
+        for key in self._keys:
+            array = to_numpy(outputs[key]) if key in outputs else getattr(batch, key)
+            if key not in self._files:
+                self._files[key] = np.lib.format.open_memmap(
+                    self._partial / f"{key}.npy",
+                    mode="w+",
+                    dtype=self._dtypes[key],
+                    shape=(self._num_examples, *array.shape[1:]),
+                )
+            self._files[key][start:stop] = array[: batch.num_examples]
+        self._rows_written = stop
+
+    def __exit__(
+        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
+    ) -> None:
+        for file in self._files.values():
+            file.flush()
+        self._files.clear()
+        if kind is not None:
+            shutil.rmtree(self._partial, ignore_errors=True)
+            return
+        shutil.rmtree(self.folder, ignore_errors=True)
+        self._partial.replace(self.folder)

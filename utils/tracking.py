@@ -1,0 +1,81 @@
+"""Weights & Biases: how a run is opened, what is logged, and what happens where nobody is logged in."""
+
+from __future__ import annotations
+
+import os
+import sys
+from pathlib import Path
+from types import TracebackType
+from typing import Any, Literal
+
+import numpy as np
+import wandb
+
+from utils.config import PretrainConfig
+from utils.puzzle_view import draw_puzzle
+
+CONNECT_TIMEOUT_S = 60.0
+
+
+def choose_mode() -> Literal["offline"] | None:
+    """The `mode` for `wandb.init`: None leaves it to W&B and `WANDB_MODE`; `offline` where a login would be needed but
+    there is neither an account nor a terminal to ask at. Then one line on stderr says so."""
+    if os.environ.get("WANDB_MODE") or os.environ.get("WANDB_DISABLED"):
+        return None
+    if wandb.api.api_key or sys.stdin.isatty():
+        return None
+    print(
+        "wandb: no login and no terminal to ask for one, so this run is recorded offline; "
+        "`wandb login` beforehand, or WANDB_MODE=online|offline|disabled, decides otherwise",
+        file=sys.stderr,
+    )
+    return "offline"
+
+
+class Tracker:
+    """One W&B run: a context manager that closes it, as failed if the block raises.
+
+    Args:
+        config: the run's configuration, names included; it is recorded whole.
+    """
+
+    def __init__(self, config: PretrainConfig):
+        options: dict[str, Any] = {
+            "project": config.project_name,
+            "name": config.run_name,
+            "config": config.model_dump(),
+            "settings": wandb.Settings(x_disable_stats=True, init_timeout=CONNECT_TIMEOUT_S),
+        }
+        try:
+            self.run = wandb.init(mode=choose_mode(), **options)
+        except wandb.errors.Error as error:  # a login that the server refuses, or no way to the server
+            reason = str(error).splitlines()[0]
+            print(f"wandb: {reason}; this run is recorded offline, `wandb sync` uploads it later", file=sys.stderr)
+            self.run = wandb.init(mode="offline", **options)
+
+    def log(self, metrics: dict[str, float], step: int) -> None:
+        """Record scalar metrics for a training step."""
+        self.run.log(metrics, step=step)
+
+    def log_examples(self, samples: list[dict[str, np.ndarray]], vocab_size: int, step: int) -> None:
+        """Record a picture of each sample: puzzle, prediction and truth side by side (`eval/examples`)."""
+        if not samples:
+            return
+        images = [
+            wandb.Image(draw_puzzle(sample, vocab_size), caption="puzzle, prediction, truth") for sample in samples
+        ]
+        self.run.log({"eval/examples": images}, step=step)
+
+    def log_code(self, checkpoint_path: Path) -> None:
+        """Record the model's source and the configuration that lie in the run's folder."""
+        self.run.log_code(
+            str(checkpoint_path), include_fn=lambda path: path.endswith((".py", ".yaml")), exclude_fn=lambda path: False
+        )
+
+    def __enter__(self) -> Tracker:
+        return self
+
+    def __exit__(
+        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
+    ) -> None:
+        self.run.finish(exit_code=0 if kind is None else 1)

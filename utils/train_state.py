@@ -1,0 +1,171 @@
+"""The state of a training run, and the one compiled function that takes it a step further."""
+
+from __future__ import annotations
+
+from collections.abc import Collection
+from functools import partial
+from typing import Any
+
+import mlx.core as mx
+from mlx.utils import tree_flatten
+from pydantic import ValidationError
+
+from dataset.common import PuzzleDatasetMetadata
+from dataset.puzzle_dataset import Batch
+from models.hrm.hrm_act_v1 import Carry
+from models.losses import ACTLossHead
+from models.sparse_embedding import sign_sgd_rows
+from utils.config import ArchConfig, PretrainConfig, load_model_class
+from utils.errors import UserError, describe_validation_error
+from utils.optimizers import AdamATan2, learning_rate
+
+Metrics = dict[str, mx.array]
+
+
+def default_forward_dtype() -> str:
+    """`bfloat16` on a GPU; `float32` on a CPU, whose bfloat16 matrix products are many times slower."""
+    return "bfloat16" if mx.default_device().type == mx.DeviceType.gpu else "float32"
+
+
+def with_forward_dtype(config: PretrainConfig) -> PretrainConfig:
+    """Choose `arch.forward_dtype` where it is unset, so that the run's saved configuration names the one in use."""
+    values = config.arch.model_dump()
+    if values.get("forward_dtype") is None:
+        values["forward_dtype"] = default_forward_dtype()
+    return config.model_copy(update={"arch": ArchConfig.model_validate(values)})
+
+
+def build_model(arch: ArchConfig, metadata: PuzzleDatasetMetadata, key: mx.array) -> ACTLossHead:
+    """Make the model that `arch` names, in the sizes of a data set, with random weights drawn from `key`.
+
+    Raises:
+        UserError: if `arch` has unknown, missing or impossible values.
+    """
+    model_class, head_class = load_model_class(arch.name), load_model_class(arch.loss.name)
+    fields = {"forward_dtype": default_forward_dtype()} | arch.model_fields_only()
+    sizes = {name: getattr(metadata, name) for name in ("seq_len", "vocab_size", "num_puzzle_identifiers")}
+    if not hasattr(model_class, "Config"):
+        raise UserError(f"arch.name = {arch.name!r} is not a model; it has no Config")
+    try:
+        model_config = model_class.Config.model_validate(fields | sizes)
+    except ValidationError as error:
+        raise UserError(describe_validation_error(error, "the configuration", "arch.")) from error
+    return head_class(model_class(model_config, key), arch.loss.loss_type)
+
+
+def count_parameters(head: ACTLossHead) -> int:
+    """Number of trainable weights; the puzzle embedding and the fixed initial states are not among them."""
+    return sum(parameter.size for parameter in dict(tree_flatten(head.trainable_parameters())).values())
+
+
+def to_device(batch: Batch) -> dict[str, mx.array]:
+    """The arrays of a batch as int32 MLX arrays."""
+    return {name: mx.array(getattr(batch, name)) for name in ("inputs", "labels", "puzzle_identifiers")}
+
+
+class TrainState:
+    """Model, optimiser moments, random state, carry and step of a run.
+
+    Args:
+        config: the training configuration.
+        metadata: the sizes of the training set.
+        total_steps: steps of the whole run, for the learning rate schedule.
+        keep: outputs that `train_step` shall return besides the metrics: any of `logits`, `q_halt_logits`,
+            `q_continue_logits`, `target_q_continue`, `gradients`.
+    """
+
+    def __init__(
+        self,
+        config: PretrainConfig,
+        metadata: PuzzleDatasetMetadata,
+        *,
+        total_steps: int,
+        keep: Collection[str] = (),
+    ):
+        self.config = config
+        self.total_steps = total_steps
+        self.step = 0
+        self.carry: Carry | None = None
+
+        model_key, step_key = mx.random.split(mx.random.key(config.seed))
+        self.head = build_model(config.arch, metadata, model_key)
+        self.optimizer = AdamATan2(config.lr, (config.beta1, config.beta2), config.weight_decay)
+        self.optimizer.init(self.head.trainable_parameters())
+        self.random = {"key": step_key}
+        self.trace_count = 0  # how often MLX traced the step; more than once means that a shape or dtype changed
+        self._compiled_step = self._compile(frozenset(keep))
+
+    @property
+    def arrays(self) -> list[Any]:
+        """Everything that a step reads and replaces, besides the carry."""
+        return [self.head.state, self.optimizer.state, self.random]
+
+    def learning_rates(self, step: int) -> tuple[float, float]:
+        """The rates of AdamATan2 and of the puzzle embedding for a step, counted from 1."""
+        c = self.config
+        weights_lr, puzzle_emb_lr = (
+            learning_rate(
+                step,
+                base=base,
+                warmup_steps=c.lr_warmup_steps,
+                total_steps=self.total_steps,
+                min_ratio=c.lr_min_ratio,
+            )
+            for base in (c.lr, c.puzzle_emb_lr)
+        )
+        return weights_lr, puzzle_emb_lr
+
+    def train_step(self, batch: dict[str, mx.array]) -> tuple[Metrics, dict[str, Any]]:
+        """Take one step on a global batch. Nothing is computed before the results are evaluated.
+
+        Args:
+            batch: int32 arrays `inputs` `[b, s]`, `labels` `[b, s]` and `puzzle_identifiers` `[b]`.
+
+        Returns:
+            The metric sums (float32 scalars, `loss` among them) and the outputs asked for with `keep`.
+        """
+        if self.carry is None:
+            self.carry = self.head.model.initial_carry(batch)
+        self.step += 1
+        rates = [mx.array(rate, mx.float32) for rate in self.learning_rates(self.step)]
+        self.carry, metrics, kept = self._compiled_step(self.carry, batch, *rates)
+        return metrics, kept
+
+    def _compile(self, keep: frozenset[str]) -> Any:
+        head, optimizer, random, config = self.head, self.optimizer, self.random, self.config
+
+        @partial(mx.compile, inputs=self.arrays, outputs=self.arrays)
+        def step(
+            carry: Carry, batch: dict[str, mx.array], lr: mx.array, puzzle_emb_lr: mx.array
+        ) -> tuple[Carry, Metrics, dict[str, Any]]:
+            self.trace_count += 1  # runs at tracing only
+            random["key"], exploration_key = mx.random.split(random["key"])
+            carry = head.model.begin_step(carry, batch)
+            puzzle_rows = head.model.puzzle_rows(carry)
+
+            def loss_fn(parameters: dict, rows: mx.array | None) -> tuple[mx.array, Any]:
+                head.update(parameters)
+                loss, new_carry, metrics, outputs = head(carry, rows, training=True, key=exploration_key)
+                return loss / config.global_batch_size, (loss, new_carry, metrics, outputs)
+
+            argnums = (0,) if puzzle_rows is None else (0, 1)
+            (_, (loss, carry, metrics, outputs)), gradients = mx.value_and_grad(loss_fn, argnums=argnums)(
+                head.trainable_parameters(), puzzle_rows
+            )
+
+            optimizer.learning_rate = lr
+            optimizer.update(head, gradients[0])
+            if puzzle_rows is not None:
+                sign_sgd_rows(
+                    head.model.inner.puzzle_emb.weights,
+                    carry["current_data"]["puzzle_identifiers"],
+                    puzzle_rows,
+                    gradients[1],
+                    puzzle_emb_lr,
+                    config.puzzle_emb_weight_decay,
+                )
+
+            outputs |= {"gradients": gradients}
+            return carry, metrics | {"loss": loss}, {name: outputs[name] for name in keep}
+
+        return step
