@@ -10,6 +10,8 @@ from __future__ import annotations
 import mlx.core as mx
 import mlx.nn as nn
 
+from models.common import on_gpu
+
 _LOG2_E = 1.4426950408889634
 # ln 2 in two parts: multiples of the first are exact in float32, the second corrects it
 _LN2_HIGH, _LN2_LOW = 0.693359375, -2.12194440e-4
@@ -62,13 +64,9 @@ def _cpu_softmax_vjp(_: mx.array, cotangent: mx.array, softmax: mx.array) -> mx.
     return weighted - softmax * mx.sum(weighted, axis=-1, keepdims=True)
 
 
-def _on_gpu() -> bool:
-    return mx.default_device().type == mx.DeviceType.gpu
-
-
 def silu(x: mx.array) -> mx.array:
     """x · sigmoid(x), any shape and float dtype; on a CPU computed in float32."""
-    if _on_gpu():
+    if on_gpu():
         return nn.silu(x)
     y: mx.array = _cpu_silu(x.astype(mx.float32))  # type: ignore[assignment]  # its stub says object
     return y.astype(x.dtype)
@@ -86,7 +84,7 @@ def attention(q: mx.array, k: mx.array, v: mx.array, scale: float) -> mx.array:
     Returns:
         `[b, h, t, head_dim]`, in the same dtype.
     """
-    if _on_gpu():
+    if on_gpu():
         return mx.fast.scaled_dot_product_attention(q, k, v, scale=scale)
     scores = (q * scale) @ k.swapaxes(-1, -2)  # (b h t t)
     weights: mx.array = _cpu_softmax(scores.astype(mx.float32))  # type: ignore[assignment]

@@ -1,4 +1,4 @@
-"""What every part of the model shares: the initialiser, the names of dtypes, and how random keys are handed out."""
+"""What every part of the model shares: the initialiser, names of dtypes, the device at hand, and random keys."""
 
 from __future__ import annotations
 
@@ -16,6 +16,11 @@ _DENSITY_AT_CUT = math.exp(-0.5 * _CUT**2) / math.sqrt(2.0 * math.pi)
 _MASS_WITHIN_CUT = math.erf(_CUT / math.sqrt(2.0))
 # A unit normal cut at ±2 has standard deviation 0.8796; dividing by it restores 1.
 TRUNCATED_NORMAL_SCALE = 1.0 / math.sqrt(1.0 - 2.0 * _CUT * _DENSITY_AT_CUT / _MASS_WITHIN_CUT)
+
+
+def on_gpu() -> bool:
+    """Whether computations run on a GPU by default; a few functions have another form for CPUs."""
+    return mx.default_device().type == mx.DeviceType.gpu
 
 
 def truncated_normal(shape: tuple[int, ...], std: float, key: mx.array) -> mx.array:

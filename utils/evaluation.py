@@ -5,7 +5,6 @@ from __future__ import annotations
 import time
 from collections.abc import Iterator
 from dataclasses import dataclass
-from functools import partial
 
 import mlx.core as mx
 import numpy as np
@@ -25,7 +24,6 @@ class Evaluator:
         self.head = head
         self.trace_count = 0  # how often MLX traced the step; more than once means that a shape or dtype changed
 
-        @partial(mx.compile, inputs=head.state)
         def step(carry: Carry, batch: dict[str, mx.array]) -> tuple[Carry, Metrics, dict[str, mx.array]]:
             self.trace_count += 1  # runs at tracing only
             carry = head.model.begin_step(carry, batch)
@@ -33,7 +31,8 @@ class Evaluator:
             outputs["preds"] = mx.argmax(outputs["logits"], axis=-1)
             return carry, metrics | {"loss": loss}, outputs
 
-        self._step = step
+        self.uncompiled_step = step
+        self._compiled_step = mx.compile(step, inputs=head.state)
 
     def outer_steps(self, batch: dict[str, mx.array]) -> Iterator[tuple[Carry, Metrics, dict[str, mx.array]]]:
         """Think about a batch; yields carry, metric sums and outputs after each of the halt_max_steps outer steps.
@@ -43,7 +42,7 @@ class Evaluator:
         """
         carry = self.head.model.initial_carry(batch)
         for _ in range(self.head.model.config.halt_max_steps):
-            carry, metrics, outputs = self._step(carry, batch)
+            carry, metrics, outputs = self._compiled_step(carry, batch)
             mx.async_eval(carry, metrics)
             yield carry, metrics, outputs
 

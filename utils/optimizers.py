@@ -8,6 +8,8 @@ import math
 import mlx.core as mx
 import mlx.optimizers as optim
 
+from models.common import on_gpu
+
 
 def learning_rate(step: int, *, base: float, warmup_steps: int, total_steps: int, min_ratio: float) -> float:
     """Linear warm-up to `base`, then half a cosine down to `base · min_ratio` at `total_steps`.
@@ -23,6 +25,41 @@ def learning_rate(step: int, *, base: float, warmup_steps: int, total_steps: int
         return base * step / max(1, warmup_steps)
     progress = (step - warmup_steps) / max(1, total_steps - warmup_steps)
     return base * (min_ratio + (1.0 - min_ratio) * 0.5 * (1.0 + math.cos(math.pi * progress)))
+
+
+# arctan(t) ≈ t · P(t²) on [0, 1]: a Chebyshev fit in t², as accurate as float32 (1.1e-7)
+_ARCTAN_P = (
+    0.0028340641874819994,
+    -0.016005029901862144,
+    0.042587608098983765,
+    -0.07495445758104324,
+    0.10636754333972931,
+    -0.14202570915222168,
+    0.19992484152317047,
+    -0.3333306610584259,
+    1.0,
+)
+_SMALLEST_NORMAL = 1.1754944e-38  # of float32; added to a denominator, it makes 0 / 0 zero and changes nothing else
+
+
+def arctan2_right(y: mx.array, x: mx.array) -> mx.array:
+    """atan2(y, x) of float32 arrays where x ≥ 0, the half plane that AdamATan2 needs; atan2(0, 0) = 0.
+
+    On a GPU this is MLX's arctan2. On a CPU that calls the scalar one of the C library, and a polynomial is ten times
+    faster.
+    """
+    if on_gpu():
+        return mx.arctan2(y, x)
+    # No `where` below: a choice between two results keeps the C++ compiler from vectorising the fused kernel.
+    magnitude = mx.abs(y)
+    t = mx.minimum(magnitude, x) / (mx.maximum(magnitude, x) + _SMALLEST_NORMAL)  # in [0, 1]
+    square = t * t
+    polynomial = square * _ARCTAN_P[0] + _ARCTAN_P[1]
+    for coefficient in _ARCTAN_P[2:]:
+        polynomial = polynomial * square + coefficient
+    angle = polynomial * t
+    steep = (magnitude > x).astype(mx.float32)
+    return mx.sign(y) * (angle + steep * (0.5 * math.pi - 2.0 * angle))
 
 
 class AdamATan2(optim.Optimizer):
@@ -61,5 +98,5 @@ class AdamATan2(optim.Optimizer):
         m = state["m"] + (1.0 - beta1) * (gradient - state["m"])
         v = state["v"] + (1.0 - beta2) * (mx.square(gradient) - state["v"])
         state["m"], state["v"] = m, v
-        update = mx.arctan2(m, mx.sqrt(v / correction2))
+        update = arctan2_right(m, mx.sqrt(v / correction2))
         return parameter * (1.0 - lr * self.weight_decay) - (lr / correction1) * update

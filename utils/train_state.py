@@ -2,8 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Collection
-from functools import partial
+from collections.abc import Callable, Collection
 from typing import Any
 
 import mlx.core as mx
@@ -12,6 +11,7 @@ from pydantic import ValidationError
 
 from dataset.common import PuzzleDatasetMetadata
 from dataset.puzzle_dataset import Batch
+from models.common import on_gpu
 from models.hrm.hrm_act_v1 import Carry
 from models.losses import ACTLossHead
 from models.sparse_embedding import sign_sgd_rows
@@ -24,7 +24,7 @@ Metrics = dict[str, mx.array]
 
 def default_forward_dtype() -> str:
     """`bfloat16` on a GPU; `float32` on a CPU, whose bfloat16 matrix products are many times slower."""
-    return "bfloat16" if mx.default_device().type == mx.DeviceType.gpu else "float32"
+    return "bfloat16" if on_gpu() else "float32"
 
 
 def with_forward_dtype(config: PretrainConfig) -> PretrainConfig:
@@ -93,7 +93,8 @@ class TrainState:
         self.optimizer.init(self.head.trainable_parameters())
         self.random = {"key": step_key}
         self.trace_count = 0  # how often MLX traced the step; more than once means that a shape or dtype changed
-        self._compiled_step = self._compile(frozenset(keep))
+        self.uncompiled_step = self._make_step(frozenset(keep))
+        self._compiled_step = mx.compile(self.uncompiled_step, inputs=self.arrays, outputs=self.arrays)
 
     @property
     def arrays(self) -> list[Any]:
@@ -131,10 +132,9 @@ class TrainState:
         self.carry, metrics, kept = self._compiled_step(self.carry, batch, *rates)
         return metrics, kept
 
-    def _compile(self, keep: frozenset[str]) -> Any:
+    def _make_step(self, keep: frozenset[str]) -> Callable[..., tuple[Carry, Metrics, dict[str, Any]]]:
         head, optimizer, random, config = self.head, self.optimizer, self.random, self.config
 
-        @partial(mx.compile, inputs=self.arrays, outputs=self.arrays)
         def step(
             carry: Carry, batch: dict[str, mx.array], lr: mx.array, puzzle_emb_lr: mx.array
         ) -> tuple[Carry, Metrics, dict[str, Any]]:
@@ -148,24 +148,25 @@ class TrainState:
                 loss, new_carry, metrics, outputs = head(carry, rows, training=True, key=exploration_key)
                 return loss / config.global_batch_size, (loss, new_carry, metrics, outputs)
 
-            argnums = (0,) if puzzle_rows is None else (0, 1)
+            argnums = 0 if puzzle_rows is None else (0, 1)
             (_, (loss, carry, metrics, outputs)), gradients = mx.value_and_grad(loss_fn, argnums=argnums)(
                 head.trainable_parameters(), puzzle_rows
             )
+            gradient, row_gradients = (gradients, None) if puzzle_rows is None else gradients
 
             optimizer.learning_rate = lr
-            optimizer.update(head, gradients[0])
+            optimizer.update(head, gradient)
             if puzzle_rows is not None:
                 sign_sgd_rows(
                     head.model.inner.puzzle_emb.weights,
                     carry["current_data"]["puzzle_identifiers"],
                     puzzle_rows,
-                    gradients[1],
+                    row_gradients,
                     puzzle_emb_lr,
                     config.puzzle_emb_weight_decay,
                 )
 
-            outputs |= {"gradients": gradients}
+            outputs |= {"gradients": (gradient, row_gradients)}
             return carry, metrics | {"loss": loss}, {name: outputs[name] for name in keep}
 
         return step

@@ -42,10 +42,9 @@ def test_truncated_normal_is_rescaled_to_the_asked_deviation(std: float) -> None
 def test_linear_maps_and_embeddings_have_the_deviation_of_their_input_size(default_parameters: dict) -> None:
     checked = 0
     for name, array in default_parameters.items():
-        if name.endswith(("proj.weight", "lm_head.weight")) or name.endswith("embedding_weight"):
-            expected = 1 / math.sqrt(array.shape[1])
-        else:
+        if not name.endswith(("proj.weight", "lm_head.weight", "embedding_weight")):
             continue
+        expected = 1 / math.sqrt(array.shape[1])  # the input size of a map, the width of an embedding
         tolerance = 5 / math.sqrt(2 * array.size)  # five standard errors of a sample deviation
         assert array.std() == pytest.approx(expected, rel=tolerance), name
         assert np.abs(array).max() <= 2 * 1.13685 * expected * (1 + 1e-5), name
