@@ -34,6 +34,7 @@ def report(result: Evaluation, step: int, checkpoint: str, vocab_size: int) -> N
     print(json.dumps(record), flush=True)
 
 
+@errors.one_line
 def main() -> None:
     """Evaluate what the command line names."""
     config = parse_evaluate_config(sys.argv[1:])
@@ -71,4 +72,4 @@ def main() -> None:
 
 
 if __name__ == "__main__":
-    errors.run(main)
+    main()

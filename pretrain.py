@@ -121,7 +121,9 @@ def evaluate_and_log(
     return result
 
 
+@errors.one_line
 @hydra.main(config_path="config", config_name="cfg_pretrain", version_base=None)
+@errors.one_line
 def launch(hydra_config: DictConfig) -> None:
     """A whole run."""
     config = with_forward_dtype(with_names(parse_pretrain_config(hydra_config)))
@@ -160,4 +162,4 @@ if __name__ == "__main__":
     # With the PyTorch code, keys that its YAML lacks are given as +key=value. Here all keys are in the YAML, and there
     # Hydra wants ++ for the same.
     sys.argv[1:] = [re.sub(r"^\+(?=[^+])", "++", argument) for argument in sys.argv[1:]]
-    errors.run(launch)
+    launch()

@@ -2,14 +2,23 @@
 
 from __future__ import annotations
 
+import functools
 import os
 import sys
 from collections.abc import Callable
-from typing import NoReturn
+from typing import NoReturn, ParamSpec
 
+from hydra.errors import HydraException
+from omegaconf.errors import OmegaConfBaseException
 from pydantic import ValidationError
 
 from dataset.common import DatasetError
+
+
+_WANTS_TRACEBACK = os.environ.get("HYDRA_FULL_ERROR") == "1"
+os.environ["HYDRA_FULL_ERROR"] = "1"  # makes Hydra raise, rather than print half a page and exit
+
+P = ParamSpec("P")
 
 
 class UserError(Exception):
@@ -46,22 +55,24 @@ def _fail(message: str) -> NoReturn:
     sys.exit(1)
 
 
-def run(main: Callable[[], None]) -> None:
-    """Call a script's entry point; a mistake of the user's ends it with one line on stderr and exit status 1.
+def one_line(main: Callable[P, None]) -> Callable[P, None]:
+    """Decorate an entry point: a mistake of the user's ends it with one line on stderr and exit status 1.
 
-    Handles Hydra's own findings (unknown keys, bad syntax) as well. `HYDRA_FULL_ERROR=1` brings the traceback back.
+    Handles Hydra's findings (unknown keys, bad syntax) as well. `HYDRA_FULL_ERROR=1` brings the traceback back. With
+    `hydra.main` it stands on both sides: within for mistakes that the job finds, because Hydra would print a line of its
+    own, and without for those that Hydra finds.
     """
-    from hydra.errors import HydraException
-    from omegaconf.errors import OmegaConfBaseException
 
-    wants_traceback = os.environ.get("HYDRA_FULL_ERROR") == "1"
-    os.environ["HYDRA_FULL_ERROR"] = "1"  # makes Hydra raise, rather than print half a page and exit
-    try:
-        main()
-    except (UserError, DatasetError, HydraException, OmegaConfBaseException) as error:
-        if wants_traceback:
-            raise
-        _fail(_plain(error))
+    @functools.wraps(main)
+    def run(*args: P.args, **kwargs: P.kwargs) -> None:
+        try:
+            main(*args, **kwargs)
+        except (UserError, DatasetError, HydraException, OmegaConfBaseException) as error:
+            if _WANTS_TRACEBACK:
+                raise
+            _fail(_plain(error))
+
+    return run
 
 
 def _plain(error: Exception) -> str:
