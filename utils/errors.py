@@ -14,7 +14,6 @@ from pydantic import ValidationError
 
 from dataset.common import DatasetError
 
-
 _WANTS_TRACEBACK = os.environ.get("HYDRA_FULL_ERROR") == "1"
 os.environ["HYDRA_FULL_ERROR"] = "1"  # makes Hydra raise, rather than print half a page and exit
 
@@ -59,8 +58,8 @@ def one_line(main: Callable[P, None]) -> Callable[P, None]:
     """Decorate an entry point: a mistake of the user's ends it with one line on stderr and exit status 1.
 
     Handles Hydra's findings (unknown keys, bad syntax) as well. `HYDRA_FULL_ERROR=1` brings the traceback back. With
-    `hydra.main` it stands on both sides: within for mistakes that the job finds, because Hydra would print a line of its
-    own, and without for those that Hydra finds.
+    `hydra.main` it stands on both sides: within for mistakes that the job finds, because Hydra would print a line of
+    its own, and without for those that Hydra finds.
     """
 
     @functools.wraps(main)

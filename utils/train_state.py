@@ -156,7 +156,7 @@ class TrainState:
 
             optimizer.learning_rate = lr
             optimizer.update(head, gradient)
-            if puzzle_rows is not None:
+            if puzzle_rows is not None and row_gradients is not None:
                 sign_sgd_rows(
                     head.model.inner.puzzle_emb.weights,
                     carry["current_data"]["puzzle_identifiers"],
