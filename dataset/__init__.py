@@ -1,0 +1,1 @@
+"""Raw puzzles -> arrays on disk -> batches. numpy only: nothing in this package imports mlx."""

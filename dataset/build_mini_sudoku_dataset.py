@@ -1,0 +1,250 @@
+"""Generate a data set of small Sudoku (4x4, 6x6, up to 9x9) without any download: the two-minute demo's data.
+
+Solution grids are drawn at random, divided between train and test, and blanked at random cells. A puzzle is kept if
+naked and hidden singles alone solve it, which proves that it has exactly one solution (and makes it an easy one).
+
+    python dataset/build_mini_sudoku_dataset.py --output-dir data/sudoku-6x6
+"""
+
+import sys
+from pathlib import Path
+from typing import Optional
+
+import numpy as np
+from argdantic import ArgParser
+from pydantic import BaseModel, ConfigDict, Field
+from tqdm import tqdm
+
+if not __package__:  # run as a script: find the modules that `import dataset.…` finds, none of this folder's by itself
+    sys.path[:] = [p for p in sys.path if Path(p or ".").resolve() != Path(__file__).resolve().parent]
+    sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
+
+from dataset.common import DatasetError, DatasetWriter, run_cli
+
+MAX_SIDE = 9
+ROUND = 1 << 14  # candidates worked on at once: bounds memory
+MIN_ROUND = 1 << 10
+STALE_ROUNDS = 20  # so many rounds in a row without a new solution grid: there are no more
+TRIES_PER_TURN = 50  # tries per grid, on average, before the grids that had a puzzle have another
+WINDOW = 8 * ROUND  # give up when fewer than 1 in 1000 of so many tries bring a new puzzle
+BIT_COUNT = np.array([bin(i).count("1") for i in range(1 << MAX_SIDE)], np.uint8)
+
+cli: ArgParser = ArgParser()
+
+
+class MiniSudokuOptions(BaseModel):
+    """The command line."""
+
+    model_config = ConfigDict(extra="forbid")
+
+    output_dir: str = Field("data/sudoku-6x6", description="Where the data set goes")
+    box_rows: int = Field(2, description="Rows of a box; the board's side is box-rows * box-cols, at most 9")
+    box_cols: int = Field(3, description="Columns of a box")
+    num_train: int = Field(30_000, description="Training puzzles")
+    num_test: int = Field(1_000, description="Test puzzles, on other solution grids than the training puzzles")
+    # Optional[…], because argdantic doesn't see through `int | None`.
+    blanks: Optional[int] = Field(  # noqa: UP045
+        None, description="Blank cells of each puzzle (default: half of the cells)"
+    )
+    seed: int = Field(42, description="Same seed, same files")
+
+
+class Board:
+    """The geometry of a Sudoku with boxes of `box_rows` x `box_cols`: `side` n, `cells` S = n*n and `units`.
+
+    `units`: `[3, n, n]`, the cells of each row, column and box; `units_of`: `[S, 3]`, a cell's row, column and box as
+    indices into the 3n units.
+    """
+
+    def __init__(self, box_rows: int, box_cols: int) -> None:
+        self.side = n = box_rows * box_cols
+        self.cells = n * n
+        cell = np.arange(self.cells)
+        row, col = cell // n, cell % n
+        box = row // box_rows * box_rows + col // box_cols
+        self.units = np.stack([np.argsort(unit, kind="stable").reshape(n, n) for unit in (row, col, box)])
+        self.units_of = np.stack((row, n + col, 2 * n + box), axis=1)
+        self.every_digit = np.uint16((1 << n) - 1)
+
+
+def propagate(board: Board, masks: np.ndarray) -> np.ndarray:
+    """Apply naked and hidden singles until nothing changes. Sound: it removes no digit that some solution has.
+
+    `masks`: uint16 `[S, m]`, bit d-1 of a cell set while digit d is possible there; m boards at once. Returns the new
+    masks. A board without a solution may end with an empty cell or look solved without being valid: see `is_solved`.
+    """
+    masks = masks.copy()
+    units = board.units.reshape(-1, board.side)  # (3n, n)
+    active = np.arange(masks.shape[1])
+    while len(active):
+        before = masks[:, active]  # (S, m')
+        in_units = before[units]  # (3n, n, m')
+        single = (in_units & (in_units - np.uint16(1))) == 0
+        placed = np.bitwise_or.reduce(np.where(single, in_units, np.uint16(0)), axis=1)  # (3n, m'): digits placed
+        once = np.zeros_like(placed)  # digits with at least one place left in the unit
+        twice = np.zeros_like(placed)  # digits with at least two
+        for k in range(board.side):
+            twice |= once & in_units[:, k]
+            once |= in_units[:, k]
+        only = once & ~twice  # digits with one place left
+        row, col, box = board.units_of.T
+        now = before & ~np.where(
+            (before & (before - np.uint16(1))) == 0, np.uint16(0), placed[row] | placed[col] | placed[box]
+        )
+        forced = now & (only[row] | only[col] | only[box])
+        now = np.where(forced != 0, forced, now)
+        masks[:, active] = now
+        active = active[(now != before).any(axis=0)]
+    return masks
+
+
+def is_solved(board: Board, masks: np.ndarray) -> np.ndarray:
+    """Which boards are complete and valid: masks uint16 `[S, m]` -> bool `[m]`."""
+    in_units = masks[board.units.reshape(-1, board.side)]
+    complete = (BIT_COUNT[masks] == 1).all(axis=0)
+    return complete & (np.bitwise_or.reduce(in_units, axis=1) == board.every_digit).all(axis=0)
+
+
+def random_grids(board: Board, rng: np.random.Generator, m: int) -> np.ndarray:
+    """Up to m random solution grids, digits uint8 `[<= m, S]`.
+
+    Fills a most constrained cell at random, propagates and repeats; boards that run into a contradiction are dropped.
+    """
+    n = board.side
+    masks = np.full((board.cells, m), board.every_digit, np.uint16)
+    first_row = rng.permuted(np.tile(np.arange(n, dtype=np.uint16)[:, None], (1, m)), axis=0)
+    masks[:n] = np.uint16(1) << first_row
+    grids = []
+    while masks.shape[1]:
+        masks = propagate(board, masks)
+        counts = BIT_COUNT[masks]
+        done = is_solved(board, masks)
+        grids.append(np.log2(masks[:, done]).astype(np.uint8).T + np.uint8(1))
+        masks = masks[:, ~done & (counts > 0).all(axis=0) & (counts > 1).any(axis=0)]
+        m = masks.shape[1]
+        if m:
+            counts = BIT_COUNT[masks]
+            tie_break = rng.random(masks.shape, dtype=np.float32)  # below 1, so the count decides first
+            cell = np.argmin(np.where(counts > 1, counts + tie_break, np.float32(n + 2)), axis=0)
+            board_of = np.arange(m)
+            digits = masks[cell, board_of] >> np.arange(n, dtype=np.uint16)[:, None] & 1  # (n, m)
+            digit = np.argmax(digits * (1 + rng.random((n, m), dtype=np.float32)), axis=0)
+            masks[cell, board_of] = np.uint16(1) << digit.astype(np.uint16)
+    return np.concatenate(grids)
+
+
+def distinct_grids(board: Board, rng: np.random.Generator, wanted: int) -> np.ndarray:
+    """`wanted` distinct solution grids, or as many as turn up (all 288 of a 4x4), shuffled: uint8 `[<= wanted, S]`."""
+    pool: dict[bytes, None] = {}  # in order of appearance: a set's order would change from run to run
+    stale = 0
+    with tqdm(total=wanted, unit=" grids", desc="solution grids") as bar:
+        while len(pool) < wanted and stale < STALE_ROUNDS:
+            before = len(pool)
+            for grid in random_grids(board, rng, min(ROUND, 2 * wanted)):
+                pool.setdefault(grid.tobytes())
+            stale = stale + 1 if len(pool) == before else 0
+            bar.update(min(len(pool), wanted) - bar.n)
+        bar.total = min(len(pool), wanted)
+    grids = np.frombuffer(b"".join(pool), np.uint8).reshape(-1, board.cells)
+    return grids[rng.permutation(len(grids))[:wanted]]
+
+
+def split_grids(grids: np.ndarray, num_train: int, num_test: int) -> tuple[np.ndarray, np.ndarray]:
+    """Divide distinct grids between train and test: one per puzzle if they suffice, else in proportion.
+
+    When grids are few (4x4) and test puzzles far fewer than training puzzles, a fifth of the grids still goes to test,
+    so that the test split doesn't rest on a handful.
+    """
+    share = round(len(grids) * num_test / (num_train + num_test))
+    for_test = min(num_test, max(share, len(grids) // 5, 1), len(grids) - 1)
+    return grids[for_test:], grids[:for_test]
+
+
+def make_puzzles(
+    board: Board, rng: np.random.Generator, grids: np.ndarray, wanted: int, blanks: int, name: str
+) -> tuple[np.ndarray, np.ndarray]:
+    """`wanted` distinct puzzles with exactly one solution and `blanks` blank cells, spread evenly over `grids`.
+
+    Returns questions and answers, digits uint8 `[wanted, S]` (0 blank). Raises DatasetError if so many don't turn up.
+    """
+    found: dict[bytes, int] = {}  # question -> its grid
+    todo = np.empty(0, np.int64)  # grids that had no puzzle yet in this turn
+    tries = window_tries = window_start = 0
+    with tqdm(total=wanted, unit=" puzzles", desc=f"{name} puzzles") as bar:
+        while len(found) < wanted:
+            if not len(todo) or tries > TRIES_PER_TURN * len(grids):  # the next turn: a puzzle of every grid again
+                todo, tries = np.arange(len(grids)), 0
+            m = min(ROUND, max(len(todo), MIN_ROUND))
+            owner = np.resize(todo, m)
+            questions = grids[owner].copy()
+            keys = rng.random((m, board.cells), dtype=np.float32)
+            np.put_along_axis(questions, np.argpartition(keys, blanks - 1, axis=1)[:, :blanks], 0, axis=1)
+            clues = (np.uint16(1) << questions.astype(np.uint16)) >> np.uint16(1)
+            masks = np.where(questions == 0, board.every_digit, clues).T
+            used: set[int] = set()
+            for i in np.flatnonzero(is_solved(board, propagate(board, masks))).tolist():
+                grid, question = int(owner[i]), questions[i].tobytes()
+                if len(found) < wanted and grid not in used and question not in found:
+                    found[question] = grid
+                    used.add(grid)
+            tried = todo[:m]
+            todo = np.concatenate((todo[m:], tried[~np.isin(tried, list(used))]))
+            tries, window_tries = tries + m, window_tries + m
+            bar.update(len(found) - bar.n)
+            if window_tries >= WINDOW and len(found) < wanted:
+                if (len(found) - window_start) * 1000 < window_tries:
+                    raise DatasetError(
+                        f"only {len(found)} of {wanted} {name} puzzles with {blanks} blanks and one solution turned up "
+                        f"on {len(grids)} grids of {board.side}x{board.side}: lower --blanks or --num-{name}"
+                    )
+                window_tries, window_start = 0, len(found)
+    questions = np.frombuffer(b"".join(found), np.uint8).reshape(-1, board.cells)
+    return questions, grids[list(found.values())]
+
+
+def build(options: MiniSudokuOptions) -> None:
+    """Build the data set that `options` describe. Raises DatasetError for an option or a request that can't be met."""
+    for key, low in (("box_rows", 2), ("box_cols", 2), ("num_train", 1), ("num_test", 1), ("seed", 0)):
+        if getattr(options, key) < low:
+            raise DatasetError(f"--{key.replace('_', '-')} is {getattr(options, key)}, expected at least {low}")
+    side = options.box_rows * options.box_cols
+    if side > MAX_SIDE:
+        raise DatasetError(
+            f"boxes of {options.box_rows}x{options.box_cols} make a board of {side}x{side}, expected at most "
+            f"{MAX_SIDE}x{MAX_SIDE}: choose a smaller --box-rows or --box-cols"
+        )
+    blanks = options.blanks if options.blanks is not None else side * side // 2
+    if not 1 <= blanks < side * side:
+        raise DatasetError(f"--blanks is {blanks}, expected 1 to {side * side - 1} for {side}x{side}")
+
+    board = Board(options.box_rows, options.box_cols)
+    rng = np.random.default_rng(options.seed)
+    with DatasetWriter(options.output_dir, seq_len=board.cells, vocab_size=side + 2) as writer:
+        grids = distinct_grids(board, rng, options.num_train + options.num_test)
+        train_grids, test_grids = split_grids(grids, options.num_train, options.num_test)
+        seen: set[bytes] = set()
+        for split, pool, wanted in (("train", train_grids, options.num_train), ("test", test_grids, options.num_test)):
+            questions, answers = make_puzzles(board, rng, pool, wanted, blanks, split)
+            solutions = {answer.tobytes() for answer in answers}
+            if seen & solutions:
+                raise RuntimeError(f"{len(seen & solutions)} solution grids stand in both train and test")
+            seen |= solutions
+            ones = np.ones(wanted, np.int32)
+            writer.add(
+                split,
+                questions + np.uint8(1),  # token = digit + 1: 0 is padding, 1 a blank
+                answers + np.uint8(1),
+                puzzle_identifiers=np.zeros(wanted, np.int32),
+                examples_per_puzzle=ones,
+                puzzles_per_group=ones,
+            )
+
+
+@cli.command(singleton=True, help="Generate a data set of small Sudoku, offline.")
+def main(options: MiniSudokuOptions) -> None:
+    build(options)
+    print(f"{options.num_train} training and {options.num_test} test puzzles written to {options.output_dir}")
+
+
+if __name__ == "__main__":
+    run_cli(cli)

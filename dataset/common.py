@@ -1,0 +1,390 @@
+"""What every data set builder shares: where raw puzzles come from, what a symmetry is, how a data set is written.
+
+A data set in the HRM format is a folder with `identifiers.json` and the splits `train/` and `test/`, each holding
+`dataset.json` and, per set, token arrays `[examples, seq_len]` with three index arrays that nest examples in puzzles
+and puzzles in groups. A puzzle's augmented copies are puzzles of one group: training draws one of them per epoch.
+"""
+
+from __future__ import annotations
+
+import csv
+import io
+import itertools
+import json
+import os
+import re
+import shutil
+import sys
+from collections.abc import Callable, Iterator, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from types import TracebackType
+from typing import BinaryIO
+
+import numpy as np
+from pydantic import BaseModel, ConfigDict
+from tqdm import tqdm
+
+SET_NAME = "all"
+BLANK_IDENTIFIER = "<blank>"
+SPLITS = ("train", "test")
+INDEX_DTYPE = np.dtype(np.int32)
+TOKEN_DTYPE = np.dtype(np.uint8)
+CSV_CHUNK_ROWS = 50_000
+
+HUB_ID = re.compile(r"[A-Za-z0-9][\w.-]*/[A-Za-z0-9][\w.-]*")
+
+
+class DatasetError(ValueError):
+    """An expected problem with a data set, its source or an option. The message is one line for the user."""
+
+
+def run_cli(command: Callable[[], object]) -> None:
+    """Run a builder's command line: an expected problem becomes one line on stderr and exit status 1."""
+    try:
+        command()
+    except (DatasetError, OSError) as error:
+        print(f"error: {error}", file=sys.stderr)
+        raise SystemExit(1) from None
+    except KeyboardInterrupt:
+        print("\ninterrupted: no data set was written", file=sys.stderr)
+        raise SystemExit(130) from None
+
+
+class PuzzleDatasetMetadata(BaseModel):
+    """`dataset.json` of one split. Unknown keys are ignored, so that files with later additions stay readable.
+
+    `mean_puzzle_examples` is examples per puzzle over the whole split; `ignore_label_id` is the label token that
+    carries no loss (None: every label counts).
+    """
+
+    model_config = ConfigDict(frozen=True)
+
+    pad_id: int
+    ignore_label_id: int | None
+    blank_identifier_id: int
+    vocab_size: int
+    seq_len: int
+    num_puzzle_identifiers: int
+    total_groups: int
+    mean_puzzle_examples: float
+    sets: list[str]
+
+
+# ---------------------------------------------------------------------------------------------------- augmentation
+
+
+@dataclass(frozen=True)
+class Symmetries:
+    """n symmetries of a board with S cells: each moves cells and relabels values, and nothing else.
+
+    `cell_source`: integer `[n, S]`, a permutation of 0..S-1 per row; cell s of the result comes from cell
+    `cell_source[i, s]` of the original.
+    `value_map`: uint8 `[n, V]`; value v of the original becomes `value_map[i, v]`.
+    """
+
+    cell_source: np.ndarray
+    value_map: np.ndarray
+
+    def apply(self, boards: np.ndarray) -> np.ndarray:
+        """Board i transformed by symmetry i: uint8 `[n, S]` of values below V -> uint8 `[n, S]`."""
+        moved = np.take_along_axis(boards, self.cell_source, axis=1)
+        size = self.value_map.shape[1]
+        # One flat lookup: entry (i, v) of value_map stands at i * size + v.
+        moved_flat = moved + (np.arange(len(boards)) * size)[:, None]
+        return self.value_map.ravel()[moved_flat]
+
+
+# ---------------------------------------------------------------------------------------------------- raw sources
+
+
+def resolve_source(source: str, filename: str) -> Path:
+    """The local path of one file of a source.
+
+    `source` is a folder, or the id (`owner/name`) of a data set on the Hugging Face hub, from which the file is
+    downloaded (with progress) into the hub's cache. Raises DatasetError if it can't be had.
+    """
+    folder = Path(source).expanduser()
+    if folder.is_dir():
+        path = folder / filename
+        if not path.is_file():
+            raise DatasetError(f"{path} is missing: a source folder must hold train.csv and test.csv")
+        return path
+    if folder.exists():
+        raise DatasetError(f"--source-repo {source} is a file: give the folder that holds train.csv and test.csv")
+    if not HUB_ID.fullmatch(source):
+        raise DatasetError(
+            f"--source-repo {source!r} is neither an existing folder nor a Hugging Face id of the form owner/name"
+        )
+    from huggingface_hub import hf_hub_download  # slow to import, and not needed for a local folder
+
+    try:
+        return Path(hf_hub_download(source, filename, repo_type="dataset"))
+    except Exception as error:  # its error classes differ between versions and HTTP libraries
+        reason = " ".join(str(error).split()).split(". ")[0]
+        raise DatasetError(
+            f"no folder {source!r} here, and {filename} could not be had from the Hugging Face data set of that name "
+            f"({type(error).__name__}: {reason}): check name and network, or give --source-repo a folder with "
+            "train.csv and test.csv"
+        ) from error
+
+
+@dataclass(frozen=True)
+class CsvRows:
+    """Some rows of a CSV file: `lines[i]` is the line number that row i ends on, `columns[name][i]` its text."""
+
+    lines: list[int]
+    columns: dict[str, list[str]]
+
+
+def read_csv(path: Path, names: Sequence[str], *, chunk_rows: int = CSV_CHUNK_ROWS) -> Iterator[CsvRows]:
+    """Stream the named columns of a CSV file with a header line, with a progress bar, in chunks of `chunk_rows`.
+
+    Raises DatasetError naming the file (and line) if it is empty, lacks a column, or a row is shorter than the header.
+    """
+    with (
+        open(path, "rb") as raw,
+        io.TextIOWrapper(raw, encoding="utf-8-sig", newline="") as text,
+        tqdm(total=os.path.getsize(path), unit="B", unit_scale=True, desc=f"read {path.name}") as bar,
+    ):
+        reader = csv.reader(text)
+        try:
+            header = next(reader, None)
+            if header is None:
+                raise DatasetError(f"{path} is empty: expected a header line with the columns {', '.join(names)}")
+            missing = [name for name in names if name not in header]
+            if missing:
+                raise DatasetError(f"{path}:1: no column {missing[0]!r}: found {', '.join(header)}")
+            picks = [header.index(name) for name in names]
+            while True:
+                lines: list[int] = []
+                rows: list[list[str]] = []
+                for row in itertools.islice(reader, chunk_rows):
+                    if len(row) == len(header):
+                        lines.append(reader.line_num)
+                        rows.append(row)
+                    elif row:  # an empty line is harmless
+                        raise DatasetError(
+                            f"{path}:{reader.line_num}: {len(row)} fields, expected {len(header)} ({','.join(header)})"
+                        )
+                bar.update(raw.tell() - bar.n)
+                if not rows:
+                    return
+                yield CsvRows(lines, {name: [row[i] for row in rows] for name, i in zip(names, picks, strict=True)})
+        except UnicodeDecodeError as error:
+            raise DatasetError(f"{path}: not UTF-8 text after line {reader.line_num}: {error.reason}") from error
+        except csv.Error as error:
+            raise DatasetError(f"{path}:{reader.line_num}: not readable as CSV: {error}") from error
+
+
+# ---------------------------------------------------------------------------------------------------- the one writer
+
+
+class _NpyStream:
+    """A C-ordered .npy file that grows by appended rows; its shape is filled in at the end.
+
+    Appending beats a memory map here: the row count need not be known, written pages don't count as resident memory,
+    and a full disk is an OSError instead of a SIGBUS.
+    """
+
+    def __init__(self, path: Path, row_shape: tuple[int, ...], dtype: np.dtype) -> None:
+        self.rows, self.row_shape, self.dtype = 0, row_shape, dtype
+        self.file: BinaryIO = open(path, "w+b")  # noqa: SIM115 - open until finish() or the writer's close()
+        self._write_header()
+        self.data_start = self.file.tell()
+
+    def _write_header(self) -> None:
+        shape = (self.rows, *self.row_shape)
+        header = {"descr": np.lib.format.dtype_to_descr(self.dtype), "fortran_order": False, "shape": shape}
+        np.lib.format.write_array_header_1_0(self.file, header)
+
+    def append(self, rows: np.ndarray) -> None:
+        self.file.write(np.ascontiguousarray(rows, dtype=self.dtype).data)
+        self.rows += len(rows)
+
+    def finish(self) -> None:
+        self.file.seek(0)
+        self._write_header()  # numpy pads headers so that the first axis can grow in place
+        if self.file.tell() != self.data_start:
+            raise RuntimeError(f"numpy {np.__version__} wrote an .npy header of another size for {self.rows} rows")
+        self.file.close()
+
+
+class _SplitWriter:
+    """The token streams and the growing index arrays of one split."""
+
+    def __init__(self, folder: Path, seq_len: int) -> None:
+        folder.mkdir()
+        self.folder = folder
+        self.inputs = _NpyStream(folder / f"{SET_NAME}__inputs.npy", (seq_len,), TOKEN_DTYPE)
+        self.labels = _NpyStream(folder / f"{SET_NAME}__labels.npy", (seq_len,), TOKEN_DTYPE)
+        self.puzzle_identifiers: list[np.ndarray] = []
+        self.examples_per_puzzle: list[np.ndarray] = []
+        self.puzzles_per_group: list[np.ndarray] = []
+
+    def finish(self) -> tuple[int, int, int]:
+        """Write the index arrays; returns the number of groups, puzzles and examples."""
+        if not self.inputs.rows:
+            raise DatasetError(f"no puzzles for the split {self.folder.name!r}: there is nothing to build")
+        self.inputs.finish()
+        self.labels.finish()
+        counts = []
+        for name, parts in (("group", self.puzzles_per_group), ("puzzle", self.examples_per_puzzle)):
+            sizes = np.concatenate(parts)
+            offsets = np.concatenate(([0], np.cumsum(sizes, dtype=np.int64)))
+            if offsets[-1] > np.iinfo(INDEX_DTYPE).max:
+                raise DatasetError(f"{offsets[-1]} rows don't fit the format's int32 offsets: build fewer copies")
+            np.save(self.folder / f"{SET_NAME}__{name}_indices.npy", offsets.astype(INDEX_DTYPE))
+            counts.append(len(sizes))
+        identifiers = np.concatenate(self.puzzle_identifiers).astype(INDEX_DTYPE)
+        np.save(self.folder / f"{SET_NAME}__puzzle_identifiers.npy", identifiers)
+        return counts[0], counts[1], self.inputs.rows
+
+    def close(self) -> None:
+        self.inputs.file.close()
+        self.labels.file.close()
+
+
+class DatasetWriter:
+    """Writes one data set, all or nothing.
+
+    Used as a context manager. Everything goes into a hidden folder beside `output_dir`, which takes its place when the
+    block ends well, so an interrupted build never leaves something that looks like a data set. An existing data set at
+    `output_dir` is replaced only then; any other non-empty folder there is refused (DatasetError, before any work).
+
+    `identifiers` lists the puzzle names, index = identifier. A builder that names its puzzles appends to it.
+    """
+
+    def __init__(
+        self, output_dir: str | Path, *, seq_len: int, vocab_size: int, pad_id: int = 0, ignore_label_id: int | None = 0
+    ) -> None:
+        self.output_dir = Path(output_dir).expanduser().resolve()
+        self.seq_len, self.vocab_size, self.pad_id, self.ignore_label_id = seq_len, vocab_size, pad_id, ignore_label_id
+        self.identifiers = [BLANK_IDENTIFIER]
+        _refuse_foreign_folder(self.output_dir)
+
+    def __enter__(self) -> DatasetWriter:
+        parent, name = self.output_dir.parent, self.output_dir.name
+        parent.mkdir(parents=True, exist_ok=True)
+        for stale in parent.iterdir():  # of builds that were killed
+            if stale.name.startswith(f".{name}.partial-") and not _process_runs(stale.name.rpartition("-")[2]):
+                shutil.rmtree(stale, ignore_errors=True)
+        self._partial = parent / f".{name}.partial-{os.getpid()}"
+        shutil.rmtree(self._partial, ignore_errors=True)
+        self._partial.mkdir()
+        self._splits = {split: _SplitWriter(self._partial / split, self.seq_len) for split in SPLITS}
+        return self
+
+    def add(
+        self,
+        split: str,
+        inputs: np.ndarray,
+        labels: np.ndarray,
+        *,
+        puzzle_identifiers: np.ndarray,
+        examples_per_puzzle: np.ndarray,
+        puzzles_per_group: np.ndarray,
+    ) -> None:
+        """Append whole groups to `train` or `test`: g groups of p puzzles of m examples in all.
+
+        `inputs`, `labels`: tokens `[m, seq_len]`; `puzzle_identifiers`, `examples_per_puzzle`: `[p]`, summing to m;
+        `puzzles_per_group`: `[g]`, summing to p. Raises ValueError if these disagree.
+        """
+        puzzles, examples = len(puzzle_identifiers), int(np.sum(examples_per_puzzle))
+        if (
+            inputs.shape != (examples, self.seq_len)
+            or labels.shape != inputs.shape
+            or len(examples_per_puzzle) != puzzles
+            or int(np.sum(puzzles_per_group)) != puzzles
+        ):
+            raise ValueError(
+                f"inconsistent groups: inputs {inputs.shape}, labels {labels.shape}, {examples} examples in "
+                f"{len(examples_per_puzzle)} puzzles, {puzzles} identifiers, {int(np.sum(puzzles_per_group))} in groups"
+            )
+        writer = self._splits[split]
+        writer.inputs.append(inputs)
+        writer.labels.append(labels)
+        writer.puzzle_identifiers.append(np.asarray(puzzle_identifiers))
+        writer.examples_per_puzzle.append(np.asarray(examples_per_puzzle))
+        writer.puzzles_per_group.append(np.asarray(puzzles_per_group))
+
+    def __exit__(
+        self, kind: type[BaseException] | None, error: BaseException | None, traceback: TracebackType | None
+    ) -> None:
+        try:
+            if kind is None:
+                self._finish()
+        finally:
+            for writer in self._splits.values():
+                writer.close()
+            shutil.rmtree(self._partial, ignore_errors=True)
+
+    def _finish(self) -> None:
+        (self._partial / "identifiers.json").write_text(json.dumps(self.identifiers), encoding="utf-8")
+        metadata = {}
+        for split, writer in self._splits.items():
+            groups, puzzles, examples = writer.finish()
+            metadata[split] = PuzzleDatasetMetadata(
+                pad_id=self.pad_id,
+                ignore_label_id=self.ignore_label_id,
+                blank_identifier_id=0,
+                vocab_size=self.vocab_size,
+                seq_len=self.seq_len,
+                num_puzzle_identifiers=len(self.identifiers),
+                total_groups=groups,
+                mean_puzzle_examples=examples / puzzles,
+                sets=[SET_NAME],
+            )
+        for split, values in metadata.items():  # last: without dataset.json no loader takes the folder for a data set
+            (self._partial / split / "dataset.json").write_text(json.dumps(values.model_dump()), encoding="utf-8")
+        self._move_into_place()
+
+    def _move_into_place(self) -> None:
+        _refuse_foreign_folder(self.output_dir)  # again: it may have been filled while the build ran
+        if not self.output_dir.exists():
+            self._partial.rename(self.output_dir)
+            return
+        # A folder can't be swapped in one step everywhere, so the old one steps aside and comes back if that fails.
+        old = self.output_dir.with_name(f".{self.output_dir.name}.partial-old-{os.getpid()}")
+        self.output_dir.rename(old)
+        try:
+            self._partial.rename(self.output_dir)
+        except OSError:
+            old.rename(self.output_dir)
+            raise
+        shutil.rmtree(old, ignore_errors=True)
+
+
+def _refuse_foreign_folder(folder: Path) -> None:
+    """DatasetError unless `folder` is absent, empty or a data set and nothing else: replacing it must lose nothing."""
+    if not folder.exists():
+        return
+    if not folder.is_dir():
+        raise DatasetError(f"{folder} is a file: give --output-dir a new folder")
+    entries = {entry.name for entry in folder.iterdir()} - {".DS_Store"}
+    if not entries:
+        return
+    ours = entries <= {"identifiers.json", "test_puzzles.json", *SPLITS} and all(
+        (folder / split / "dataset.json").is_file() for split in entries & set(SPLITS)
+    )
+    strays = [
+        str(path)
+        for split in sorted(entries & set(SPLITS))
+        for path in ((folder / split).iterdir() if (folder / split).is_dir() else ())
+        if path.suffix != ".npy" and path.name not in ("dataset.json", ".DS_Store")
+    ]
+    if not ours or not entries & set(SPLITS) or strays:
+        found = strays[0] if ours and strays else ", ".join(sorted(entries)[:4])
+        raise DatasetError(
+            f"{folder} is not empty and not only a data set (found {found}): give --output-dir a new folder"
+        )
+
+
+def _process_runs(pid: str) -> bool:
+    try:
+        os.kill(int(pid), 0)
+    except ProcessLookupError:
+        return False
+    except (ValueError, OSError):  # not ours to judge: leave it
+        return True
+    return True

@@ -1,0 +1,267 @@
+"""From a data set folder to batches: the training and evaluation order, and reading ahead in a thread.
+
+numpy only. Token files are memory-mapped; only the small index arrays are held.
+"""
+
+from __future__ import annotations
+
+import queue
+import threading
+from collections.abc import Iterator
+from dataclasses import dataclass
+from pathlib import Path
+from types import TracebackType
+from typing import Generic, TypeVar
+
+import numpy as np
+
+from dataset.common import DatasetError, PuzzleDatasetMetadata
+from dataset.dataset_files import ExampleSet, build_command, open_set, read_metadata
+
+IGNORE_LABEL = -100  # what a label that carries no loss becomes, whatever the files use
+
+T = TypeVar("T")
+
+
+@dataclass(frozen=True)
+class Batch:
+    """One rank's slice of a global batch, b = global_batch_size / num_ranks rows.
+
+    `inputs`, `labels`: int32 `[b, S]`, labels without loss are -100; `puzzle_identifiers`: int32 `[b]`. The first
+    `num_examples` rows are real; the others (at the end of an evaluation only) are pad_id, -100, blank identifier.
+    """
+
+    set_name: str
+    inputs: np.ndarray
+    labels: np.ndarray
+    puzzle_identifiers: np.ndarray
+    num_examples: int
+
+
+class PuzzleDataset:
+    """One split (`train` or `test`) of a data set folder.
+
+    All ranks walk the same global batches, fixed by (seed, iteration), and each reads only its slice of them. Every
+    file is checked here, token values included (a sequential read of the token files, well under a second per GB from
+    the page cache). Raises DatasetError with what was found, what is expected and what to do.
+    """
+
+    metadata: PuzzleDatasetMetadata
+    num_examples: int
+
+    def __init__(
+        self, path: str | Path, split: str, *, global_batch_size: int, seed: int = 0, rank: int = 0, num_ranks: int = 1
+    ) -> None:
+        if global_batch_size < 1:
+            raise DatasetError(f"global_batch_size is {global_batch_size}: expected at least 1")
+        if num_ranks < 1 or not 0 <= rank < num_ranks:
+            raise DatasetError(f"rank is {rank} of {num_ranks}: expected 0 <= rank < number of ranks")
+        if global_batch_size % num_ranks:
+            raise DatasetError(
+                f"global_batch_size {global_batch_size} is not divisible by the number of ranks {num_ranks}: "
+                f"use {-(-global_batch_size // num_ranks) * num_ranks}"
+            )
+        if seed < 0:
+            raise DatasetError(f"seed is {seed}: expected 0 or more")
+        self.path, self.split = Path(path), split
+        self.global_batch_size, self.seed, self.rank, self.num_ranks = global_batch_size, seed, rank, num_ranks
+        self.batch_size = global_batch_size // num_ranks
+        self.metadata = read_metadata(self.path, split)
+        self._sets = [open_set(self.path / split, name, self.metadata) for name in self.metadata.sets]
+        groups = sum(len(s.group_indices) - 1 for s in self._sets)
+        if groups != self.metadata.total_groups:
+            raise DatasetError(
+                f"{self.path / split / 'dataset.json'}: total_groups is {self.metadata.total_groups}, but the group "
+                f"indices hold {groups} groups. Build the data set again: {build_command(self.path)}"
+            )
+        self.num_examples = sum(len(s.inputs) for s in self._sets)
+
+    def train_batches(self, iteration: int, *, epochs: int, start_batch: int = 0) -> Iterator[Batch]:
+        """The training batches of one iteration of `epochs` epochs, from batch `start_batch` on, sets in turn.
+
+        Per set: `epochs` random permutations of the groups, one after the other; from each group one random puzzle,
+        and from it as many random distinct examples as it has and the batch still takes. An incomplete last batch is
+        dropped. Skipped batches are not read, and the others are the same as without skipping. Raises DatasetError, at
+        the call, if an iteration has no batch at all.
+        """
+        if next(self._train_plan(iteration, epochs), None) is None:
+            raise DatasetError(
+                f"{self.path / self.split} is too small to train on: {epochs} epochs of {self.metadata.total_groups} "
+                f"groups don't fill one batch of {self.global_batch_size} examples. Lower global_batch_size or raise "
+                "eval_interval, the epochs of an iteration"
+            )
+        return self._read_plan(iteration, epochs, start_batch)
+
+    def _read_plan(self, iteration: int, epochs: int, start_batch: int) -> Iterator[Batch]:
+        mine = slice(self.rank * self.batch_size, (self.rank + 1) * self.batch_size)
+        for number, (data, batch) in enumerate(self._train_plan(iteration, epochs)):
+            if number >= start_batch:
+                yield self._read(data, batch.examples()[mine])
+
+    def _train_plan(self, iteration: int, epochs: int) -> Iterator[tuple[ExampleSet, _PlannedBatch]]:
+        """Which examples stand in each global batch. Holds about an epoch or a batch of indices, never an iteration."""
+        size = self.global_batch_size
+        for set_number, data in enumerate(self._sets):
+            first = np.empty(0, np.int64)  # of the puzzles drawn and not yet used: their first example,
+            count = np.empty(0, np.int64)  # and their number of examples
+            batch_number = 0
+            for epoch in range(epochs):
+                rng = np.random.default_rng([self.seed, iteration, set_number, epoch])
+                order = rng.permutation(len(data.group_indices) - 1)
+                puzzles = rng.integers(data.group_indices[order], data.group_indices[order + 1])
+                first = np.concatenate((first, data.puzzle_indices[puzzles]))
+                count = np.concatenate((count, data.puzzle_indices[puzzles + 1] - data.puzzle_indices[puzzles]))
+                ends = np.cumsum(count)
+                begin, taken = 0, 0
+                while len(ends) and ends[-1] - taken >= size:
+                    end = int(np.searchsorted(ends, taken + size)) + 1  # the puzzle that fills the batch is its last
+                    excess = int(ends[end - 1]) - taken - size
+                    key = (self.seed, iteration, set_number, batch_number, 1)  # 1: never an epoch's key
+                    yield data, _PlannedBatch(first[begin:end], count[begin:end], excess, key)
+                    begin, taken, batch_number = end, int(ends[end - 1]), batch_number + 1
+                first, count = first[begin:], count[begin:]
+
+    def eval_batches(self, *, max_examples: int | None = None) -> Iterator[Batch]:
+        """Every example once, in order, set after set; with `max_examples` only the split's first so many.
+
+        The last batch of a set is padded. All ranks get equally many batches, so a rank's last one may be all padding.
+        """
+        left = self.num_examples if max_examples is None else min(max_examples, self.num_examples)
+        for data in self._sets:
+            stop = min(len(data.inputs), left)
+            left -= stop
+            for start in range(0, stop, self.global_batch_size):
+                begin = start + self.rank * self.batch_size
+                yield self._read(data, np.arange(begin, max(begin, min(begin + self.batch_size, stop))))
+
+    def _read(self, data: ExampleSet, examples: np.ndarray) -> Batch:
+        """The given examples as a batch, padded to the rank's batch size."""
+        shape = (self.batch_size, self.metadata.seq_len)
+        inputs = np.full(shape, self.metadata.pad_id, np.int32)
+        labels = np.full(shape, IGNORE_LABEL, np.int32)
+        identifiers = np.full(self.batch_size, self.metadata.blank_identifier_id, np.int32)
+        real = len(examples)
+        inputs[:real] = data.inputs[examples]
+        labels[:real] = data.labels[examples]
+        if self.metadata.ignore_label_id is not None:
+            labels[labels == self.metadata.ignore_label_id] = IGNORE_LABEL
+        identifiers[:real] = data.puzzle_identifiers[np.searchsorted(data.puzzle_indices, examples, side="right") - 1]
+        return Batch(data.name, inputs, labels, identifiers, real)
+
+
+@dataclass(frozen=True)
+class _PlannedBatch:
+    """A global batch before it is read: whole puzzles, but for the last, which gives `excess` examples fewer."""
+
+    first: np.ndarray  # (puzzles,) first example
+    count: np.ndarray  # (puzzles,) number of examples
+    excess: int
+    key: tuple[int, ...]  # seeds the choice among the last puzzle's examples
+
+    def examples(self) -> np.ndarray:
+        """Example indices, int64 `[global_batch_size]`."""
+        if len(self.first) == self.count.sum():  # one example a puzzle, as in Sudoku
+            return self.first
+        ends = np.cumsum(self.count)
+        within = np.arange(ends[-1]) - np.repeat(ends - self.count, self.count)
+        examples = np.repeat(self.first, self.count) + within
+        if not self.excess:
+            return examples
+        last = int(self.count[-1])
+        chosen = np.random.default_rng(self.key).choice(last, last - self.excess, replace=False)
+        return np.concatenate((examples[: ends[-1] - last], self.first[-1] + chosen))
+
+
+# ---------------------------------------------------------------------------------------------------- reading ahead
+
+
+class Prefetch(Generic[T]):
+    """An iterator that a background thread fills up to `depth` items ahead. See `prefetch`."""
+
+    def __init__(self, batches: Iterator[T], depth: int) -> None:
+        self._shared = _Shared[T](depth)
+        # The thread knows the shared state only, not this object: so dropping this object ends the thread.
+        self._thread = threading.Thread(target=_produce, args=(batches, self._shared), name="prefetch", daemon=True)
+        self._thread.start()
+
+    def __iter__(self) -> Iterator[T]:
+        try:
+            while True:
+                try:
+                    item = next(self)
+                except StopIteration:
+                    return
+                yield item
+        finally:  # also when the loop over this was left by break or an exception
+            self.close()
+
+    def __next__(self) -> T:
+        if self._shared.stopped:
+            raise StopIteration
+        item, error, finished = self._shared.items.get()
+        if not finished:
+            return item  # type: ignore[return-value]  # only the final entry has no item
+        self.close()
+        if error is not None:
+            raise error
+        raise StopIteration
+
+    def __enter__(self) -> Prefetch[T]:
+        return self
+
+    def __exit__(
+        self, kind: type[BaseException] | None, error: BaseException | None, traceback: TracebackType | None
+    ) -> None:
+        self.close()
+
+    def __del__(self) -> None:
+        if hasattr(self, "_thread"):
+            self.close()
+
+    def close(self) -> None:
+        """End the thread and wait for it (at most as long as one item takes). Iteration is over; may be repeated."""
+        self._shared.stopped = True
+        if self._thread is not threading.current_thread():  # a garbage collection may run this in the thread itself
+            self._thread.join()
+
+
+class _Shared(Generic[T]):
+    """What the two threads share. `stopped` is a plain flag: a finalizer can set it without taking any lock."""
+
+    def __init__(self, depth: int) -> None:
+        self.items: queue.Queue[tuple[T | None, BaseException | None, bool]] = queue.Queue(depth)
+        self.stopped = False
+
+
+def _produce(batches: Iterator[T], shared: _Shared[T]) -> None:
+    def put(entry: tuple[T | None, BaseException | None, bool]) -> None:
+        while not shared.stopped:
+            try:
+                shared.items.put(entry, timeout=0.05)
+                return
+            except queue.Full:
+                pass  # look at the flag again
+
+    try:
+        for item in batches:
+            put((item, None, False))
+            if shared.stopped:
+                return
+        put((None, None, True))
+    except BaseException as error:
+        put((None, error, True))
+    finally:
+        if hasattr(batches, "close"):
+            batches.close()
+
+
+def prefetch(batches: Iterator[T], depth: int = 4) -> Prefetch[T]:
+    """Iterate over `batches` with up to `depth` items prepared ahead in a background thread.
+
+    An exception raised by `batches` is raised here, in its place. The thread ends when the iterator is exhausted,
+    closed, left as a context manager, left by `break` out of a `for` loop over it (which also ends the iteration), or
+    garbage-collected.
+    """
+    if depth < 1:
+        raise ValueError(f"depth is {depth}, expected at least 1")
+    return Prefetch(batches, depth)

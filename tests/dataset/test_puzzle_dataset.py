@@ -1,0 +1,439 @@
+"""The loader: the training and evaluation order as documented, for any rank count, and every broken file refused."""
+
+from __future__ import annotations
+
+import json
+import pickle
+import time
+import tracemalloc
+from collections import Counter
+from collections.abc import Callable, Iterable
+from pathlib import Path
+
+import numpy as np
+import pytest
+from hypothesis import HealthCheck, given, settings
+from hypothesis import strategies as st
+
+from dataset.common import DatasetError
+from dataset.puzzle_dataset import Batch, PuzzleDataset
+from tests.dataset.conftest import example_numbers, write_split
+
+ARC_LIKE = [[3, 2], [4], [1, 5, 2], [2], [6, 1], [3]]
+
+
+def rows(batches: Iterable[Batch]) -> list[list[int]]:
+    return [example_numbers(batch.inputs[: batch.num_examples]) for batch in batches]
+
+
+def same(a: list[Batch], b: list[Batch]) -> bool:
+    return len(a) == len(b) and all(
+        x.set_name == y.set_name
+        and x.num_examples == y.num_examples
+        and np.array_equal(x.inputs, y.inputs)
+        and np.array_equal(x.labels, y.labels)
+        and np.array_equal(x.puzzle_identifiers, y.puzzle_identifiers)
+        for x, y in zip(a, b, strict=True)
+    )
+
+
+def read_literally(batches: list[list[int]], groups: list[list[int]], size: int, epochs: int) -> None:
+    """Check one set's training batches (as example numbers) by walking through them one group at a time."""
+    puzzle_of, start_of, group_of = {}, [], []
+    for group, puzzles in enumerate(groups):
+        for examples in puzzles:
+            start_of.append(len(puzzle_of))
+            puzzle_of.update({len(puzzle_of) + k: len(group_of) for k in range(examples)})
+            group_of.append(group)
+    sizes = [examples for puzzles in groups for examples in puzzles]
+    walk: list[int] = []
+    for batch in batches:
+        assert len(batch) == size
+        at = 0
+        while at < size:
+            puzzle = puzzle_of[batch[at]]
+            take = min(sizes[puzzle], size - at)
+            taken = batch[at : at + take]
+            assert len(set(taken)) == take, "an example was drawn twice from one puzzle"
+            assert all(puzzle_of[example] == puzzle for example in taken)
+            walk.append(group_of[puzzle])
+            at += take
+    for epoch in range(epochs):
+        part = walk[epoch * len(groups) : (epoch + 1) * len(groups)]
+        assert len(set(part)) == len(part), "a group came twice before all had their turn"
+    left = len(groups) * epochs - len(walk)
+    assert left >= 0
+    # What was dropped at the end didn't fill a batch: even if each left group gave its smallest puzzle.
+    assert left * min(sizes) < size
+
+
+@settings(max_examples=60, deadline=None, suppress_health_check=[HealthCheck.function_scoped_fixture])
+@given(
+    groups=st.lists(st.lists(st.integers(1, 6), min_size=1, max_size=3), min_size=1, max_size=8),
+    size=st.integers(1, 12),
+    epochs=st.integers(1, 6),
+    iteration=st.integers(0, 3),
+    seed=st.integers(0, 2**40),
+)
+def test_training_order_is_the_documented_one(
+    groups: list[list[int]],
+    size: int,
+    epochs: int,
+    iteration: int,
+    seed: int,
+    tmp_path_factory: pytest.TempPathFactory,
+) -> None:
+    """Training would weigh puzzles otherwise than the published code: results could not be compared."""
+    path = tmp_path_factory.mktemp("data")
+    write_split(path / "train", groups, set_names=("one", "two"))
+    data = PuzzleDataset(path, "train", global_batch_size=size, seed=seed)
+    try:
+        batches = list(data.train_batches(iteration, epochs=epochs))
+    except DatasetError:
+        assert epochs * sum(min(sizes) for sizes in groups) < size
+        return
+    names = [batch.set_name for batch in batches]
+    assert names == sorted(names), "the sets did not come in turn"
+    for name in ("one", "two"):
+        mine = [batch for batch in batches if batch.set_name == name]
+        read_literally(rows(mine), groups, size, epochs)
+    sizes = [examples for group in groups for examples in group]
+    identifier_of = np.repeat(np.arange(len(sizes)) + 1, sizes)
+    for batch, examples in zip(batches, rows(batches), strict=True):
+        assert batch.num_examples == size
+        assert batch.inputs.dtype == batch.labels.dtype == batch.puzzle_identifiers.dtype == np.int32
+        assert (batch.labels[:, 1:] == batch.inputs[:, 1:]).all()
+        assert (batch.labels[:, 0] == -100).all()
+        assert batch.puzzle_identifiers.tolist() == identifier_of[examples].tolist()
+
+
+def test_no_group_puzzle_or_example_is_preferred(tmp_path: Path) -> None:
+    """Some augmentations or examples would never be trained on."""
+    write_split(tmp_path / "train", ARC_LIKE)
+    data = PuzzleDataset(tmp_path, "train", global_batch_size=2)
+    drawn = Counter[int]()
+    firsts = set()
+    for iteration in range(300):
+        batches = rows(data.train_batches(iteration, epochs=2))
+        firsts.add(tuple(batches[0]))
+        drawn.update(example for batch in batches for example in batch)
+    assert set(drawn) == set(range(29))
+    assert len(firsts) > 25
+    # Of puzzle 0 (3 examples) a batch of 2 takes any pair.
+    pairs = Counter(tuple(sorted(pair)) for pair in firsts if max(pair) < 3)
+    assert set(pairs) == {(0, 1), (0, 2), (1, 2)}
+    # Puzzles of one group are equally likely: the two of group 4 have 6 and 1 examples, identifiers 8 and 9.
+    picks = Counter[int]()
+    for iteration in range(600):
+        data = PuzzleDataset(tmp_path, "train", global_batch_size=1, seed=iteration)
+        picks.update(int(b.puzzle_identifiers[0]) for b in data.train_batches(0, epochs=1))
+    assert abs(picks[8] / (picks[8] + picks[9]) - 0.5) < 0.08
+
+
+@pytest.mark.parametrize("num_ranks", [2, 3, 6])
+def test_ranks_share_the_batches_of_one(num_ranks: int, tmp_path: Path) -> None:
+    """A run on several devices would train on, or evaluate, other examples than a run on one."""
+    for split in ("train", "test"):
+        write_split(tmp_path / split, ARC_LIKE, set_names=("a", "b"))
+
+    def batches(split: str, rank: int, ranks: int) -> list[Batch]:
+        data = PuzzleDataset(tmp_path, split, global_batch_size=12, seed=5, rank=rank, num_ranks=ranks)
+        return list(data.train_batches(1, epochs=7) if split == "train" else data.eval_batches())
+
+    for split in ("train", "test"):
+        whole = batches(split, 0, 1)
+        slices = [batches(split, rank, num_ranks) for rank in range(num_ranks)]
+        assert {len(part) for part in slices} == {len(whole)}, "ranks would wait for each other for ever"
+        joined = [
+            Batch(
+                parts[0].set_name,
+                np.concatenate([part.inputs for part in parts]),
+                np.concatenate([part.labels for part in parts]),
+                np.concatenate([part.puzzle_identifiers for part in parts]),
+                sum(part.num_examples for part in parts),
+            )
+            for parts in zip(*slices, strict=True)
+        ]
+        assert same(joined, whole)
+        assert all(len(part.inputs) == 12 // num_ranks for parts in slices for part in parts)
+
+
+def test_starting_at_a_batch_continues_the_same_iteration(tmp_path: Path) -> None:
+    """A resumed run would see other data than an uninterrupted one."""
+    write_split(tmp_path / "train", ARC_LIKE, set_names=("a", "b"))
+    data = PuzzleDataset(tmp_path, "train", global_batch_size=5, seed=2)
+    for iteration in (0, 3):
+        whole = list(data.train_batches(iteration, epochs=4))
+        for start in range(len(whole) + 1):
+            again = PuzzleDataset(tmp_path, "train", global_batch_size=5, seed=2)
+            assert same(list(again.train_batches(iteration, epochs=4, start_batch=start)), whole[start:])
+    assert not same(list(data.train_batches(0, epochs=4)), list(data.train_batches(1, epochs=4)))
+    other = PuzzleDataset(tmp_path, "train", global_batch_size=5, seed=3)
+    assert not same(list(data.train_batches(0, epochs=4)), list(other.train_batches(0, epochs=4)))
+
+
+def test_skipped_batches_are_not_read(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Resuming late in an iteration would read the data set again and again first."""
+    write_split(tmp_path / "train", ARC_LIKE)
+    data = PuzzleDataset(tmp_path, "train", global_batch_size=5)
+    read = PuzzleDataset._read
+    reads: list[int] = []
+
+    def counting(self: PuzzleDataset, data: object, examples: np.ndarray) -> Batch:
+        reads.append(len(examples))
+        return read(self, data, examples)  # type: ignore[arg-type]
+
+    monkeypatch.setattr(PuzzleDataset, "_read", counting)
+    next(data.train_batches(0, epochs=400, start_batch=900))
+    assert reads == [5]
+
+
+@pytest.mark.parametrize("dtype", [np.uint8, np.int8, np.int32, np.int64, np.uint16, ">i4"])
+def test_tokens_of_any_integer_type_are_read(dtype: str, tmp_path: Path) -> None:
+    """Data sets built by other programs (int64 in particular) would be refused or misread."""
+    write_split(tmp_path / "test", ARC_LIKE, dtype=dtype, ignore_label_id=None)
+    (batch,) = PuzzleDataset(tmp_path, "test", global_batch_size=29).eval_batches()
+    assert batch.inputs.dtype == np.int32
+    assert example_numbers(batch.inputs) == list(range(29))
+    assert (batch.labels[:, 0] == 0).all(), "without ignore_label_id every label counts"
+
+
+def test_ignored_label_outside_the_vocabulary(tmp_path: Path) -> None:
+    """Files that mark ignored labels with -100 themselves would be refused."""
+    write_split(tmp_path / "test", ARC_LIKE, dtype=np.int64, ignore_label_id=-100)
+    (batch,) = PuzzleDataset(tmp_path, "test", global_batch_size=29).eval_batches()
+    assert (batch.labels[:, 0] == -100).all()
+    assert (batch.labels[:, 1:] == batch.inputs[:, 1:]).all()
+
+
+def test_evaluation_reads_all_in_order_and_pads(tmp_path: Path) -> None:
+    """Accuracy would count padding, or leave examples out; predictions would not line up with the data."""
+    write_split(tmp_path / "test", ARC_LIKE, set_names=("a", "b"))
+    data = PuzzleDataset(tmp_path, "test", global_batch_size=8)
+    assert data.num_examples == 58
+    batches = list(data.eval_batches())
+    assert [(b.set_name, b.num_examples) for b in batches] == [(s, n) for s in "ab" for n in (8, 8, 8, 5)]
+    for name in "ab":
+        mine = rows(batch for batch in batches if batch.set_name == name)
+        assert [example for batch in mine for example in batch] == list(range(29))
+    last = batches[3]
+    assert last.inputs.shape == (8, 4)
+    assert (last.inputs[5:] == 7).all()
+    assert (last.labels[5:] == -100).all()
+    sizes = [size for group in ARC_LIKE for size in group]
+    assert last.puzzle_identifiers.tolist() == [*np.repeat(np.arange(len(sizes)) + 1, sizes)[24:29], 0, 0, 0]
+
+
+@pytest.mark.parametrize("limit", [0, 1, 8, 13, 29, 30, 1000])
+def test_max_examples_takes_the_first(limit: int, tmp_path: Path) -> None:
+    """A quick evaluation would measure other examples at each call, or more than asked for."""
+    write_split(tmp_path / "test", ARC_LIKE, set_names=("a", "b"))
+    for ranks in (1, 2):
+        parts = [
+            list(
+                PuzzleDataset(tmp_path, "test", global_batch_size=8, rank=rank, num_ranks=ranks).eval_batches(
+                    max_examples=limit
+                )
+            )
+            for rank in range(ranks)
+        ]
+        seen = [e for step in zip(*parts, strict=True) for batch in step for e in rows([batch])[0]]
+        assert seen == [*range(29), *range(29)][:limit]
+
+
+# ---------------------------------------------------------------------------------------------------- speed, memory
+
+
+def sudoku_like(folder: Path, groups: int, copies: int, seq_len: int = 81) -> Path:
+    n = groups * copies
+    folder.mkdir(parents=True)
+    tokens = np.random.default_rng(0).integers(1, 11, (n, seq_len), dtype=np.uint8)
+    np.save(folder / "all__inputs.npy", tokens)
+    np.save(folder / "all__labels.npy", tokens)
+    np.save(folder / "all__puzzle_identifiers.npy", np.zeros(n, np.int32))
+    np.save(folder / "all__puzzle_indices.npy", np.arange(n + 1, dtype=np.int32))
+    np.save(folder / "all__group_indices.npy", np.arange(0, n + 1, copies, dtype=np.int32))
+    values = {"pad_id": 0, "ignore_label_id": 0, "blank_identifier_id": 0, "vocab_size": 11, "seq_len": seq_len}
+    values |= {"num_puzzle_identifiers": 1, "total_groups": groups, "mean_puzzle_examples": 1.0}
+    (folder / "dataset.json").write_text(json.dumps({**values, "sets": ["all"]}))
+    return folder
+
+
+def test_a_hundred_thousand_sudoku_a_second(tmp_path: Path) -> None:
+    """The accelerator would wait for data."""
+    sudoku_like(tmp_path / "train", groups=1000, copies=50)
+    data = PuzzleDataset(tmp_path, "train", global_batch_size=384)
+    best = 0.0
+    for iteration in range(5):
+        start = time.perf_counter()
+        examples = sum(batch.num_examples for batch in data.train_batches(iteration, epochs=50))
+        best = max(best, examples / (time.perf_counter() - start))
+    assert best > 100_000, f"{best:,.0f} examples a second"
+
+
+def test_memory_does_not_grow_with_the_epochs(tmp_path: Path) -> None:
+    """An ARC iteration (10,000 epochs of 960 groups) would hold hundreds of megabytes of indices."""
+    sudoku_like(tmp_path / "train", groups=960, copies=2, seq_len=1)
+    data = PuzzleDataset(tmp_path, "train", global_batch_size=768)
+    batches = data.train_batches(0, epochs=10_000, start_batch=1000)
+    tracemalloc.start()
+    try:
+        next(batches)
+        for _ in range(20):
+            next(batches)
+        peak = tracemalloc.get_traced_memory()[1]
+    finally:
+        tracemalloc.stop()
+    assert peak < 1e6, f"{peak / 1e6:.1f} MB"
+
+
+# ---------------------------------------------------------------------------------------------------- refusals
+
+
+def edit_json(folder: Path, **changes: object) -> None:
+    file = folder / "dataset.json"
+    values = json.loads(file.read_text()) | changes
+    file.write_text(json.dumps({key: value for key, value in values.items() if value != "REMOVE"}))
+
+
+def change(kind: str, at: int | tuple[int, int], value: int) -> Callable[[Path], None]:
+    def apply(folder: Path) -> None:
+        array = np.load(folder / f"all__{kind}.npy")
+        array[at] = value
+        np.save(folder / f"all__{kind}.npy", array)
+
+    return apply
+
+
+def save(kind: str, array: object) -> Callable[[Path], None]:
+    return lambda folder: np.save(folder / f"all__{kind}.npy", array)  # type: ignore[arg-type]
+
+
+def truncate(file: str, keep: int) -> Callable[[Path], None]:
+    return lambda folder: (folder / file).write_bytes((folder / file).read_bytes()[:keep])  # type: ignore[return-value]
+
+
+def remove(file: str) -> Callable[[Path], None]:
+    return lambda folder: (folder / file).unlink()
+
+
+def meta(**changes: object) -> Callable[[Path], None]:
+    return lambda folder: edit_json(folder, **changes)
+
+
+# 10 puzzles in 6 groups, 29 examples of 4 tokens below 100.
+BROKEN: dict[str, tuple[Callable[[Path], None], list[str]]] = {
+    "no metadata": (remove("dataset.json"), ["dataset.json is missing", "half-built"]),
+    "no inputs": (remove("all__inputs.npy"), ["all__inputs.npy is missing"]),
+    "no group indices": (remove("all__group_indices.npy"), ["all__group_indices.npy is missing"]),
+    "truncated tokens": (truncate("all__labels.npy", 200), ["all__labels.npy is truncated"]),
+    "truncated header": (truncate("all__inputs.npy", 20), ["all__inputs.npy is truncated"]),
+    "empty file": (truncate("all__inputs.npy", 0), ["all__inputs.npy is truncated"]),
+    "truncated index": (truncate("all__puzzle_indices.npy", 140), ["all__puzzle_indices.npy is truncated"]),
+    "pickled objects": (save("inputs", np.array([{}, []], object)), ["all__inputs.npy", "not a .npy file"]),
+    "floats": (save("inputs", np.zeros((29, 4))), ["all__inputs.npy holds float64", "integers"]),
+    "unreadable metadata": (truncate("dataset.json", 30), ["dataset.json", "JSON"]),
+    "no vocab_size": (meta(vocab_size="REMOVE"), ["dataset.json", "vocab_size", "required"]),
+    "text for seq_len": (meta(seq_len="many"), ["dataset.json", "seq_len", "'many'"]),
+    "seq_len 0": (meta(seq_len=0), ["seq_len is 0", "at least 1"]),
+    "pad beyond vocab": (meta(pad_id=100), ["pad_id is 100", "0 to 99"]),
+    "blank beyond ids": (meta(blank_identifier_id=11), ["blank_identifier_id is 11", "0 to 10"]),
+    "no sets": (meta(sets=[]), ["sets is []"]),
+    "set twice": (meta(sets=["all", "all"]), ["sets is", "distinct"]),
+    "set outside the folder": (meta(sets=["../test/all"]), ["../test/all", "distinct names"]),
+    "absolute set": (meta(sets=["/etc/all"]), ["/etc/all"]),
+    "other group count": (meta(total_groups=7), ["total_groups is 7", "6 groups"]),
+    "other seq_len": (meta(seq_len=5), ["all__inputs.npy", "(29, 4)", "(examples, 5)"]),
+    "inputs of one axis": (save("inputs", np.zeros(29, np.uint8)), ["all__inputs.npy", "(29,)"]),
+    "no examples": (save("inputs", np.zeros((0, 4), np.uint8)), ["all__inputs.npy"]),
+    "fewer labels": (save("labels", np.ones((28, 4), np.uint8)), ["all__labels.npy", "(28, 4)", "(29, 4)"]),
+    "offsets start late": (change("puzzle_indices", 0, 1), ["all__puzzle_indices.npy", "start at 1", "expected 0"]),
+    "offsets fall": (change("puzzle_indices", 3, 2), ["all__puzzle_indices.npy", "from 4 to 2 at position 2"]),
+    "offsets stand still": (change("group_indices", 2, 2), ["all__group_indices.npy", "from 2 to 2 at position 1"]),
+    "offsets end early": (change("puzzle_indices", 10, 28), ["all__puzzle_indices.npy", "end at 28", "29", "examples"]),
+    "groups end late": (change("group_indices", 6, 12), ["all__group_indices.npy", "end at 12", "10", "puzzles"]),
+    "one offset": (save("group_indices", np.zeros(1, np.int32)), ["all__group_indices.npy", "(1,)"]),
+    "identifier too large": (change("puzzle_identifiers", 4, 11), ["identifiers.npy", "identifier 11", "0 to 10"]),
+    "identifier negative": (change("puzzle_identifiers", 4, -1), ["identifiers.npy", "identifier -1", "0 to 10"]),
+    "identifier count": (save("puzzle_identifiers", np.ones(9, np.int32)), ["end at 10", "expected 9"]),
+    "input token": (change("inputs", (28, 3), 100), ["all__inputs.npy", "token 100", "0 to 99", "vocab_size"]),
+    "label token": (change("labels", (0, 0), 255), ["all__labels.npy", "token 255", "0 to 99"]),
+    "negative token": (save("inputs", np.full((29, 4), -1)), ["all__inputs.npy", "token -1", "0 to 99"]),
+}
+
+
+@pytest.mark.parametrize("name", BROKEN)
+def test_broken_file_is_refused_by_name(name: str, tmp_path: Path) -> None:
+    """Training would crash hours later, read wrong rows, or learn from garbage."""
+    path = tmp_path / "sudoku-extreme-1k-aug-1000"
+    folder = write_split(path / "train", [[1, 3], [4], [1, 5, 2], [2], [6, 2], [3]])
+    PuzzleDataset(path, "train", global_batch_size=4)
+    damage, parts = BROKEN[name]
+    damage(folder)
+    with pytest.raises(DatasetError) as caught:
+        PuzzleDataset(path, "train", global_batch_size=4)
+    command = f"dataset/build_sudoku_dataset.py --output-dir {path} --subsample-size 1000 --num-aug 1000"
+    for part in [str(folder), *parts, command]:
+        assert part in str(caught.value)
+    assert "\n" not in str(caught.value)
+
+
+def test_pickles_are_never_run(tmp_path: Path) -> None:
+    """Opening somebody's data set could run their code."""
+    folder = write_split(tmp_path / "train", ARC_LIKE)
+
+    class Touch:
+        def __reduce__(self) -> tuple[object, ...]:
+            return (Path.touch, (tmp_path / "ran",))
+
+    (folder / "all__inputs.npy").write_bytes(pickle.dumps(Touch()))
+    with pytest.raises(DatasetError):
+        PuzzleDataset(tmp_path, "train", global_batch_size=4)
+    assert not (tmp_path / "ran").exists()
+
+
+@pytest.mark.parametrize(
+    ("name", "command"),
+    [
+        ("sudoku-extreme-full", "build_sudoku_dataset.py --output-dir {path}"),
+        ("sudoku-6x6", "build_mini_sudoku_dataset.py --box-rows 2 --box-cols 3 --output-dir {path}"),
+        ("sudoku-4x4", "build_mini_sudoku_dataset.py --box-rows 2 --box-cols 2 --output-dir {path}"),
+        ("maze-30x30-hard-1k", "build_maze_dataset.py --output-dir {path}"),
+        ("arc-aug-1000", "build_arc_dataset.py --output-dir {path} --num-aug 1000"),
+        ("arc-2-aug-1000", "--dataset-dirs dataset/raw-data/ARC-AGI-2/data --output-dir {path} --num-aug 1000"),
+    ],
+)
+def test_missing_data_set_tells_the_command(name: str, command: str, tmp_path: Path) -> None:
+    """Who starts training before building would not know what to do."""
+    path = tmp_path / name
+    with pytest.raises(DatasetError) as caught:
+        PuzzleDataset(path, "train", global_batch_size=4)
+    assert "no such folder" in str(caught.value)
+    assert command.format(path=path) in str(caught.value)
+    write_split(path / "train", [[1]])
+    with pytest.raises(DatasetError, match="no split 'test'"):
+        PuzzleDataset(path, "test", global_batch_size=4)
+
+
+def test_a_training_set_below_one_batch_is_an_error(tmp_path: Path) -> None:
+    """Training would do nothing and say nothing."""
+    write_split(tmp_path / "train", [[1]] * 10)
+    data = PuzzleDataset(tmp_path, "train", global_batch_size=32)
+    for start in (0, 1):
+        with pytest.raises(DatasetError, match="3 epochs of 10 groups don't fill one batch of 32 examples"):
+            data.train_batches(0, epochs=3, start_batch=start)
+    assert len(list(data.train_batches(0, epochs=4))) == 1
+    assert [batch.num_examples for batch in data.eval_batches()] == [10]
+
+
+def test_bad_arguments_are_named(tmp_path: Path) -> None:
+    """Ranks would disagree about shapes, or crash inside numpy."""
+    write_split(tmp_path / "train", ARC_LIKE)
+    for options, message in (
+        ({"global_batch_size": 10, "num_ranks": 4}, "10 is not divisible by the number of ranks 4: use 12"),
+        ({"global_batch_size": 0}, "global_batch_size is 0"),
+        ({"global_batch_size": 4, "rank": 2, "num_ranks": 2}, "rank is 2 of 2"),
+        ({"global_batch_size": 4, "seed": -1}, "seed is -1"),
+    ):
+        with pytest.raises(DatasetError, match=message):
+            PuzzleDataset(tmp_path, "train", **options)
