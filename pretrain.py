@@ -21,7 +21,7 @@ from dataset.puzzle_dataset import PuzzleDataset, prefetch
 from utils import errors
 from utils.checkpoint import find_step_folder, load_weights, new_checkpoint_path, save_code, save_weights
 from utils.config import PretrainConfig, parse_pretrain_config, with_names, write_saved_config
-from utils.evaluation import Evaluation, Evaluator, evaluate, examples_to_evaluate
+from utils.evaluation import Evaluation, Evaluator, evaluate, examples_to_evaluate, metric_names
 from utils.metrics import TrainMetrics, lookup
 from utils.predictions import PredictionWriter, predictions_folder
 from utils.tracking import Tracker
@@ -82,17 +82,16 @@ def train(
                 continue
 
             logged = metrics.read()
+            recent = metrics.over_window()  # of a single step's rows few have halted, and so been counted, or none
             bar.set_postfix(
-                loss=f"{logged.pop('train/loss'):.3f}", exact=f"{logged['train/exact_accuracy']:.3f}", refresh=False
+                loss=f"{logged.pop('train/loss'):.3f}", exact=f"{recent['train/exact_accuracy']:.3f}", refresh=False
             )
             tracker.log(logged | {"train/lr": state.learning_rates(state.step)[0]}, state.step)
             stop = config.stop_when
             if stop.metric is not None and stop.metric.startswith("train/"):
-                value = metrics.over_window(stop.metric)
-                if value is not None and stop.met_by(value):
-                    tqdm.write(
-                        f"step {state.step}: {stop.metric} = {value:.4f} over {stop.window} steps, stopping early"
-                    )
+                value = lookup(recent, stop.metric)
+                if metrics.window_is_full and stop.met_by(value):
+                    tqdm.write(f"step {state.step}: {stop.metric} = {value:.4f} over {stop.window} steps, stopping")
                     return True
     return False
 
@@ -122,12 +121,15 @@ def evaluate_and_log(
 
 
 @errors.one_line
-@hydra.main(config_path="config", config_name="cfg_pretrain", version_base=None)
+@hydra.main(config_path=str(Path(__file__).resolve().parent / "config"), config_name="cfg_pretrain", version_base=None)
 @errors.one_line
 def launch(hydra_config: DictConfig) -> None:
     """A whole run."""
     config = with_forward_dtype(with_names(parse_pretrain_config(hydra_config)))
     train_set, test_set = load_data(config)
+    stop = config.stop_when
+    if stop.metric is not None and stop.metric.startswith("eval/"):
+        lookup(dict.fromkeys(metric_names(test_set), 0.0), stop.metric)  # raises now rather than hours later
     state = TrainState(config, train_set.metadata, total_steps=steps_of_run(config, train_set))
     if config.load_weights is not None:
         load_weights(state.head, find_step_folder(config.load_weights))
@@ -145,21 +147,27 @@ def launch(hydra_config: DictConfig) -> None:
     ):
         tracker.log({"num_params": parameters}, 0)
         tracker.log_code(checkpoint_path)
-        stop = config.stop_when
         metrics = TrainMetrics(config.global_batch_size, stop.window)
         for iteration in range(config.iterations):
             stopped = train(config, state, train_set, iteration, metrics, tracker, bar)
             result = evaluate_and_log(config, state, evaluator, test_set, tracker)
             if stop.metric is not None and stop.metric.startswith("eval/"):
-                stopped = stop.met_by(lookup(result.metrics, stop.metric))
+                value = lookup(result.metrics, stop.metric)
+                stopped = stop.met_by(value)
+                if stopped:
+                    tqdm.write(f"step {state.step}: {stop.metric} = {value:.4f}, stopping")
             if config.checkpoint_every_eval or stopped or iteration == config.iterations - 1:
                 tqdm.write(f"saved {save_weights(state.head, checkpoint_path, state.step)}")
             if stopped:
                 break
 
 
-if __name__ == "__main__":
-    # With the PyTorch code, keys that its YAML lacks are given as +key=value. Here all keys are in the YAML, and there
-    # Hydra wants ++ for the same.
+def main() -> None:
+    """The command line. With the PyTorch code, keys that its YAML lacks are given as `+key=value`; here the YAML has
+    all keys, and Hydra wants `++` where a key exists already."""
     sys.argv[1:] = [re.sub(r"^\+(?=[^+])", "++", argument) for argument in sys.argv[1:]]
     launch()
+
+
+if __name__ == "__main__":
+    main()

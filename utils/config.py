@@ -63,6 +63,8 @@ class StopWhen(BaseModel):
     @model_validator(mode="after")
     def _complete(self) -> StopWhen:
         if self.metric is None:
+            if self.at_least is not None or self.at_most is not None:
+                raise ValueError("set stop_when.metric too, such as train/exact_accuracy")
             return self
         if not self.metric.startswith(("train/", "eval/")):
             raise ValueError(f"metric = {self.metric!r}; name a logged one, such as train/exact_accuracy")
@@ -180,7 +182,10 @@ def parse_evaluate_config(arguments: list[str]) -> EvaluateConfig:
     malformed = [argument for argument in arguments if "=" not in argument or argument.startswith("-")]
     if malformed or not any(argument.startswith("checkpoint=") for argument in arguments):
         raise UserError(f"{malformed[0]!r} is not key=value; {usage}" if malformed else usage)
-    values = OmegaConf.to_container(OmegaConf.from_cli(arguments), resolve=True)
+    try:
+        values = OmegaConf.to_container(OmegaConf.from_cli(arguments), resolve=True)
+    except yaml.YAMLError as error:
+        raise UserError(f"{' '.join(arguments)} can't be read: {error}") from error
     try:
         return EvaluateConfig.model_validate(values)
     except ValidationError as error:

@@ -14,8 +14,8 @@ from pydantic import ValidationError
 
 from dataset.common import DatasetError
 
-_WANTS_TRACEBACK = os.environ.get("HYDRA_FULL_ERROR") == "1"
-os.environ["HYDRA_FULL_ERROR"] = "1"  # makes Hydra raise, rather than print half a page and exit
+_FULL_ERROR = "HYDRA_FULL_ERROR"  # Hydra's variable: "1" makes it raise, rather than print half a page and exit
+_WANTS_TRACEBACK = os.environ.get(_FULL_ERROR) == "1"
 
 P = ParamSpec("P")
 
@@ -64,12 +64,19 @@ def one_line(main: Callable[P, None]) -> Callable[P, None]:
 
     @functools.wraps(main)
     def run(*args: P.args, **kwargs: P.kwargs) -> None:
+        before = os.environ.get(_FULL_ERROR)
+        os.environ[_FULL_ERROR] = "1"
         try:
             main(*args, **kwargs)
         except (UserError, DatasetError, HydraException, OmegaConfBaseException) as error:
             if _WANTS_TRACEBACK:
                 raise
             _fail(_plain(error))
+        finally:
+            if before is None:
+                del os.environ[_FULL_ERROR]
+            else:
+                os.environ[_FULL_ERROR] = before
 
     return run
 

@@ -17,6 +17,9 @@ from utils.predictions import PredictionWriter, to_numpy
 from utils.train_state import Metrics, to_device
 
 
+METRICS = ("accuracy", "exact_accuracy", "q_halt_accuracy", "steps", "lm_loss", "q_halt_loss")
+
+
 class Evaluator:
     """The compiled evaluation step of a model, and its outer loop. Reads the weights that `head` has at each call."""
 
@@ -64,6 +67,15 @@ class Evaluation:
 def examples_to_evaluate(dataset: PuzzleDataset, max_examples: int | None) -> int:
     """How many examples of a split `evaluate` goes through."""
     return dataset.num_examples if max_examples is None else min(max_examples, dataset.num_examples)
+
+
+def _prefix(dataset: PuzzleDataset, set_name: str) -> str:
+    return "eval" if len(dataset.metadata.sets) == 1 else f"eval/{set_name}"
+
+
+def metric_names(dataset: PuzzleDataset) -> list[str]:
+    """The names of the metrics that `evaluate` finds for a split."""
+    return [f"{_prefix(dataset, set_name)}/{name}" for set_name in dataset.metadata.sets for name in METRICS]
 
 
 def evaluate(
@@ -117,8 +129,6 @@ def evaluate(
 
     means: dict[str, float] = {}
     for set_name, total in totals.items():
-        prefix = "eval" if len(totals) == 1 else f"eval/{set_name}"
-        count = max(1.0, total.pop("count"))
-        del total["loss"]
-        means |= {f"{prefix}/{name}": value / count for name, value in total.items()}
+        count = max(1.0, total["count"])
+        means |= {f"{_prefix(dataset, set_name)}/{name}": total[name] / count for name in METRICS}
     return Evaluation(means, samples, num_examples, time.monotonic() - started)

@@ -28,7 +28,7 @@ class TrainMetrics:
 
     Args:
         global_batch_size: rows of a step's batch.
-        window: for how many steps `over_window` looks back.
+        window: over how many steps `over_window` looks back.
     """
 
     def __init__(self, global_batch_size: int, window: int):
@@ -48,15 +48,14 @@ class TrainMetrics:
         self._window.extend(sums)
         return means(sums, self._global_batch_size)
 
-    def over_window(self, metric: str) -> float | None:
-        """The mean of `train/<name>` over the last `window` steps; None before there were so many.
+    @property
+    def window_is_full(self) -> bool:
+        """Whether `window` steps have been read."""
+        return len(self._window) == self._window.maxlen
 
-        Raises:
-            UserError: if there is no such metric.
-        """
-        if len(self._window) < (self._window.maxlen or 0):
-            return None
-        return lookup(means(list(self._window), self._global_batch_size), metric)
+    def over_window(self) -> dict[str, float]:
+        """The means over the last `window` steps read, or as many as there were."""
+        return means(list(self._window), self._global_batch_size)
 
 
 def lookup(metrics: dict[str, float], metric: str) -> float:

@@ -100,7 +100,7 @@ def draw_puzzle(sample: dict[str, np.ndarray], vocab_size: int) -> Image.Image:
             wrong = name == "preds" and label not in (IGNORE_LABEL_ID, token)
             if sudoku:
                 given = sample["inputs"][index] == token
-                draw.rectangle(box, outline=_LINE)
+                draw.rectangle(box, outline=_WRONG if wrong and token <= 1 else _LINE)  # no digit to print in red
                 if token > 1:
                     ink = _WRONG if wrong else _INK if given else _ANSWER
                     draw.text((x + cell / 2, y + cell / 2), str(token - 1), fill=ink, font=font, anchor="mm")

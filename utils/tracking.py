@@ -2,38 +2,25 @@
 
 from __future__ import annotations
 
-import os
 import sys
 from pathlib import Path
 from types import TracebackType
-from typing import Any, Literal
+from typing import Any
 
 import numpy as np
 import wandb
+from pydantic import ValidationError
 
 from utils.config import PretrainConfig
+from utils.errors import UserError, describe_validation_error
 from utils.puzzle_view import draw_puzzle
-
-CONNECT_TIMEOUT_S = 60.0
-
-
-def choose_mode() -> Literal["offline"] | None:
-    """The `mode` for `wandb.init`: None leaves it to W&B and `WANDB_MODE`; `offline` where a login would be needed but
-    there is neither an account nor a terminal to ask at. Then one line on stderr says so."""
-    if os.environ.get("WANDB_MODE") or os.environ.get("WANDB_DISABLED"):
-        return None
-    if wandb.api.api_key or sys.stdin.isatty():
-        return None
-    print(
-        "wandb: no login and no terminal to ask for one, so this run is recorded offline; "
-        "`wandb login` beforehand, or WANDB_MODE=online|offline|disabled, decides otherwise",
-        file=sys.stderr,
-    )
-    return "offline"
 
 
 class Tracker:
     """One W&B run: a context manager that closes it, as failed if the block raises.
+
+    W&B's own environment (`WANDB_MODE`, `WANDB_DIR`, `WANDB_INIT_TIMEOUT`, …) decides how it is recorded. Where that
+    can't be had, for want of a login and of a terminal to ask at, or of a way to the server, it is recorded offline.
 
     Args:
         config: the run's configuration, names included; it is recorded whole.
@@ -44,12 +31,14 @@ class Tracker:
             "project": config.project_name,
             "name": config.run_name,
             "config": config.model_dump(),
-            "settings": wandb.Settings(x_disable_stats=True, init_timeout=CONNECT_TIMEOUT_S),
+            "settings": wandb.Settings(x_disable_stats=True),
         }
         try:
-            self.run = wandb.init(mode=choose_mode(), **options)
-        except wandb.errors.Error as error:  # a login that the server refuses, or no way to the server
-            reason = str(error).splitlines()[0]
+            self.run = wandb.init(**options)
+        except ValidationError as error:
+            raise UserError(describe_validation_error(error, "the environment", "wandb ")) from error
+        except wandb.errors.Error as error:
+            reason = str(error).splitlines()[0].rstrip(".")
             print(f"wandb: {reason}; this run is recorded offline, `wandb sync` uploads it later", file=sys.stderr)
             self.run = wandb.init(mode="offline", **options)
 

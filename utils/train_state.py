@@ -46,6 +46,8 @@ def build_model(arch: ArchConfig, metadata: PuzzleDatasetMetadata, key: mx.array
     sizes = {name: getattr(metadata, name) for name in ("seq_len", "vocab_size", "num_puzzle_identifiers")}
     if not hasattr(model_class, "Config"):
         raise UserError(f"arch.name = {arch.name!r} is not a model; it has no Config")
+    if not issubclass(head_class, ACTLossHead):
+        raise UserError(f"arch.loss.name = {arch.loss.name!r} is not a loss head; expected losses@ACTLossHead")
     try:
         model_config = model_class.Config.model_validate(fields | sizes)
     except ValidationError as error:

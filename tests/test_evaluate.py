@@ -1,0 +1,277 @@
+"""evaluate.py as users run it: the numbers that pretrain.py logged, predictions on disk, and mistakes in one line."""
+
+from __future__ import annotations
+
+import json
+import shutil
+import sys
+from collections.abc import Callable
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+import yaml
+
+import evaluate
+from tests.test_pretrain import read_wandb
+from tests.tiny_data import BATCH, NUM_TEST, make_tiny_data, run_script, split_test_set, train_arguments
+
+STEP = 16
+METRICS = ("accuracy", "exact_accuracy", "q_halt_accuracy", "steps", "lm_loss", "q_halt_loss")
+DEFAULT_KEYS = {"inputs", "labels", "puzzle_identifiers", "preds", "q_halt_logits", "q_continue_logits"}
+
+
+@dataclass(frozen=True)
+class Trained:
+    """A finished run: its data set, its checkpoint path, and what it logged at the last step."""
+
+    data: Path
+    run: Path
+    logged: dict[str, float]
+
+    @property
+    def checkpoint(self) -> Path:
+        return self.run / f"step_{STEP}"
+
+    def predictions(self, key: str) -> np.ndarray:
+        return np.load(self.run / f"step_{STEP}_all_preds.0" / f"{key}.npy")
+
+
+@pytest.fixture(scope="module")
+def trained(tmp_path_factory: pytest.TempPathFactory) -> Trained:
+    folder = tmp_path_factory.mktemp("trained")
+    data = make_tiny_data(folder / "sudoku-4x4", identifiers=3)
+    result = run_script("pretrain.py", train_arguments(data, folder / "run"), folder, WANDB_MODE="offline")
+    assert result.returncode == 0, result.stderr
+    logged = {row["_step"]: row for row in read_wandb(folder)["history"]}[STEP]
+    return Trained(data, folder / "run", logged)
+
+
+@pytest.fixture
+def run_here(monkeypatch: pytest.MonkeyPatch, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> Callable[..., Any]:
+    """Call evaluate.py's entry point in this process; returns (exit status, stdout, stderr)."""
+    monkeypatch.chdir(tmp_path)
+
+    def run(*arguments: str) -> tuple[int, str, str]:
+        monkeypatch.setattr(sys, "argv", ["evaluate.py", *arguments])
+        capsys.readouterr()
+        status = 0
+        try:
+            evaluate.main()
+        except SystemExit as exit_:
+            status = exit_.code if isinstance(exit_.code, int) else 1
+        out, err = capsys.readouterr()
+        return status, out, err
+
+    return run
+
+
+@pytest.fixture
+def metrics_of(trained: Trained, run_here: Callable[..., Any]) -> Callable[..., dict[str, Any]]:
+    """The JSON line that evaluate.py prints for the trained checkpoint."""
+
+    def run(*arguments: str) -> dict[str, Any]:
+        status, out, err = run_here(f"checkpoint={trained.checkpoint}", *arguments)
+        assert status == 0, err
+        return json.loads(out.splitlines()[-1])
+
+    return run
+
+
+def test_prints_what_training_logged_as_a_table_and_one_json_line(trained: Trained, tmp_path: Path) -> None:
+    """A checkpoint would not be worth what the training curves promised."""
+    result = run_script("evaluate.py", [f"checkpoint={trained.checkpoint}", "show_examples=2"], tmp_path)
+    assert result.returncode == 0, result.stderr
+    lines = result.stdout.splitlines()
+    (record,) = [json.loads(line) for line in lines if line.startswith("{")]
+    assert lines[-1].startswith("{")
+    assert (record["step"], record["num_examples"]) == (STEP, NUM_TEST)
+    assert {key for key in record if key.startswith("eval/")} == {f"eval/{name}" for name in METRICS}
+    for name in METRICS:
+        assert record[f"eval/{name}"] == pytest.approx(trained.logged[f"eval/{name}"], rel=1e-6)
+        assert any(line.split() == [f"eval/{name}", f"{record[f'eval/{name}']:.4f}"] for line in lines)
+    assert result.stdout.count("truth") == 2
+    assert not list(tmp_path.iterdir())  # predictions lie beside the checkpoint, and nothing where one happens to be
+
+
+def test_predictions_are_the_test_split_in_order_without_padding(
+    trained: Trained, metrics_of: Callable[..., dict[str, Any]]
+) -> None:
+    """Scoring scripts pair row i with puzzle i; 20 examples in batches of 8 leave 4 padding rows in the last."""
+    record = metrics_of()
+    folder = trained.run / f"step_{STEP}_all_preds.0"
+    assert {path.name for path in folder.iterdir()} == {f"{key}.npy" for key in DEFAULT_KEYS}
+
+    inputs, labels = (np.load(trained.data / "test" / f"all__{kind}.npy") for kind in ("inputs", "labels"))
+    np.testing.assert_array_equal(trained.predictions("inputs"), inputs)
+    np.testing.assert_array_equal(trained.predictions("labels"), labels)
+    np.testing.assert_array_equal(trained.predictions("puzzle_identifiers"), np.arange(NUM_TEST) % 3)
+    preds = trained.predictions("preds")
+    assert (preds.dtype, preds.shape) == (np.uint8, (NUM_TEST, 16))
+    assert trained.predictions("inputs").dtype == np.uint8
+    assert trained.predictions("labels").dtype == np.int16  # -100 must fit
+    for key in ("q_halt_logits", "q_continue_logits"):
+        assert trained.predictions(key).dtype == np.float32
+        assert trained.predictions(key).shape == (NUM_TEST,)
+    # What is on disk gives the reported metrics.
+    assert np.mean(preds == labels) == pytest.approx(record["eval/accuracy"], rel=1e-6)
+    assert np.mean((preds == labels).all(1)) == pytest.approx(record["eval/exact_accuracy"], rel=1e-6)
+
+
+def test_save_outputs_chooses_the_files(trained: Trained, metrics_of: Callable[..., dict[str, Any]]) -> None:
+    """Logits of the full Sudoku test set take 1.5 GB: nobody should get them, or anything, unasked."""
+    folder = trained.run / f"step_{STEP}_all_preds.0"
+    metrics_of("save_outputs=[logits,preds]")  # replaces the files of the evaluation before
+    assert {path.name for path in folder.iterdir()} == {"logits.npy", "preds.npy"}
+    logits = trained.predictions("logits")
+    assert (logits.dtype, logits.shape) == (np.float32, (NUM_TEST, 16, 6))
+    np.testing.assert_array_equal(logits.argmax(-1), trained.predictions("preds"))
+
+    shutil.rmtree(folder)
+    metrics_of("save_outputs=[]")
+    assert {path.name for path in trained.run.iterdir()} == {"all_config.yaml", "code", "step_8", "step_16"}
+
+
+def test_batch_size_changes_no_metric_but_the_loss_of_padding(metrics_of: Callable[..., dict[str, Any]]) -> None:
+    """Whoever has less memory must get the same result.
+
+    As in the PyTorch code q_halt_loss sums over padding rows as well: each adds the same amount, so 12 of them (batches
+    of 16) add three times as much as 4 (batches of 8), and batches of 10 have none.
+    """
+    whole, eight, sixteen = (metrics_of(f"global_batch_size={size}", "save_outputs=[]") for size in (10, BATCH, 16))
+    for name in METRICS[:-1]:
+        for other in (eight, sixteen):
+            assert other[f"eval/{name}"] == pytest.approx(whole[f"eval/{name}"], rel=1e-5)
+    extra = [record["eval/q_halt_loss"] - whole["eval/q_halt_loss"] for record in (eight, sixteen)]
+    assert extra[0] > 0
+    assert extra[1] == pytest.approx(3 * extra[0], rel=1e-3)
+
+
+def test_first_examples_only(trained: Trained, metrics_of: Callable[..., dict[str, Any]]) -> None:
+    """A quick look at a large test set would report other examples' accuracy than those it wrote."""
+    record = metrics_of("max_examples=11", "save_outputs=[labels,preds]")
+    assert record["num_examples"] == 11
+    preds, labels = trained.predictions("preds"), trained.predictions("labels")
+    assert len(preds) == 11
+    assert np.mean(preds == labels) == pytest.approx(record["eval/accuracy"], rel=1e-6)
+
+
+def test_sets_are_reported_apart_also_if_only_some_are_reached(
+    trained: Trained, tmp_path: Path, metrics_of: Callable[..., dict[str, Any]]
+) -> None:
+    """A metric must keep its name: plots and stop_when look for it."""
+    two = make_tiny_data(tmp_path / "two", identifiers=3)
+    split_test_set(two)  # 8 easy, 12 hard
+    together, apart = metrics_of("save_outputs=[]"), metrics_of(f"data_path={two}", "save_outputs=[preds]")
+    names = {f"eval/{set_name}/{name}" for set_name in ("easy", "hard") for name in METRICS}
+    assert {key for key in apart if key.startswith("eval/")} == names
+    for name in METRICS[:-1]:
+        mean = (8 * apart[f"eval/easy/{name}"] + 12 * apart[f"eval/hard/{name}"]) / 20
+        assert mean == pytest.approx(together[f"eval/{name}"], rel=1e-5)
+    assert len(trained.predictions("preds")) == NUM_TEST  # one file, the sets one after the other
+
+    some = metrics_of(f"data_path={two}", "save_outputs=[]", "max_examples=5")
+    assert {key for key in some if key.startswith("eval/")} == {f"eval/easy/{name}" for name in METRICS}
+
+
+def test_a_run_folder_means_its_newest_step(trained: Trained, run_here: Callable[..., Any]) -> None:
+    """Sorted as text, step_8 would come after step_16."""
+    status, out, err = run_here(f"checkpoint={trained.run}", "save_outputs=[]")
+    assert status == 0, err
+    assert json.loads(out.splitlines()[-1])["step"] == STEP
+
+
+def test_an_evaluation_that_fails_leaves_no_predictions(
+    trained: Trained, tmp_path: Path, run_here: Callable[..., Any], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Half a file of predictions has its full length, and would be scored as if the rest were wrong."""
+    run = tmp_path / "run"
+    shutil.copytree(trained.run, run, ignore=shutil.ignore_patterns("*_all_preds*"))
+    write, batches = evaluate.PredictionWriter.write, 0
+
+    def full_disk(*arguments: Any) -> None:
+        nonlocal batches
+        batches += 1
+        if batches == 2:
+            raise OSError("no space left on device")
+        write(*arguments)
+
+    monkeypatch.setattr(evaluate.PredictionWriter, "write", full_disk)
+    with pytest.raises(OSError, match="no space left"):
+        run_here(f"checkpoint={run / 'step_16'}")
+    assert {path.name for path in run.iterdir()} == {"all_config.yaml", "code", "step_8", "step_16"}
+
+
+def one_error(result: tuple[int, str, str]) -> str:
+    """The only line on stderr of an evaluation that ended with exit status 1 and printed nothing else."""
+    status, out, err = result
+    assert status == 1
+    assert out == ""
+    assert err.startswith("error: ")
+    assert err.count("\n") == 1, err
+    return err
+
+
+@pytest.mark.parametrize(
+    ("arguments", "expected"),
+    [
+        ([], "usage: python evaluate.py checkpoint="),
+        (["data_path=x"], "usage: python evaluate.py checkpoint="),
+        (["--checkpoint", "x"], "'--checkpoint' is not key=value"),
+        (["checkpoint=nowhere/step_3"], "nowhere/step_3 is not a folder"),
+        (["checkpoint={run}/code"], "not a step folder; expected a name such as step_1000"),
+        (["checkpoint={run}/step_16", "outputs=[preds]"], "unknown key 'outputs'"),
+        (["checkpoint={run}/step_16", "save_outputs=[prediction]"], "save_outputs.0 = 'prediction'"),
+        (["checkpoint={run}/step_16", "save_outputs=[preds"], "save_outputs=[preds"),
+        (["checkpoint={run}/step_16", "global_batch_size=0"], "global_batch_size = 0"),
+        (["checkpoint={run}/step_16", "max_examples=many"], "max_examples = 'many'"),
+        (["checkpoint={run}/step_16", "data_path=nowhere/4x4"], "build_mini_sudoku_dataset.py --box-rows 2"),
+    ],
+    ids=lambda value: " ".join(value) if isinstance(value, list) else "",
+)
+def test_mistakes_on_the_command_line_end_in_one_line(
+    trained: Trained, run_here: Callable[..., Any], arguments: list[str], expected: str
+) -> None:
+    assert expected in one_error(run_here(*(argument.format(run=trained.run) for argument in arguments)))
+
+
+def test_damaged_or_foreign_checkpoints_end_in_one_line(
+    trained: Trained, tmp_path: Path, run_here: Callable[..., Any]
+) -> None:
+    """Each of these would otherwise be a page of traceback, or worse, numbers of another model."""
+    run = tmp_path / "run"
+    shutil.copytree(trained.run, run)
+    weights, config = run / "step_16" / "model.safetensors", run / "all_config.yaml"
+    saved = yaml.safe_load(config.read_text())
+
+    def complaint(*arguments: str) -> str:
+        return one_error(run_here(f"checkpoint={run / 'step_16'}", "save_outputs=[]", *arguments))
+
+    other = make_tiny_data(tmp_path / "other", identifiers=2)
+    line = complaint(f"data_path={other}")
+    assert "puzzle_emb.weights has shape (3, 32), the model needs (2, 32)" in line
+    assert "data set that the model was trained on" in line
+
+    config.write_text(yaml.safe_dump(saved | {"arch": saved["arch"] | {"hidden_size": 64, "puzzle_emb_ndim": 64}}))
+    assert "all_config.yaml" in complaint()
+    config.write_text(yaml.safe_dump(saved | {"arch": saved["arch"] | {"pos_encodings": "learned"}}))
+    assert "lacks model.inner.embed_pos.embedding_weight" in complaint()
+    config.write_text(yaml.safe_dump(saved | {"arch": saved["arch"] | {"H_layers": 2}}))
+    assert "lacks model.inner.H_level.layers.1" in complaint()
+
+    config.write_text("arch: [")
+    assert "all_config.yaml can't be read" in complaint()
+    config.write_text("- a list")
+    assert "expected keys and values, found list" in complaint()
+    config.write_text(yaml.safe_dump({key: value for key, value in saved.items() if key != "lr"}))
+    assert "key 'lr' is missing in " in complaint()
+    config.unlink()
+    assert "all_config.yaml is missing" in complaint()
+
+    config.write_text(yaml.safe_dump(saved))
+    weights.write_bytes(weights.read_bytes()[:1000])
+    assert "model.safetensors can't be read" in complaint()
+    weights.unlink()
+    assert "model.safetensors is missing" in complaint()

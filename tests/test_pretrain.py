@@ -1,0 +1,330 @@
+"""pretrain.py as users run it: real processes, a real offline W&B run read back, and mistakes that end in one line."""
+
+from __future__ import annotations
+
+import json
+import struct
+import sys
+from collections.abc import Callable, Iterator
+from pathlib import Path
+from typing import Any
+
+import mlx.core as mx
+import numpy as np
+import pytest
+import yaml
+from wandb.proto import wandb_internal_pb2
+
+import pretrain
+from tests.configs import random_batch, train_state
+from tests.tiny_data import BATCH, NUM_TRAIN, make_tiny_data, run_script, split_test_set, train_arguments
+from utils.config import read_saved_config
+from utils.metrics import TrainMetrics
+from utils.optimizers import learning_rate
+
+TRAIN_METRICS = (
+    "count", "accuracy", "exact_accuracy", "q_halt_accuracy", "steps", "lm_loss", "q_halt_loss", "q_continue_loss",
+    "lr",
+)  # fmt: skip
+EVAL_METRICS = ("accuracy", "exact_accuracy", "q_halt_accuracy", "steps", "lm_loss", "q_halt_loss")
+STEPS = 2 * NUM_TRAIN // BATCH
+
+
+def wandb_records(path: Path) -> Iterator[wandb_internal_pb2.Record]:
+    """The records of a .wandb file: after 7 bytes, blocks of 32 KiB as in LevelDB's log format."""
+    content, block_size, header_size = path.read_bytes(), 32 * 1024, 7
+    whole, first, _, last = 1, 2, 3, 4  # types of a piece
+    position, pieces = header_size, b""
+    while position + header_size <= len(content):
+        left_in_block = block_size - position % block_size
+        if left_in_block < header_size:
+            position += left_in_block
+            continue
+        _, length, kind = struct.unpack_from("<IHB", content, position)
+        piece = content[position + header_size : position + header_size + length]
+        position += header_size + length
+        pieces = piece if kind in (whole, first) else pieces + piece
+        if kind in (whole, last):
+            record = wandb_internal_pb2.Record()
+            record.ParseFromString(pieces)
+            yield record
+
+
+def read_wandb(folder: Path) -> dict[str, Any]:
+    """History rows, configuration, code files and run names of the one offline run below `folder`."""
+    (path,) = folder.glob("wandb/offline-run-*/run-*.wandb")
+    found: dict[str, Any] = {"history": [], "config": {}, "artifacts": []}
+    for record in wandb_records(path):
+        kind = record.WhichOneof("record_type")
+        if kind == "history":
+            items = record.history.item
+            found["history"].append({(i.key or "/".join(i.nested_key)): json.loads(i.value_json) for i in items})
+        elif kind == "run":
+            found |= {"project": record.run.project, "name": record.run.display_name}
+            found["config"] |= {i.key or i.nested_key[0]: json.loads(i.value_json) for i in record.run.config.update}
+        elif kind in ("artifact", "request"):
+            artifact = record.artifact if kind == "artifact" else record.request.log_artifact.artifact
+            found["artifacts"] += [(artifact.type, entry.path) for entry in artifact.manifest.contents]
+    return found
+
+
+@pytest.fixture(scope="module")
+def data(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    return make_tiny_data(tmp_path_factory.mktemp("data") / "sudoku-4x4")
+
+
+@pytest.fixture(scope="module")
+def offline_run(data: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """The folder in which a run was made: `run/` is its checkpoint path, `wandb/` its offline record."""
+    folder = tmp_path_factory.mktemp("offline")
+    arguments = train_arguments(data, folder / "run", "log_examples=2", "+run_name=first", "arch.forward_dtype=null")
+    result = run_script("pretrain.py", arguments, folder, WANDB_MODE="offline")
+    assert result.returncode == 0, result.stderr
+    return folder
+
+
+def test_a_run_leaves_checkpoints_configuration_and_code_and_nothing_else(offline_run: Path) -> None:
+    run = offline_run / "run"
+    assert {path.name for path in offline_run.iterdir()} == {"run", "wandb"}
+    assert {path.name for path in run.iterdir()} == {"all_config.yaml", "code", "step_8", "step_16"}
+    assert (run / "code" / "models" / "hrm" / "hrm_act_v1.py").is_file()
+    assert not list(run.rglob("*.pyc"))
+
+    weights = mx.load(str(run / "step_16" / "model.safetensors"))
+    layer = [f"layers.0.{name}.weight" for name in ("self_attn.qkv_proj", "self_attn.o_proj", "mlp.gate_up_proj")]
+    layer.append("layers.0.mlp.down_proj.weight")
+    expected = {f"model.inner.{level}_level.{name}" for level in "HL" for name in layer}
+    expected |= {f"model.inner.{name}" for name in ("H_init", "L_init", "lm_head.weight", "puzzle_emb.weights")}
+    expected |= {f"model.inner.{name}" for name in ("embed_tokens.embedding_weight", "q_head.weight", "q_head.bias")}
+    assert weights.keys() == expected
+
+    config = read_saved_config(run)
+    assert config.run_name == "first"
+    assert config.project_name == "Sudoku-4x4 ACT-mlx"
+    # the dtype in use is recorded even where it was left to the device
+    assert yaml.safe_load((run / "all_config.yaml").read_text())["arch"]["forward_dtype"] in ("float32", "bfloat16")
+
+
+def test_wandb_history_has_every_metric_at_its_step(offline_run: Path) -> None:
+    record = read_wandb(offline_run)
+    history = {row["_step"]: row for row in record["history"]}
+    assert set(history) == {0, *range(1, STEPS + 1)}
+    assert history[0]["num_params"] == 57_794
+    for step in range(1, STEPS + 1):
+        assert {f"train/{name}" for name in TRAIN_METRICS} <= history[step].keys()
+        rate = learning_rate(step, base=2e-3, warmup_steps=4, total_steps=STEPS, min_ratio=1.0)
+        assert history[step]["train/lr"] == pytest.approx(rate)
+        assert history[step]["train/count"] == (step % 3 == 0)  # all rows halt together at the limit of 3 steps
+    for step in (8, 16):
+        assert {f"eval/{name}" for name in EVAL_METRICS} <= history[step].keys()
+        assert history[step]["eval/steps"] == 3
+        assert history[step]["eval/examples/count"] == 2
+    assert not any(key.startswith("eval/") for step in history for key in history[step] if step not in (8, 16))
+    assert history[16]["train/lm_loss"] < history[1]["train/lm_loss"]
+
+    assert (record["project"], record["name"]) == ("Sudoku-4x4 ACT-mlx", "first")
+    assert record["config"]["global_batch_size"] == BATCH
+    assert record["config"]["arch"]["hidden_size"] == 32
+    code = {path for kind, path in record["artifacts"] if kind == "code"}
+    assert {"all_config.yaml", "code/models/losses.py", "code/models/hrm/hrm_act_v1.py"} <= code
+
+
+def test_a_second_run_does_not_mix_with_the_first(data: Path, offline_run: Path) -> None:
+    result = run_script("pretrain.py", train_arguments(data, offline_run / "run"), offline_run)
+    assert result.returncode == 1
+    assert result.stderr.count("\n") == 1
+    assert "holds step_8 of an earlier run" in result.stderr
+
+
+def test_log_interval_logs_the_means_of_its_steps(data: Path, offline_run: Path, tmp_path: Path) -> None:
+    arguments = train_arguments(data, tmp_path / "run", "log_interval=3", "checkpoint_every_eval=False")
+    result = run_script("pretrain.py", arguments, tmp_path, WANDB_MODE="offline")
+    assert result.returncode == 0, result.stderr
+    every = {row["_step"]: row for row in read_wandb(offline_run)["history"]}
+    third = {row["_step"]: row for row in read_wandb(tmp_path)["history"] if "train/lr" in row}
+    assert set(third) == {3, 6, 9, 12, 15}
+    for step, row in third.items():
+        for loss in ("lm_loss", "q_halt_loss", "q_continue_loss"):
+            mean = np.mean([every[s][f"train/{loss}"] for s in (step - 2, step - 1, step)])
+            assert row[f"train/{loss}"] == pytest.approx(mean, rel=1e-5)
+        # rows are counted when they halt, all at every third step
+        assert row["train/accuracy"] == pytest.approx(every[step]["train/accuracy"])
+    assert {path.name for path in (tmp_path / "run").glob("step_*")} == {"step_16"}
+
+
+def test_the_device_is_waited_for_once_an_interval() -> None:
+    state = train_state()
+    metrics = TrainMetrics(BATCH, window=100)
+    for step in range(6):
+        metrics.add(state.train_step(random_batch(step))[0])
+    waiting = metrics._pending
+    assert len(waiting) == 6
+    assert all(isinstance(value, mx.array) for step in waiting for value in step.values())
+    metrics.read()
+    assert not metrics._pending
+
+
+@pytest.mark.parametrize(
+    "environment",
+    [
+        {},
+        {"WANDB_API_KEY": "0" * 40, "WANDB_BASE_URL": "http://127.0.0.1:9", "WANDB_INIT_TIMEOUT": "3"},
+    ],
+    ids=["no-login", "no-server"],
+)
+def test_without_login_or_server_a_run_goes_offline_and_says_so(
+    data: Path, tmp_path: Path, environment: dict[str, str]
+) -> None:
+    overrides = ["epochs=1", "eval_max_examples=8", "checkpoint_every_eval=False"]
+    home = {"HOME": str(tmp_path / "home"), "XDG_CONFIG_HOME": str(tmp_path / "home"), "NETRC": str(tmp_path / "none")}
+    (tmp_path / "home").mkdir()
+    arguments = train_arguments(data, tmp_path / "run", *overrides)
+    result = run_script("pretrain.py", arguments, tmp_path, WANDB_MODE=None, **home, **environment)
+    assert result.returncode == 0, result.stderr
+    assert result.stderr.count("this run is recorded offline") == 1
+    assert "Traceback" not in result.stderr
+    assert {row["_step"] for row in read_wandb(tmp_path)["history"]} >= {0, 8}
+
+
+@pytest.fixture
+def run_here(monkeypatch: pytest.MonkeyPatch, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> Callable[..., Any]:
+    """Call pretrain.py's entry point in this process; returns (exit status, stdout, stderr)."""
+    monkeypatch.chdir(tmp_path)
+    monkeypatch.setenv("WANDB_MODE", "disabled")
+
+    def run(*arguments: str) -> tuple[int, str, str]:
+        monkeypatch.setattr(sys, "argv", ["pretrain.py", *arguments])
+        capsys.readouterr()
+        status = 0
+        try:
+            pretrain.main()
+        except SystemExit as exit_:
+            status = exit_.code if isinstance(exit_.code, int) else 1
+        out, err = capsys.readouterr()
+        return status, out, err
+
+    return run
+
+
+def test_training_stops_when_a_metric_is_reached(data: Path, tmp_path: Path, run_here: Callable[..., Any]) -> None:
+    stop = ["stop_when.metric=train/lm_loss", "stop_when.at_most=1.5", "stop_when.window=2", "epochs=20"]
+    status, out, _ = run_here(*train_arguments(data, tmp_path / "a", *stop))
+    assert status == 0
+    (line,) = [line for line in out.splitlines() if "stopping" in line]
+    assert "train/lm_loss" in line
+    (folder,) = (tmp_path / "a").glob("step_*")  # evaluated and saved where it stopped, in the first epoch
+    assert int(folder.name.removeprefix("step_")) < NUM_TRAIN // BATCH
+
+    stop = ["stop_when.metric=eval/steps", "stop_when.at_least=3", "epochs=20"]
+    status, out, _ = run_here(*train_arguments(data, tmp_path / "b", *stop))
+    assert status == 0
+    assert sum("eval/steps = 3.0000, stopping" in line for line in out.splitlines()) == 1
+    assert [path.name for path in (tmp_path / "b").glob("step_*")] == ["step_8"]
+
+
+def test_load_weights_starts_from_a_checkpoint(
+    data: Path, offline_run: Path, tmp_path: Path, run_here: Callable[..., Any]
+) -> None:
+    still = [f"load_weights={offline_run / 'run' / 'step_16'}", "lr=0", "puzzle_emb_lr=0", "epochs=1"]
+    status, _, err = run_here(*train_arguments(data, tmp_path / "run", *still))
+    assert status == 0, err
+    before = mx.load(str(offline_run / "run" / "step_16" / "model.safetensors"))
+    after = mx.load(str(tmp_path / "run" / "step_8" / "model.safetensors"))
+    assert before.keys() == after.keys()
+    assert all(mx.array_equal(before[name], after[name]) for name in before)
+
+
+def test_predictions_are_written_at_each_evaluation_if_asked_for(
+    data: Path, tmp_path: Path, run_here: Callable[..., Any]
+) -> None:
+    options = ["eval_save_outputs=[preds,q_halt_logits]", "eval_max_examples=10"]
+    status, _, err = run_here(*train_arguments(data, tmp_path / "run", *options))
+    assert status == 0, err
+    for step in (8, 16):
+        folder = tmp_path / "run" / f"step_{step}_all_preds.0"
+        assert {path.name for path in folder.iterdir()} == {"preds.npy", "q_halt_logits.npy"}
+        assert np.load(folder / "preds.npy").shape == (10, 16)
+
+
+def test_several_test_sets_are_reported_apart(data: Path, tmp_path: Path, run_here: Callable[..., Any]) -> None:
+    two_sets = make_tiny_data(tmp_path / "two")
+    split_test_set(two_sets)
+    _, together, _ = run_here(*train_arguments(data, tmp_path / "a", "epochs=1"))
+    status, apart, err = run_here(*train_arguments(two_sets, tmp_path / "b", "epochs=1"))
+    assert status == 0, err
+
+    def value(text: str, name: str) -> float:
+        return float(text.split(f"{name} ")[1].split()[0])
+
+    easy, hard = value(apart, "eval/easy/accuracy"), value(apart, "eval/hard/accuracy")
+    assert value(together, "eval/accuracy") == pytest.approx((8 * easy + 12 * hard) / 20, abs=2e-4)
+
+
+@pytest.mark.parametrize(
+    ("overrides", "expected"),
+    [
+        (["epoch=3"], "unknown key 'epoch'"),
+        (["arch.hidden=3"], "unknown key 'arch.hidden'"),
+        (["+epoch=3"], "unknown key 'epoch'"),
+        (["lr=fast"], "lr = 'fast'"),
+        (["lr=-1"], "lr = -1"),
+        (["lr=[1"], "'[1'"),
+        (["arch=hrm_v9"], "hrm_v9"),
+        (["epochs=3", "eval_interval=2"], "epochs = 3 is not a multiple of eval_interval = 2; try epochs=4"),
+        (["arch.num_heads=5"], "num_heads = 5 does not divide hidden_size = 32"),
+        (["arch.hidden_size=30"], "hidden_size / num_heads = 15 is odd"),
+        (["arch.name=os@system"], "arch"),
+        (["arch.loss.loss_type=hinge"], "arch.loss.loss_type = 'hinge'"),
+        (["data_path=data/sudoku-extreme-1k-aug-1000"], "--subsample-size 1000 --num-aug 1000"),
+        (["global_batch_size=65"], "don't fill one batch of 65"),
+        (["eval_save_outputs=[prediction]"], "'prediction'"),
+        (["stop_when.metric=train/lm_loss"], "stop_when.at_least"),
+        (
+            ["stop_when.metric=train/nothing", "stop_when.at_least=1"],
+            "stop_when.metric = 'train/nothing' is not logged",
+        ),
+        (["load_weights=nowhere"], "nowhere is not a folder"),
+    ],
+    ids=lambda value: value[0] if isinstance(value, list) else "",
+)
+def test_mistakes_end_in_one_line_that_names_them(
+    data: Path, tmp_path: Path, run_here: Callable[..., Any], overrides: list[str], expected: str
+) -> None:
+    status, _, err = run_here(*train_arguments(data, tmp_path / "run", *overrides))
+    complaint = [line for line in err.splitlines() if line.startswith("error: ")]
+    assert status == 1
+    assert len(complaint) == 1
+    assert expected in complaint[0]
+    assert "Traceback" not in err
+
+
+def test_a_mistake_prints_nothing_else(data: Path, tmp_path: Path) -> None:
+    for override in ("lr=fast", "epoch=3", "arch.num_heads=5"):
+        result = run_script("pretrain.py", train_arguments(data, tmp_path / "run", override), tmp_path)
+        assert result.returncode == 1
+        assert result.stderr.count("\n") == 1, result.stderr
+        assert result.stdout == ""
+    assert not list(tmp_path.iterdir())
+
+
+def test_splits_of_different_sizes_are_refused(tmp_path: Path, run_here: Callable[..., Any]) -> None:
+    odd = make_tiny_data(tmp_path / "odd")
+    path = odd / "test" / "dataset.json"
+    path.write_text(json.dumps(json.loads(path.read_text()) | {"vocab_size": 7}))
+    status, _, err = run_here(*train_arguments(odd, tmp_path / "run"))
+    assert status == 1
+    assert "vocab_size is 6 in train and 7 in test" in err
+
+
+def test_more_ranks_than_one_are_refused_until_they_train_right(
+    data: Path, monkeypatch: pytest.MonkeyPatch, tmp_path: Path, run_here: Callable[..., Any]
+) -> None:
+    class Ranks:
+        def __init__(self, size: int):
+            self.size, self.rank = (lambda: size), (lambda: 0)
+
+    for ranks, message in ((3, "not divisible by the number of ranks 3"), (2, "training runs on one")):
+        monkeypatch.setattr(mx.distributed, "init", lambda ranks=ranks: Ranks(ranks))
+        status, _, err = run_here(*train_arguments(data, tmp_path / "run"))
+        assert status == 1
+        assert message in err
