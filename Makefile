@@ -86,13 +86,13 @@ check-switch:
 demo: .venv/installed
 	@run() { echo; echo "\$$ $$*"; env "$$@"; }; set -e; \
 	WANDB_MODE=$${WANDB_MODE:-disabled}; python=.venv/bin/python; \
-	if [ -e $(DATA)/test/dataset.json ]; then echo "$(DATA) is there already (make clean removes it)"; \
-	else run $$python dataset/build_mini_sudoku_dataset.py --output-dir $(DATA) --seed $(DEMO_SEED); fi; \
+	run $$python dataset/build_mini_sudoku_dataset.py --output-dir $(DATA) --blanks 8 --seed $(DEMO_SEED); \
+	run rm -rf $(RUN); \
 	run WANDB_MODE=$$WANDB_MODE $$python pretrain.py --config-name cfg_demo seed=$(DEMO_SEED) checkpoint_path=$(RUN); \
 	checkpoint=$$(ls -t $(RUN)/step_*/model.safetensors | head -n 1); checkpoint=$${checkpoint%/*}; \
 	run $$python evaluate.py checkpoint=$$checkpoint show_examples=1; \
 	echo; echo "The checkpoint is $$checkpoint."; \
-	echo "Next: change a value, such as 'arch.H_cycles=1' after pretrain.py, or train on 9x9 puzzles: README.md, Run Experiments."
+	echo "Next: change a value, such as --blanks 12 or arch.halt_max_steps=8, or train on 9x9 puzzles: README.md, Run Experiments."
 
 test: .venv/installed-dev
 	.venv/bin/python -m ruff check .

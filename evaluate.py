@@ -6,6 +6,8 @@ table and one line of JSON, and writes predictions beside the checkpoint.
 
 from __future__ import annotations
 
+import utils.cpu  # noqa: F401  # before mlx: on Linux it brings a fast BLAS
+
 import json
 import sys
 from contextlib import ExitStack

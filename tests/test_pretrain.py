@@ -21,6 +21,7 @@ from tests.tiny_data import BATCH, NUM_TRAIN, make_tiny_data, run_script, split_
 from utils.config import read_saved_config
 from utils.metrics import TrainMetrics
 from utils.optimizers import learning_rate
+from utils.train_state import TrainState
 
 TRAIN_METRICS = (
     "count", "accuracy", "exact_accuracy", "q_halt_accuracy", "steps", "lm_loss", "q_halt_loss", "q_continue_loss",
@@ -164,6 +165,19 @@ def test_the_device_is_waited_for_once_an_interval() -> None:
     assert not metrics._pending
 
 
+def test_a_run_reads_from_the_device_once_an_interval(
+    data: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, run_here: Callable[..., Any]
+) -> None:
+    events: list[str] = []
+    train_step, read, evaluate = TrainState.train_step, TrainMetrics.read, mx.eval
+    monkeypatch.setattr(TrainState, "train_step", lambda *a: (events.append("step"), train_step(*a))[1])
+    monkeypatch.setattr(TrainMetrics, "read", lambda *a: (events.append("read"), read(*a))[1])
+    monkeypatch.setattr(mx, "eval", lambda *a: (events.append("wait"), evaluate(*a))[1])
+    status, _, err = run_here(*train_arguments(data, tmp_path / "run", "log_interval=4"))
+    assert status == 0, err
+    assert events == [*["step"] * 4, "read", "wait"] * (STEPS // 4)
+
+
 @pytest.mark.parametrize(
     "environment",
     [
@@ -283,7 +297,15 @@ def test_several_test_sets_are_reported_apart(data: Path, tmp_path: Path, run_he
             ["stop_when.metric=train/nothing", "stop_when.at_least=1"],
             "stop_when.metric = 'train/nothing' is not logged",
         ),
+        (
+            ["stop_when.metric=eval/nothing", "stop_when.at_least=1"],
+            "stop_when.metric = 'eval/nothing' is not logged; choose one of eval/accuracy",
+        ),
+        (["stop_when.at_least=1"], "set stop_when.metric too"),
         (["load_weights=nowhere"], "nowhere is not a folder"),
+        (["checkpoint_path=/dev/null/run"], "checkpoint_path /dev/null/run can't be used"),
+        (["arch.loss.name=hrm.hrm_act_v1@HierarchicalReasoningModel_ACTV1"], "is not a loss head"),
+        (["arch.name=losses@ACTLossHead"], "is not a model"),
     ],
     ids=lambda value: value[0] if isinstance(value, list) else "",
 )
@@ -305,6 +327,32 @@ def test_a_mistake_prints_nothing_else(data: Path, tmp_path: Path) -> None:
         assert result.stderr.count("\n") == 1, result.stderr
         assert result.stdout == ""
     assert not list(tmp_path.iterdir())
+
+
+def test_ctrl_c_ends_a_run_without_a_traceback(
+    data: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, run_here: Callable[..., Any]
+) -> None:
+    train_step = TrainState.train_step
+
+    def interrupted(state: TrainState, batch: dict[str, mx.array]) -> Any:
+        if state.step == 3:
+            raise KeyboardInterrupt
+        return train_step(state, batch)
+
+    monkeypatch.setattr(TrainState, "train_step", interrupted)
+    status, _, err = run_here(*train_arguments(data, tmp_path / "run"))
+    assert status == 130
+    assert err.endswith("\ninterrupted\n")
+    assert "Traceback" not in err
+    assert not list((tmp_path / "run").glob("step_*"))
+
+
+def test_an_impossible_stop_is_told_before_training(data: Path, tmp_path: Path, run_here: Callable[..., Any]) -> None:
+    # evaluations are hours apart: the first must not be where the run ends
+    stop = ["stop_when.metric=eval/exact", "stop_when.at_least=1"]
+    status, out, _ = run_here(*train_arguments(data, tmp_path / "run", *stop))
+    assert (status, out) == (1, "")
+    assert not (tmp_path / "run").exists()
 
 
 def test_splits_of_different_sizes_are_refused(tmp_path: Path, run_here: Callable[..., Any]) -> None:

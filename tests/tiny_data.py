@@ -82,8 +82,13 @@ def train_arguments(data: Path, checkpoint_path: Path, *overrides: str) -> list[
     ]
 
 
-def run_script(script: str, arguments: list[str], folder: Path, **environment: str | None) -> subprocess.CompletedProcess[str]:
-    """Run a script of the repository as a user does, in `folder`, without a terminal. W&B is off unless asked for; None unsets a variable."""
+def run_script(
+    script: str, arguments: list[str], folder: Path, **environment: str | None
+) -> subprocess.CompletedProcess[str]:
+    """Run a script of the repository as a user does, in `folder`, without a terminal.
+
+    W&B is off unless `environment` says otherwise; None unsets a variable.
+    """
     variables = {name: value for name, value in os.environ.items() if not name.startswith("WANDB")}
     variables |= {"PYTHONPATH": str(ROOT), "WANDB_MODE": "disabled"} | environment
     return subprocess.run(

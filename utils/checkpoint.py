@@ -120,7 +120,7 @@ def load_weights(head: ACTLossHead, folder: Path) -> None:
         if array.shape != own[name].shape:
             remedy = (
                 "puzzle identifiers belong to the data set that the model was trained on, evaluate with that one"
-                if name.endswith("puzzle_emb.weights")
+                if name.endswith("puzzle_emb.weights") and array.shape[1:] == own[name].shape[1:]
                 else "compare the arch keys in all_config.yaml and the sizes in the data set's dataset.json"
             )
             raise UserError(

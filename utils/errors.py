@@ -72,6 +72,9 @@ def one_line(main: Callable[P, None]) -> Callable[P, None]:
             if _WANTS_TRACEBACK:
                 raise
             _fail(_plain(error))
+        except KeyboardInterrupt:
+            print("\ninterrupted", file=sys.stderr)
+            sys.exit(130)  # as shells report it
         finally:
             if before is None:
                 del os.environ[_FULL_ERROR]

@@ -16,7 +16,6 @@ from models.losses import ACTLossHead
 from utils.predictions import PredictionWriter, to_numpy
 from utils.train_state import Metrics, to_device
 
-
 METRICS = ("accuracy", "exact_accuracy", "q_halt_accuracy", "steps", "lm_loss", "q_halt_loss")
 
 

@@ -295,3 +295,13 @@ def test_the_usual_folder_is_kept(tmp_path):
     out, _ = run(COMPILED, TMPDIR=str(tmp_path), HRM_BLAS="off")
     assert out.splitlines() == [COMPILED_RESULT, f"{tmp_path} None"]
     assert len(list((tmp_path / "mlx").rglob("*.so"))) == 1
+
+
+@pytest.mark.parametrize("script", ["pretrain", "evaluate"])
+def test_scripts_prepare_the_cpu_before_they_load_mlx(script):
+    """A sorted or pruned import would make every run on a Linux CPU many times slower, without an error."""
+    out, err = run(f"import sys, {script}; names = list(sys.modules); print(names.index('utils.cpu'))")
+    position = int(out)
+    out, _ = run(f"import sys, {script}; names = list(sys.modules); print(names.index('mlx.core'))")
+    assert position < int(out)
+    assert "too late" not in err

@@ -1,0 +1,162 @@
+"""The typed configuration: values as YAML and command lines give them, names chosen, classes found, round trips."""
+
+from __future__ import annotations
+
+import re
+import sys
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from tests.configs import TINY_ARCH, pretrain_config
+from utils.config import (
+    DEFAULT_PREDICTION_KEYS,
+    PretrainConfig,
+    StopWhen,
+    load_model_class,
+    parse_evaluate_config,
+    read_saved_config,
+    with_names,
+    write_saved_config,
+)
+from utils.errors import UserError
+
+
+def test_values_have_their_types() -> None:
+    """A number that stays text would fail hours later, in the schedule or in W&B."""
+    config = pretrain_config(epochs=20, eval_interval=5, lr="1e-4", seed=3.0, checkpoint_every_eval=True)
+    assert (config.epochs_per_iteration, config.iterations) == (5, 4)
+    assert (config.lr, config.seed) == (1e-4, 3)
+    assert isinstance(config.seed, int)
+    without = pretrain_config(epochs=20)  # eval_interval unset: one evaluation, at the end
+    assert (without.epochs_per_iteration, without.iterations) == (20, 1)
+    assert without.eval_save_outputs == []
+    assert without.stop_when == StopWhen()
+
+
+@pytest.mark.parametrize(
+    ("change", "message"),
+    [
+        ({"lr": "fast"}, "lr = 'fast' in the configuration: input should be a valid number"),
+        ({"lr": -1.0}, "lr = -1.0 in the configuration: input should be greater than or equal to 0"),
+        ({"beta1": 1.0}, "beta1 = 1.0 in the configuration: input should be less than 1"),
+        ({"seed": -1}, "seed = -1"),
+        ({"epochs": 1.5}, "epochs = 1.5"),
+        ({"epochs": 0}, "epochs = 0"),
+        ({"global_batch_size": None}, "global_batch_size = None"),
+        ({"data_path": 5}, "data_path = 5"),
+        ({"log_interval": 0}, "log_interval = 0"),
+        ({"eval_save_outputs": ["preds", "prediction"]}, "eval_save_outputs.1 = 'prediction'"),
+        ({"warmup": 5}, "unknown key 'warmup' in the configuration"),
+        ({"stop_when": {"metrik": "x"}}, "unknown key 'stop_when.metrik'"),
+        ({"epochs": 7, "eval_interval": 3}, "try epochs=6, or an eval_interval that divides it"),
+        ({"epochs": 1, "eval_interval": 3}, "try epochs=3"),
+        ({"stop_when": {"metric": "loss", "at_most": 1}}, "name a logged one, such as train/exact_accuracy"),
+        ({"stop_when": {"metric": "train/steps"}}, "set one of stop_when.at_least and stop_when.at_most"),
+        (
+            {"stop_when": {"metric": "train/steps", "at_least": 1, "at_most": 2}},
+            "set one of stop_when.at_least and stop_when.at_most",
+        ),
+        ({"stop_when": {"at_least": 0.999}}, "set stop_when.metric too"),
+        ({"stop_when": {"window": 0}}, "stop_when.window = 0"),
+    ],
+    ids=str,
+)
+def test_a_wrong_value_is_named_with_its_key(change: dict[str, Any], message: str) -> None:
+    with pytest.raises(UserError, match=re.escape(message)):
+        pretrain_config(**change)
+
+
+def test_the_first_of_several_mistakes_is_told_and_the_rest_counted() -> None:
+    with pytest.raises(UserError, match=r"lr = 'a'.*\(and 2 more\)$"):
+        pretrain_config(lr="a", beta1="b", beta2="c")
+
+
+@pytest.mark.parametrize(
+    ("stop", "met", "missed"),
+    [({"at_least": 0.9}, [0.9, 1.0], [0.89]), ({"at_most": 0.1}, [0.1, 0.0], [0.11])],
+    ids=["at_least", "at_most"],
+)
+def test_stop_when_includes_its_bound(stop: dict[str, float], met: list[float], missed: list[float]) -> None:
+    condition = StopWhen.model_validate({"metric": "train/exact_accuracy"} | stop)
+    assert all(condition.met_by(value) for value in met)
+    assert not any(condition.met_by(value) for value in missed)
+
+
+def test_unset_names_are_chosen_and_given_ones_kept() -> None:
+    """Runs would overwrite one another, or be found under another name than the one given."""
+    config = with_names(pretrain_config(data_path="data/sudoku-extreme-1k-aug-1000/"))
+    assert config.project_name == "Sudoku-extreme-1k-aug-1000 ACT-mlx"
+    assert re.fullmatch(r"HierarchicalReasoningModel_ACTV1 [a-z]+-[a-z]+", config.run_name or "")
+    assert config.checkpoint_path == f"checkpoints/{config.project_name}/{config.run_name}"
+
+    config = with_names(pretrain_config(project_name="p", run_name="r"))
+    assert config.checkpoint_path == "checkpoints/p/r"
+    assert with_names(pretrain_config(checkpoint_path="here")).checkpoint_path == "here"
+
+
+def test_the_saved_configuration_comes_back_equal(tmp_path: Path) -> None:
+    """evaluate.py would build another model than the one that was trained."""
+    config = pretrain_config(
+        {"expansion": 2.5, "pos_encodings": "learned"},
+        run_name="größe: 1 # no comment",
+        eval_save_outputs=["preds"],
+        lr=7e-5,
+        stop_when={"metric": "eval/accuracy", "at_least": 0.9},
+    )
+    write_saved_config(config, tmp_path)
+    assert read_saved_config(tmp_path) == config
+    assert [path.name for path in tmp_path.iterdir()] == ["all_config.yaml"]
+
+
+def test_evaluate_arguments() -> None:
+    config = parse_evaluate_config(["checkpoint=runs/Data set ACT-mlx/x=1/step_5"])
+    assert config.checkpoint == "runs/Data set ACT-mlx/x=1/step_5"
+    assert config.save_outputs == list(DEFAULT_PREDICTION_KEYS)
+    assert "logits" not in DEFAULT_PREDICTION_KEYS
+    assert (config.data_path, config.global_batch_size, config.max_examples, config.forward_dtype) == (None,) * 4
+    assert parse_evaluate_config(["checkpoint=x", "save_outputs=[]"]).save_outputs == []
+    assert parse_evaluate_config(["checkpoint=x", "save_outputs=[preds,logits]"]).save_outputs == ["preds", "logits"]
+
+
+def test_classes_are_found_below_models() -> None:
+    assert load_model_class(TINY_ARCH["name"]).__name__ == "HierarchicalReasoningModel_ACTV1"
+    assert load_model_class("losses@ACTLossHead").__module__ == "models.losses"
+
+
+@pytest.mark.parametrize(
+    "name",
+    [
+        "os@system",
+        "utils.config@PretrainConfig",
+        "..utils.config@PretrainConfig",
+        "losses@nn",  # a module that losses imports
+        "losses@Callable",  # a class from elsewhere
+        "losses@stablemax_cross_entropy",  # not a class
+        "losses@_cross_entropy",
+        "losses@NoSuchHead",
+        "hrm.hrm_act_v2@HierarchicalReasoningModel_ACTV1",
+        "losses.ACTLossHead",
+        "losses@",
+        "@ACTLossHead",
+        "",
+    ],
+)
+def test_nothing_else_is_loaded(name: str, monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
+    """A configuration that somebody sends along must not run code of its own."""
+    (tmp_path / "evil.py").write_text("raise SystemExit('imported')")
+    monkeypatch.syspath_prepend(str(tmp_path))
+    before = set(sys.modules)
+    for identifier in (name, "evil@Class"):
+        with pytest.raises(UserError, match=r"architecture name '.*expected module@Class below models"):
+            load_model_class(identifier)
+    assert not {module for module in set(sys.modules) - before if not module.startswith("models.")}
+
+
+def test_every_key_has_a_place_in_the_yaml() -> None:
+    """A key without one can't be given as key=value."""
+    text = (Path(__file__).parents[2] / "config/cfg_pretrain.yaml").read_text()
+    keys = set(re.findall(r"^(\w+):", text, re.MULTILINE))
+    assert PretrainConfig.model_fields.keys() - keys == {"arch"}  # from `defaults`
+    assert set(re.findall(r"^  (\w+):", text[text.index("stop_when:") :], re.MULTILINE)) == set(StopWhen.model_fields)

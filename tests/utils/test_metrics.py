@@ -1,0 +1,69 @@
+"""Training metrics: what is logged for one step or several, and what early stopping looks at."""
+
+from __future__ import annotations
+
+import mlx.core as mx
+import pytest
+
+from utils.errors import UserError
+from utils.metrics import TrainMetrics, lookup
+
+
+def step(count: float, accuracy: float, loss: float) -> dict[str, mx.array]:
+    """Sums over the rows of a batch, as the loss head leaves them."""
+    return {"count": mx.array(count), "accuracy": mx.array(accuracy), "lm_loss": mx.array(loss)}
+
+
+def read(*steps: tuple[float, float, float], window: int = 100) -> dict[str, float]:
+    metrics = TrainMetrics(global_batch_size=8, window=window)
+    for sums in steps:
+        metrics.add(step(*sums))
+    return metrics.read()
+
+
+def test_losses_are_per_example_and_the_rest_per_counted_row() -> None:
+    """As in the PyTorch code, so that curves of both can be laid over one another."""
+    assert read((4.0, 3.0, 16.0)) == {"train/count": 1.0, "train/accuracy": 0.75, "train/lm_loss": 2.0}
+
+
+def test_a_step_in_which_no_row_halted_counts_nothing() -> None:
+    assert read((0.0, 0.0, 16.0)) == {"train/count": 0.0, "train/accuracy": 0.0, "train/lm_loss": 2.0}
+
+
+def test_several_steps_are_weighted_by_their_counts() -> None:
+    """The mean of means would let a step with one halted row weigh as much as one with eight."""
+    found = read((0.0, 0.0, 16.0), (1.0, 1.0, 8.0), (8.0, 0.5, 24.0))
+    assert found["train/accuracy"] == pytest.approx(1.5 / 9)
+    assert found["train/lm_loss"] == pytest.approx(48 / (3 * 8))
+
+
+def test_each_step_is_read_once_and_the_window_looks_further_back() -> None:
+    metrics = TrainMetrics(global_batch_size=8, window=3)
+    for count, accuracy in ((8.0, 0.0), (8.0, 8.0)):
+        metrics.add(step(count, accuracy, 8.0))
+        assert metrics.read()["train/accuracy"] == accuracy / count
+    assert not metrics.window_is_full
+    assert metrics.over_window()["train/accuracy"] == 0.5
+    metrics.add(step(8.0, 8.0, 8.0))
+    metrics.add(step(8.0, 8.0, 8.0))
+    assert metrics.read()["train/accuracy"] == 1.0
+    assert metrics.window_is_full
+    assert metrics.over_window()["train/accuracy"] == 1.0  # the first step has left it
+
+
+def test_reading_is_the_only_wait_for_the_device(monkeypatch: pytest.MonkeyPatch) -> None:
+    """With log_interval=100 the device must not stand still after every step."""
+    waits, evaluate = [], mx.eval
+    monkeypatch.setattr(mx, "eval", lambda *arrays: (waits.append(1), evaluate(*arrays)))
+    metrics = TrainMetrics(global_batch_size=8, window=100)
+    for _ in range(6):
+        metrics.add(step(8.0, 4.0, 8.0))
+    assert not waits
+    metrics.read()
+    assert len(waits) == 1
+
+
+def test_an_unknown_metric_is_told_with_those_there_are() -> None:
+    assert lookup({"train/a": 1.0}, "train/a") == 1.0
+    with pytest.raises(UserError, match=r"'train/c' is not logged; choose one of train/a, train/b"):
+        lookup({"train/b": 1.0, "train/a": 2.0}, "train/c")
