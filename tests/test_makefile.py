@@ -190,11 +190,12 @@ def test_demo_runs_the_documented_commands(checkout):
     done = checkout.make("demo", "DEMO_SEED=3")
     assert done.returncode == 0, done.stderr
     build, train, evaluate = checkout.log[2:]
-    assert build == "dataset/build_mini_sudoku_dataset.py --output-dir data/sudoku-6x6 --seed 3"
+    assert build == "dataset/build_mini_sudoku_dataset.py --output-dir data/sudoku-6x6 --blanks 8 --seed 3"
     assert train.startswith("pretrain.py --config-name cfg_demo seed=3")
     assert train.endswith("WANDB_MODE=disabled")
     assert evaluate.startswith("evaluate.py checkpoint=checkpoints/demo/step_10")
     shown = [line for line in done.stdout.splitlines() if line.startswith("$ ")]
+    assert shown.pop(1) == "$ rm -rf checkpoints/demo"  # of the demo before, which pretrain.py would not overwrite
     assert [command.split(".venv/bin/python ")[1] for command in shown] == [
         build,
         train.removesuffix(" WANDB_MODE=disabled"),
@@ -202,8 +203,8 @@ def test_demo_runs_the_documented_commands(checkout):
     ]
     assert "checkpoints/demo/step_10" in done.stdout.splitlines()[-2]
     assert checkout.make("demo", WANDB_MODE="offline").returncode == 0
-    assert checkout.log[5].endswith("WANDB_MODE=offline")  # the data set was there, and is not built again
-    assert len(checkout.log) == 7
+    assert checkout.log[6].endswith("WANDB_MODE=offline")
+    assert len(checkout.log) == 8
 
 
 def test_clean_keeps_what_the_user_made(checkout):
