@@ -40,7 +40,7 @@ class MiniSudokuOptions(BaseModel):
     output_dir: str = Field("data/sudoku-6x6", description="Where the data set goes")
     box_rows: int = Field(2, description="Rows of a box; the board's side is box-rows * box-cols, at most 9")
     box_cols: int = Field(3, description="Columns of a box")
-    num_train: int = Field(30_000, description="Training puzzles")
+    num_train: int = Field(35_000, description="Training puzzles")
     num_test: int = Field(1_000, description="Test puzzles, on other solution grids than the training puzzles")
     # Optional[…], because argdantic doesn't see through `int | None`.
     blanks: Optional[int] = Field(  # noqa: UP045
