@@ -4,9 +4,9 @@ from __future__ import annotations
 
 import json
 import shutil
-import sys
 from collections.abc import Callable
 from dataclasses import dataclass
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -50,22 +50,9 @@ def trained(tmp_path_factory: pytest.TempPathFactory) -> Trained:
 
 
 @pytest.fixture
-def run_here(monkeypatch: pytest.MonkeyPatch, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> Callable[..., Any]:
-    """Call evaluate.py's entry point in this process; returns (exit status, stdout, stderr)."""
-    monkeypatch.chdir(tmp_path)
-
-    def run(*arguments: str) -> tuple[int, str, str]:
-        monkeypatch.setattr(sys, "argv", ["evaluate.py", *arguments])
-        capsys.readouterr()
-        status = 0
-        try:
-            evaluate.main()
-        except SystemExit as exit_:
-            status = exit_.code if isinstance(exit_.code, int) else 1
-        out, err = capsys.readouterr()
-        return status, out, err
-
-    return run
+def run_here(call_script: Callable[..., Any]) -> Callable[..., Any]:
+    """Call evaluate.py in this process; returns (exit status, stdout, stderr)."""
+    return partial(call_script, evaluate)
 
 
 @pytest.fixture

@@ -4,8 +4,8 @@ from __future__ import annotations
 
 import json
 import struct
-import sys
 from collections.abc import Callable, Iterator
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -201,23 +201,9 @@ def test_without_login_or_server_a_run_goes_offline_and_says_so(
 
 
 @pytest.fixture
-def run_here(monkeypatch: pytest.MonkeyPatch, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> Callable[..., Any]:
-    """Call pretrain.py's entry point in this process; returns (exit status, stdout, stderr)."""
-    monkeypatch.chdir(tmp_path)
-    monkeypatch.setenv("WANDB_MODE", "disabled")
-
-    def run(*arguments: str) -> tuple[int, str, str]:
-        monkeypatch.setattr(sys, "argv", ["pretrain.py", *arguments])
-        capsys.readouterr()
-        status = 0
-        try:
-            pretrain.main()
-        except SystemExit as exit_:
-            status = exit_.code if isinstance(exit_.code, int) else 1
-        out, err = capsys.readouterr()
-        return status, out, err
-
-    return run
+def run_here(call_script: Callable[..., Any]) -> Callable[..., Any]:
+    """Call pretrain.py in this process; returns (exit status, stdout, stderr)."""
+    return partial(call_script, pretrain)
 
 
 def test_training_stops_when_a_metric_is_reached(data: Path, tmp_path: Path, run_here: Callable[..., Any]) -> None:
