@@ -86,7 +86,7 @@ check-switch:
 demo: .venv/installed
 	@run() { echo; echo "\$$ $$*"; env "$$@"; }; set -e; \
 	WANDB_MODE=$${WANDB_MODE:-disabled}; python=.venv/bin/python; \
-	run $$python dataset/build_mini_sudoku_dataset.py --output-dir $(DATA) --blanks 8 --seed $(DEMO_SEED); \
+	run $$python dataset/build_mini_sudoku_dataset.py --output-dir $(DATA) --blanks 6 --seed $(DEMO_SEED); \
 	run rm -rf $(RUN); \
 	run WANDB_MODE=$$WANDB_MODE $$python pretrain.py --config-name cfg_demo seed=$(DEMO_SEED) checkpoint_path=$(RUN); \
 	checkpoint=$$(ls -t $(RUN)/step_*/model.safetensors | head -n 1); checkpoint=$${checkpoint%/*}; \
