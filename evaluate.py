@@ -9,6 +9,7 @@ from __future__ import annotations
 import utils.cpu  # noqa: F401  # before mlx: on Linux it brings a fast BLAS
 
 import json
+import math
 import sys
 from contextlib import ExitStack
 
@@ -18,6 +19,7 @@ from dataset.puzzle_dataset import PuzzleDataset
 from utils import errors
 from utils.checkpoint import find_step_folder, load_weights, step_of
 from utils.config import ArchConfig, parse_evaluate_config, read_saved_config
+from utils.distribution import require_one_rank
 from utils.evaluation import Evaluation, Evaluator, evaluate, examples_to_evaluate
 from utils.predictions import PredictionWriter, predictions_folder
 from utils.puzzle_view import format_puzzle
@@ -32,7 +34,10 @@ def report(result: Evaluation, step: int, checkpoint: str, vocab_size: int) -> N
     width = max(map(len, result.metrics))
     for name, value in result.metrics.items():
         print(f"  {name.ljust(width)}  {value:.4f}")
-    record = {"checkpoint": checkpoint, "step": step, "num_examples": result.num_examples} | result.metrics
+    metrics = {
+        name: value if math.isfinite(value) else None for name, value in result.metrics.items()
+    }  # JSON has no NaN
+    record = {"checkpoint": checkpoint, "step": step, "num_examples": result.num_examples} | metrics
     print(json.dumps(record), flush=True)
 
 
@@ -40,6 +45,7 @@ def report(result: Evaluation, step: int, checkpoint: str, vocab_size: int) -> N
 def main() -> None:
     """Evaluate what the command line names."""
     config = parse_evaluate_config(sys.argv[1:])
+    require_one_rank()
     folder = find_step_folder(config.checkpoint)
     trained = read_saved_config(folder.parent)
 

@@ -21,8 +21,9 @@ from dataset.puzzle_dataset import PuzzleDataset, prefetch
 from utils import errors
 from utils.checkpoint import find_step_folder, load_weights, new_checkpoint_path, save_code, save_weights
 from utils.config import PretrainConfig, parse_pretrain_config, with_names, write_saved_config
+from utils.distribution import require_one_rank
 from utils.evaluation import Evaluation, Evaluator, evaluate, examples_to_evaluate, metric_names
-from utils.metrics import TrainMetrics, lookup
+from utils.metrics import TRAIN_METRICS, TrainMetrics, check_metric
 from utils.predictions import PredictionWriter, predictions_folder
 from utils.tracking import Tracker
 from utils.train_state import TrainState, count_parameters, to_device, with_forward_dtype
@@ -30,22 +31,11 @@ from utils.train_state import TrainState, count_parameters, to_device, with_forw
 
 def load_data(config: PretrainConfig) -> tuple[PuzzleDataset, PuzzleDataset]:
     """Open both splits and check that they belong together and that there is something to train on."""
-    ranks = mx.distributed.init()
+    require_one_rank()
     train_set, test_set = (
-        PuzzleDataset(
-            config.data_path,
-            split,
-            global_batch_size=config.global_batch_size,
-            seed=config.seed,
-            rank=ranks.rank(),
-            num_ranks=ranks.size(),
-        )
+        PuzzleDataset(config.data_path, split, global_batch_size=config.global_batch_size, seed=config.seed)
         for split in ("train", "test")
     )
-    if ranks.size() > 1:
-        raise errors.UserError(
-            f"started as {ranks.size()} ranks, but training runs on one; start it without mlx.launch"
-        )
     for name in ("seq_len", "vocab_size", "num_puzzle_identifiers"):
         ours, theirs = getattr(train_set.metadata, name), getattr(test_set.metadata, name)
         if ours != theirs:
@@ -58,6 +48,13 @@ def steps_of_run(config: PretrainConfig, train_set: PuzzleDataset) -> int:
     """Number of steps after which the learning rate schedule, and the run, ends."""
     meta = train_set.metadata
     return int(config.epochs * meta.total_groups * meta.mean_puzzle_examples / config.global_batch_size)
+
+
+def logged_metrics(state: TrainState, metrics: TrainMetrics) -> dict[str, float]:
+    """Wait for the steps since the last call; their mean metrics and the learning rate, as W&B gets them."""
+    means = metrics.read()
+    del means["train/loss"]  # a weighted sum of the three losses that are logged
+    return means | {"train/lr": state.learning_rates(state.step)[0]}
 
 
 def train(
@@ -81,16 +78,15 @@ def train(
             if state.step % config.log_interval:
                 continue
 
-            logged = metrics.read()
+            logged = logged_metrics(state, metrics)
             recent = metrics.over_window()  # of a single step's rows few have halted, and so been counted, or none
-            bar.set_postfix(
-                loss=f"{logged.pop('train/loss'):.3f}", exact=f"{recent['train/exact_accuracy']:.3f}", refresh=False
-            )
-            tracker.log(logged | {"train/lr": state.learning_rates(state.step)[0]}, state.step)
+            loss, exact = recent["train/loss"], recent["train/exact_accuracy"]
+            bar.set_postfix(loss=f"{loss:.3f}", exact=f"{exact:.3f}", refresh=False)
+            tracker.log(logged, state.step)
             stop = config.stop_when
-            if stop.metric is not None and stop.metric.startswith("train/"):
-                value = lookup(recent, stop.metric)
-                if metrics.window_is_full and stop.met_by(value):
+            if stop.metric is not None and stop.metric.startswith("train/") and metrics.window_counts(stop.metric):
+                value = recent[stop.metric]
+                if stop.met_by(value):
                     tqdm.write(f"step {state.step}: {stop.metric} = {value:.4f} over {stop.window} steps, stopping")
                     return True
     return False
@@ -128,8 +124,7 @@ def launch(hydra_config: DictConfig) -> None:
     config = with_forward_dtype(with_names(parse_pretrain_config(hydra_config)))
     train_set, test_set = load_data(config)
     stop = config.stop_when
-    if stop.metric is not None and stop.metric.startswith("eval/"):
-        lookup(dict.fromkeys(metric_names(test_set), 0.0), stop.metric)  # raises now rather than hours later
+    check_metric(stop.metric, [*TRAIN_METRICS, *metric_names(test_set)])
     state = TrainState(config, train_set.metadata, total_steps=steps_of_run(config, train_set))
     if config.load_weights is not None:
         load_weights(state.head, find_step_folder(config.load_weights))
@@ -152,14 +147,16 @@ def launch(hydra_config: DictConfig) -> None:
             stopped = train(config, state, train_set, iteration, metrics, tracker, bar)
             result = evaluate_and_log(config, state, evaluator, test_set, tracker)
             if stop.metric is not None and stop.metric.startswith("eval/"):
-                value = lookup(result.metrics, stop.metric)
-                stopped = stop.met_by(value)
+                value = result.metrics.get(stop.metric)  # absent if eval_max_examples leaves its set out
+                stopped = value is not None and stop.met_by(value)
                 if stopped:
                     tqdm.write(f"step {state.step}: {stop.metric} = {value:.4f}, stopping")
             if config.checkpoint_every_eval or stopped or iteration == config.iterations - 1:
                 tqdm.write(f"saved {save_weights(state.head, checkpoint_path, state.step)}")
             if stopped:
                 break
+        if metrics.pending:  # steps after the last multiple of log_interval
+            tracker.log(logged_metrics(state, metrics), state.step)
 
 
 def main() -> None:

@@ -10,13 +10,18 @@ from functools import partial
 from pathlib import Path
 from typing import Any
 
+import mlx.core as mx
 import numpy as np
 import pytest
 import yaml
 
 import evaluate
+from dataset.puzzle_dataset import PuzzleDataset
+from tests.configs import pretrain_config, train_state
 from tests.test_pretrain import read_wandb
 from tests.tiny_data import BATCH, NUM_TEST, make_tiny_data, run_script, split_test_set, train_arguments
+from utils.evaluation import Evaluator
+from utils.evaluation import evaluate as run_evaluation
 
 STEP = 16
 METRICS = ("accuracy", "exact_accuracy", "q_halt_accuracy", "steps", "lm_loss", "q_halt_loss")
@@ -182,12 +187,13 @@ def test_an_evaluation_that_fails_leaves_no_predictions(
         nonlocal batches
         batches += 1
         if batches == 2:
-            raise OSError("no space left on device")
+            raise OSError(28, "No space left on device", "preds.npy")
         write(*arguments)
 
     monkeypatch.setattr(evaluate.PredictionWriter, "write", full_disk)
-    with pytest.raises(OSError, match="no space left"):
-        run_here(f"checkpoint={run / 'step_16'}")
+    status, _, err = run_here(f"checkpoint={run / 'step_16'}")
+    assert status == 1
+    assert "error: preds.npy: No space left on device" in err
     assert {path.name for path in run.iterdir()} == {"all_config.yaml", "code", "step_8", "step_16"}
 
 
@@ -262,3 +268,21 @@ def test_damaged_or_foreign_checkpoints_end_in_one_line(
     assert "model.safetensors can't be read" in complaint()
     weights.unlink()
     assert "model.safetensors is missing" in complaint()
+
+
+def test_memory_does_not_grow_with_the_outer_steps(tmp_path: Path) -> None:
+    """Sixteen states of a large batch at once are tens of gigabytes on ARC."""
+    data = PuzzleDataset(make_tiny_data(tmp_path / "data"), "test", global_batch_size=20)
+    state_bytes = 2 * 20 * 17 * 256 * 4  # z_H and z_L
+
+    def peak(outer_steps: int) -> int:
+        arch = {"hidden_size": 256, "halt_max_steps": outer_steps, "puzzle_emb_ndim": 256}
+        evaluator = Evaluator(train_state(pretrain_config(arch), data.metadata).head)
+        run_evaluation(evaluator, data)  # compiles
+        mx.clear_cache()
+        mx.reset_peak_memory()
+        before = mx.get_active_memory()
+        run_evaluation(evaluator, data)
+        return mx.get_peak_memory() - before
+
+    assert peak(24) - peak(4) < 4 * state_bytes

@@ -26,11 +26,11 @@ FOLDERS = sorted(path.parent for path in (Path(__file__).parent / "golden").glob
 OUTPUTS = ("logits", "q_halt_logits", "q_continue_logits", "target_q_continue")
 BATCH = ("inputs", "labels", "puzzle_identifiers")
 COUNTS = ("count", "exact_accuracy", "q_halt_accuracy", "steps")
-PUZZLE_EMB = "model.inner.puzzle_emb.weights"
 ABSOLUTE = 1e-4
 LOSS_RELATIVE = 1e-5
 GRADIENT_RELATIVE = 1e-4
 PARAMETER = 1e-5
+MAX_UNDECIDED = 3  # elements of a parameter
 REFERENCE_GRADIENT_PRECISION = 1e-5  # the reference's own float32 and float64 runs differ by as much, relative
 
 
@@ -100,6 +100,7 @@ def settle_undecided_signs(
         flipped = np.sign(ours) != np.sign(reference)
         if not flipped.any():
             continue
+        assert flipped.sum() <= MAX_UNDECIDED, name
         assert np.abs(reference[flipped]).max() <= REFERENCE_GRADIENT_PRECISION * np.abs(reference).max(), name
         g = reference.astype(np.float64)
         m, v = (1 - config.beta1) * g, (1 - config.beta2) * g**2
@@ -143,8 +144,8 @@ def test_training_follows_the_reference(folder: Path) -> None:
             ours = np.array(outputs["gradients"][1]) if name == "puzzle_emb_local" else gradients[name]
             expected = golden[f"{prefix}/grad/{name}"]
             assert_close(ours, expected, GRADIENT_RELATIVE * np.abs(expected).max(), f"{prefix}/grad/{name}")
+        assert checked or t > 2, "the gradients of the first two steps are needed"
         if t == 1:
-            assert checked, "the gradients of the first step are needed"
             settle_undecided_signs(state, gradients, golden)
 
     final = dict(tree_flatten(state.head.parameters()))

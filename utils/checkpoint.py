@@ -41,16 +41,20 @@ def save_weights(head: ACTLossHead, checkpoint_path: Path, step: int) -> Path:
     """Write all weights, buffers and puzzle embeddings of `head`; returns the step folder.
 
     The folder is written under another name and renamed at the end, so that a `step_<N>` is always complete.
+
+    Raises:
+        UserError: if the weights can't be written; nothing is left behind then.
     """
     folder = checkpoint_path / f"step_{step}"
     partial = checkpoint_path / f".step_{step}.partial"
     shutil.rmtree(partial, ignore_errors=True)
     partial.mkdir(parents=True)
-    mx.save_safetensors(
-        str(partial / WEIGHTS_FILE),
-        dict(tree_flatten(head.parameters())),
-        metadata={"format": "mlx", "step": str(step)},
-    )
+    weights = dict(tree_flatten(head.parameters()))
+    try:
+        mx.save_safetensors(str(partial / WEIGHTS_FILE), weights, metadata={"format": "mlx", "step": str(step)})
+    except RuntimeError as error:
+        shutil.rmtree(partial, ignore_errors=True)
+        raise UserError(f"{folder} can't be written: {error}; is the disk full?") from error
     if folder.exists():
         shutil.rmtree(folder)
     partial.replace(folder)

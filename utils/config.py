@@ -82,10 +82,10 @@ class StopWhen(BaseModel):
 class PretrainConfig(BaseModel):
     """All keys of pretrain.py. Defaults are in config/cfg_pretrain.yaml, which says what each is for."""
 
-    model_config = ConfigDict(extra="forbid")
+    model_config = ConfigDict(extra="forbid", coerce_numbers_to_str=True)  # run_name=5
 
     arch: ArchConfig
-    data_path: str
+    data_path: str = Field(min_length=1)
 
     global_batch_size: int = Field(ge=1)
     epochs: int = Field(ge=1)
@@ -104,7 +104,7 @@ class PretrainConfig(BaseModel):
     project_name: str | None = None
     run_name: str | None = None
     checkpoint_path: str | None = None
-    seed: int = Field(default=0, ge=0)
+    seed: int = Field(default=0, ge=0, lt=2**64)
     eval_save_outputs: list[PredictionKey] = []
 
     eval_max_examples: int | None = Field(default=None, ge=1)
@@ -137,7 +137,7 @@ class PretrainConfig(BaseModel):
 class EvaluateConfig(BaseModel):
     """All keys of evaluate.py; null means: as the checkpoint was trained."""
 
-    model_config = ConfigDict(extra="forbid")
+    model_config = ConfigDict(extra="forbid", coerce_numbers_to_str=True)  # data_path=2024
 
     checkpoint: str
     data_path: str | None = None

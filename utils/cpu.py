@@ -203,7 +203,11 @@ def _prepare() -> str:
     if "mlx.core" in sys.modules:
         _say("imported after mlx, too late for a fast BLAS: move `import utils.cpu` above the first import of mlx")
         return BUILT_IN
-    _prepare_kernel_folder()
+    try:
+        _prepare_kernel_folder()
+    except OSError as error:  # no temporary folder at all
+        os.environ["MLX_DISABLE_COMPILE"] = "1"
+        _say(f"no folder for mx.compile's kernels ({error}): running uncompiled; set TMPDIR to a folder of yours")
     return _prepare_blas()
 
 

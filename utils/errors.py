@@ -8,7 +8,7 @@ import sys
 from collections.abc import Callable
 from typing import NoReturn, ParamSpec
 
-from hydra.errors import HydraException
+from hydra.errors import HydraException, OverrideParseException
 from omegaconf.errors import OmegaConfBaseException
 from pydantic import ValidationError
 
@@ -72,6 +72,10 @@ def one_line(main: Callable[P, None]) -> Callable[P, None]:
             if _WANTS_TRACEBACK:
                 raise
             _fail(_plain(error))
+        except OSError as error:
+            if _WANTS_TRACEBACK:
+                raise
+            _fail(f"{error.filename}: {error.strerror}" if error.filename else str(error))
         except KeyboardInterrupt:
             print("\ninterrupted", file=sys.stderr)
             sys.exit(130)  # as shells report it
@@ -87,6 +91,9 @@ def one_line(main: Callable[P, None]) -> Callable[P, None]:
 def _plain(error: Exception) -> str:
     """The message of an exception, in which Hydra's missing keys are put into this project's words."""
     lines = [line.strip() for line in str(error).splitlines() if line.strip()]
+    if isinstance(error, OverrideParseException):
+        quoted = "'{}=\"{}\"'".format(*error.override.partition("=")[::2])
+        return f"{error.override!r} can't be read: {lines[0]}; quote a value with special characters, as in {quoted}"
     if lines and lines[0].startswith("Could not override"):
         key = lines[0].removeprefix("Could not override").strip(" '.\"")
         return f"unknown key {key!r} on the command line; `--cfg job` lists the known ones"

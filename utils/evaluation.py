@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import time
+from collections import deque
 from collections.abc import Iterator
 from dataclasses import dataclass
 
@@ -84,7 +85,6 @@ def evaluate(
     max_examples: int | None = None,
     writer: PredictionWriter | None = None,
     num_samples: int = 0,
-    show_progress: bool = True,
 ) -> Evaluation:
     """Evaluate a test split.
 
@@ -94,7 +94,6 @@ def evaluate(
         max_examples: only the first so many examples; None means all.
         writer: where predictions go, if anywhere.
         num_samples: how many examples to return as samples.
-        show_progress: whether to show a progress bar.
     """
     totals: dict[str, dict[str, float]] = {}
     samples: list[dict[str, np.ndarray]] = []
@@ -108,11 +107,11 @@ def evaluate(
             unit="ex",
             dynamic_ncols=True,
             leave=False,
-            disable=not show_progress,
         ) as bar,
     ):
         for batch in batches:
-            *_, (_, metrics, outputs) = evaluator.outer_steps(to_device(batch))
+            # Only the last outer step counts; a list of all of them would keep all their states in memory.
+            ((_, metrics, outputs),) = deque(evaluator.outer_steps(to_device(batch)), maxlen=1)
             if writer is not None:
                 writer.write(batch, outputs)
             for row in range(min(num_samples - len(samples), batch.num_examples)):

@@ -9,6 +9,12 @@ import mlx.core as mx
 from utils.errors import UserError
 from utils.train_state import Metrics
 
+# What stop_when may name, besides the evaluation's metrics
+TRAIN_METRICS = tuple(
+    f"train/{name}"
+    for name in ("accuracy", "exact_accuracy", "q_halt_accuracy", "steps", "lm_loss", "q_halt_loss", "q_continue_loss")
+)
+
 
 def means(sums: list[dict[str, float]], global_batch_size: int) -> dict[str, float]:
     """`train/<name>` over some steps: losses per example of the batches, everything else per counted row.
@@ -49,21 +55,25 @@ class TrainMetrics:
         return means(sums, self._global_batch_size)
 
     @property
-    def window_is_full(self) -> bool:
-        """Whether `window` steps have been read."""
-        return len(self._window) == self._window.maxlen
+    def pending(self) -> int:
+        """How many steps wait to be read."""
+        return len(self._pending)
+
+    def window_counts(self, metric: str) -> bool:
+        """Whether `over_window` says something of `metric`: `window` steps were read, and rows were counted in them."""
+        full = len(self._window) == self._window.maxlen
+        return full and (metric.endswith("loss") or any(step["count"] > 0 for step in self._window))
 
     def over_window(self) -> dict[str, float]:
         """The means over the last `window` steps read, or as many as there were."""
         return means(list(self._window), self._global_batch_size)
 
 
-def lookup(metrics: dict[str, float], metric: str) -> float:
-    """The value of a metric that the user named.
+def check_metric(metric: str | None, known: list[str]) -> None:
+    """Check the metric that `stop_when` names, if any.
 
     Raises:
-        UserError: if there is none of that name; the message lists those there are.
+        UserError: if it is not among the known ones; the message lists them.
     """
-    if metric not in metrics:
-        raise UserError(f"stop_when.metric = {metric!r} is not logged; choose one of {', '.join(sorted(metrics))}")
-    return metrics[metric]
+    if metric is not None and metric not in known:
+        raise UserError(f"stop_when.metric = {metric!r} can't be stopped by; choose one of {', '.join(known)}")

@@ -29,9 +29,9 @@ def to_numpy(array: mx.array) -> np.ndarray:
     return np.array(array.astype(mx.float32) if array.dtype == mx.bfloat16 else array)
 
 
-def predictions_folder(checkpoint_path: Path, step: int, rank: int = 0) -> Path:
-    """Where the predictions of a step go: `step_<N>_all_preds.<rank>` beside the step folder."""
-    return checkpoint_path / f"step_{step}_all_preds.{rank}"
+def predictions_folder(checkpoint_path: Path, step: int) -> Path:
+    """Where the predictions of a step go: `step_<N>_all_preds.<rank>` beside the step folder; the only rank is 0."""
+    return checkpoint_path / f"step_{step}_all_preds.0"
 
 
 class PredictionWriter:

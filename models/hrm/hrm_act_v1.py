@@ -45,7 +45,7 @@ class HierarchicalReasoningModel_ACTV1Config(BaseModel):
     seq_len: int = Field(ge=1)
     vocab_size: int = Field(ge=1)
     num_puzzle_identifiers: int = Field(ge=1)
-    puzzle_emb_ndim: int = Field(default=0, ge=0)
+    puzzle_emb_ndim: int = Field(ge=0)  # 0: no puzzle embedding
 
     H_cycles: int = Field(ge=1)
     L_cycles: int = Field(ge=1)
@@ -72,10 +72,10 @@ class HierarchicalReasoningModel_ACTV1Config(BaseModel):
                 "choose a num_heads that divides it"
             )
         head_dim = self.hidden_size // self.num_heads
-        if self.pos_encodings == "rope" and head_dim % 2:
+        if head_dim % 2:
             raise ValueError(
                 f"hidden_size / num_heads = {head_dim} is odd, and rotary positions pair the halves of a head; "
-                "choose a num_heads that leaves an even quotient, or pos_encodings=learned"
+                "choose a num_heads that leaves an even quotient"
             )
         return self
 

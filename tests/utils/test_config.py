@@ -45,7 +45,7 @@ def test_values_have_their_types() -> None:
         ({"epochs": 1.5}, "epochs = 1.5"),
         ({"epochs": 0}, "epochs = 0"),
         ({"global_batch_size": None}, "global_batch_size = None"),
-        ({"data_path": 5}, "data_path = 5"),
+        ({"data_path": [5]}, "data_path = [5]"),
         ({"log_interval": 0}, "log_interval = 0"),
         ({"eval_save_outputs": ["preds", "prediction"]}, "eval_save_outputs.1 = 'prediction'"),
         ({"warmup": 5}, "unknown key 'warmup' in the configuration"),

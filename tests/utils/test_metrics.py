@@ -6,7 +6,7 @@ import mlx.core as mx
 import pytest
 
 from utils.errors import UserError
-from utils.metrics import TrainMetrics, lookup
+from utils.metrics import TrainMetrics, check_metric
 
 
 def step(count: float, accuracy: float, loss: float) -> dict[str, mx.array]:
@@ -42,12 +42,12 @@ def test_each_step_is_read_once_and_the_window_looks_further_back() -> None:
     for count, accuracy in ((8.0, 0.0), (8.0, 8.0)):
         metrics.add(step(count, accuracy, 8.0))
         assert metrics.read()["train/accuracy"] == accuracy / count
-    assert not metrics.window_is_full
+    assert not metrics.window_counts("train/accuracy")
     assert metrics.over_window()["train/accuracy"] == 0.5
     metrics.add(step(8.0, 8.0, 8.0))
     metrics.add(step(8.0, 8.0, 8.0))
     assert metrics.read()["train/accuracy"] == 1.0
-    assert metrics.window_is_full
+    assert metrics.window_counts("train/accuracy")
     assert metrics.over_window()["train/accuracy"] == 1.0  # the first step has left it
 
 
@@ -63,7 +63,18 @@ def test_reading_is_the_only_wait_for_the_device(monkeypatch: pytest.MonkeyPatch
     assert len(waits) == 1
 
 
+def test_a_window_without_halted_rows_says_nothing_of_them() -> None:
+    """stop_when.metric=train/steps stop_when.at_most=1 would stop a run before any row has halted, at 0 of 0."""
+    metrics = TrainMetrics(global_batch_size=8, window=2)
+    for _ in range(2):
+        metrics.add(step(0.0, 0.0, 8.0))
+    metrics.read()
+    assert not metrics.window_counts("train/accuracy")
+    assert metrics.window_counts("train/lm_loss")
+
+
 def test_an_unknown_metric_is_told_with_those_there_are() -> None:
-    assert lookup({"train/a": 1.0}, "train/a") == 1.0
-    with pytest.raises(UserError, match=r"'train/c' is not logged; choose one of train/a, train/b"):
-        lookup({"train/b": 1.0, "train/a": 2.0}, "train/c")
+    check_metric(None, ["train/a"])
+    check_metric("train/a", ["train/a"])
+    with pytest.raises(UserError, match=r"'train/c' can't be stopped by; choose one of train/a, train/b"):
+        check_metric("train/c", ["train/a", "train/b"])
