@@ -111,7 +111,7 @@ def random_grids(board: Board, rng: np.random.Generator, m: int) -> np.ndarray:
     Fills a most constrained cell at random, propagates and repeats; boards that run into a contradiction are dropped.
     """
     n = board.side
-    masks = np.full((board.cells, m), board.every_digit, np.uint16)
+    masks: np.ndarray = np.full((board.cells, m), board.every_digit, np.uint16)
     first_row = rng.permuted(np.tile(np.arange(n, dtype=np.uint16)[:, None], (1, m)), axis=0)
     masks[:n] = np.uint16(1) << first_row
     grids = []
@@ -168,7 +168,7 @@ def make_puzzles(
     Returns questions and answers, digits uint8 `[wanted, S]` (0 blank). Raises DatasetError if so many don't turn up.
     """
     found: dict[bytes, int] = {}  # question -> its grid
-    todo = np.empty(0, np.int64)  # grids that had no puzzle yet in this turn
+    todo: np.ndarray = np.empty(0, np.int64)  # grids that had no puzzle yet in this turn
     tries = window_tries = window_start = 0
     with tqdm(total=wanted, unit=" puzzles", desc=f"{name} puzzles") as bar:
         while len(found) < wanted:

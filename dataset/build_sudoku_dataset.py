@@ -176,8 +176,8 @@ def subsample(chunks: Iterator[tuple[np.ndarray, np.ndarray]], size: int, rng: n
 
     Every puzzle draws a random key and the smallest keys stay, so that only `size` puzzles are ever held.
     """
-    keys = np.empty(0)
-    kept = [np.empty((0, CELLS), np.uint8), np.empty((0, CELLS), np.uint8)]
+    keys: np.ndarray = np.empty(0)
+    kept: list[np.ndarray] = [np.empty((0, CELLS), np.uint8), np.empty((0, CELLS), np.uint8)]
     for chunk in chunks:
         keys = np.concatenate((keys, rng.random(len(chunk[0]))))
         kept = [np.concatenate(pair) for pair in zip(kept, chunk, strict=True)]

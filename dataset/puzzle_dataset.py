@@ -102,8 +102,8 @@ class PuzzleDataset:
         """Which examples stand in each global batch. Holds about an epoch or a batch of indices, never an iteration."""
         size = self.global_batch_size
         for set_number, data in enumerate(self._sets):
-            first = np.empty(0, np.int64)  # of the puzzles drawn and not yet used: their first example,
-            count = np.empty(0, np.int64)  # and their number of examples
+            first: np.ndarray = np.empty(0, np.int64)  # of the puzzles drawn and not yet used: their first example,
+            count: np.ndarray = np.empty(0, np.int64)  # and their number of examples
             batch_number = 0
             for epoch in range(epochs):
                 rng = np.random.default_rng([self.seed, iteration, set_number, epoch])
