@@ -75,3 +75,11 @@ def random_batch(seed: int, *, batch: int = 8, seq_len: int = 16, vocab_size: in
 def train_state(config: PretrainConfig | None = None, metadata: Any = None, **options: Any) -> TrainState:
     """A training state in the sizes of `random_batch`."""
     return TrainState(config or pretrain_config(), metadata or sizes(), **({"total_steps": 100} | options))
+
+
+def mlx_compiles() -> bool:
+    """Whether `mx.compile` does anything: on a Linux CPU without g++ it calls the function anew each time."""
+    calls = []
+    compiled = mx.compile(lambda x: calls.append(1) or x + 1)  # type: ignore[func-returns-value]
+    mx.eval(compiled(mx.zeros(1)), compiled(mx.zeros(1)))
+    return len(calls) == 1

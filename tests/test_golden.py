@@ -15,8 +15,9 @@ import mlx.core as mx
 import numpy as np
 import pytest
 import yaml
-from mlx.utils import tree_flatten, tree_unflatten
+from mlx.utils import tree_flatten
 
+from tests.configs import mlx_compiles
 from utils.config import parse_pretrain_config
 from utils.evaluation import Evaluator
 from utils.predictions import to_numpy
@@ -93,8 +94,6 @@ def settle_undecided_signs(
     of them.
     """
     config, lr = state.config, float(golden["train/1/lr"])
-    parameters = dict(tree_flatten(state.head.parameters()))
-    moments = dict(tree_flatten(state.optimizer.state))
     for name, ours in gradients.items():
         reference = golden[f"train/1/grad/{name}"]
         flipped = np.sign(ours) != np.sign(reference)
@@ -106,11 +105,15 @@ def settle_undecided_signs(
         m, v = (1 - config.beta1) * g, (1 - config.beta2) * g**2
         update = np.arctan2(m, np.sqrt(v / (1 - config.beta2))) / (1 - config.beta1)
         p = golden[f"init/{name}"] * (1 - lr * config.weight_decay) - lr * update
-        for table, key, value in ((parameters, name, p), (moments, f"{name}.m", m), (moments, f"{name}.v", v)):
-            table[key] = mx.array(np.where(flipped, value, np.array(table[key])).astype(np.float32))
-    state.head.update(tree_unflatten(list(parameters.items())))
-    for name, value in tree_unflatten(list(moments.items())).items():
-        state.optimizer.state[name] = value
+        for tree, path, value in (
+            (state.head, name, p),
+            (state.optimizer.state, f"{name}.m", m),
+            (state.optimizer.state, f"{name}.v", v),
+        ):
+            *parents, leaf = path.split(".")
+            for parent in parents:
+                tree = tree[int(parent)] if parent.isdigit() else tree[parent]
+            tree[leaf] = mx.array(np.where(flipped, value, np.array(tree[leaf])).astype(np.float32))
 
 
 @pytest.mark.parametrize("folder", FOLDERS, ids=lambda folder: f"golden-{folder.name}")
@@ -153,7 +156,7 @@ def test_training_follows_the_reference(folder: Path) -> None:
     assert final.keys() == expected_names
     for name in expected_names:
         assert_close(final[name], golden[f"final/{name}"], PARAMETER, f"final/{name}")
-    assert state.trace_count == 1
+    assert state.trace_count == 1 or not mlx_compiles()
 
 
 @pytest.mark.parametrize("folder", FOLDERS, ids=lambda folder: f"golden-{folder.name}")
@@ -172,7 +175,7 @@ def test_evaluation_follows_the_reference(folder: Path) -> None:
     np.testing.assert_array_equal(np.array(outputs["preds"]), golden["eval/logits"].argmax(-1))
     assert metrics["loss"].item() == pytest.approx(float(golden["eval/loss"]), rel=LOSS_RELATIVE)
     assert_metrics(metrics, golden, "eval/metrics")
-    assert evaluator.trace_count == 1
+    assert evaluator.trace_count == 1 or not mlx_compiles()
 
 
 def test_there_are_reference_values() -> None:

@@ -12,7 +12,7 @@ import pytest
 from mlx.utils import tree_flatten, tree_unflatten
 
 from models import activations
-from tests.configs import pretrain_config, random_batch, sizes, train_state
+from tests.configs import mlx_compiles, pretrain_config, random_batch, sizes, train_state
 from utils import optimizers
 from utils.errors import UserError
 from utils.evaluation import Evaluator
@@ -93,7 +93,7 @@ def test_a_step_is_traced_once_and_never_again(arch: dict[str, Any]) -> None:
         state.train_step(random_batch(step))
         for _ in evaluator.outer_steps(random_batch(step)):
             pass
-    assert (state.trace_count, evaluator.trace_count) == (1, 1)
+    assert (state.trace_count, evaluator.trace_count) == (1, 1) or not mlx_compiles()
 
 
 def test_evaluation_sees_the_weights_of_the_moment() -> None:
