@@ -46,7 +46,7 @@ class Evaluator:
         carry = self.head.model.initial_carry(batch)
         for _ in range(self.head.model.config.halt_max_steps):
             carry, metrics, outputs = self._compiled_step(carry, batch)
-            mx.async_eval(carry, metrics)
+            mx.async_eval(carry)  # the metrics and outputs of all but the last step are never asked for
             yield carry, metrics, outputs
 
 
