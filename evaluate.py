@@ -17,13 +17,13 @@ import mlx.core as mx
 
 from dataset.puzzle_dataset import PuzzleDataset
 from utils import errors
-from utils.checkpoint import find_step_folder, load_weights, step_of
 from utils.config import ArchConfig, parse_evaluate_config, read_saved_config
 from utils.distribution import require_one_rank
 from utils.evaluation import Evaluation, Evaluator, evaluate, examples_to_evaluate
 from utils.predictions import PredictionWriter, predictions_folder
 from utils.puzzle_view import format_puzzle
 from utils.train_state import build_model
+from utils.weights import find_weights, load_weights
 
 
 def report(result: Evaluation, step: int, checkpoint: str, vocab_size: int) -> None:
@@ -46,8 +46,8 @@ def main() -> None:
     """Evaluate what the command line names."""
     config = parse_evaluate_config(sys.argv[1:])
     require_one_rank()
-    folder = find_step_folder(config.checkpoint)
-    trained = read_saved_config(folder.parent)
+    source = find_weights(config.checkpoint)
+    trained = read_saved_config(source.run_folder)
 
     arch = trained.arch.model_dump()
     if config.forward_dtype is not None:
@@ -58,13 +58,13 @@ def main() -> None:
         global_batch_size=config.global_batch_size or trained.global_batch_size,
     )
     head = build_model(ArchConfig.model_validate(arch), test_set.metadata, mx.random.key(trained.seed))
-    load_weights(head, folder)
+    load_weights(head, source.tensors(), source.name)
 
     with ExitStack() as stack:
         writer = None
         if config.save_outputs:
             num_examples = examples_to_evaluate(test_set, config.max_examples)
-            predictions = predictions_folder(folder.parent, step_of(folder))
+            predictions = predictions_folder(source.run_folder, source.step)
             vocab_size = test_set.metadata.vocab_size
             writer = stack.enter_context(PredictionWriter(predictions, config.save_outputs, num_examples, vocab_size))
         result = evaluate(
@@ -74,7 +74,7 @@ def main() -> None:
             writer=writer,
             num_samples=config.show_examples,
         )
-    report(result, step_of(folder), str(folder), test_set.metadata.vocab_size)
+    report(result, source.step, source.name, test_set.metadata.vocab_size)
     if writer is not None:
         print(f"predictions: {writer.folder}", file=sys.stderr)
 

@@ -7,6 +7,7 @@ from __future__ import annotations
 
 import utils.cpu  # before mlx: on Linux it brings a fast BLAS
 
+import math
 import re
 import sys
 from contextlib import ExitStack
@@ -19,14 +20,22 @@ from tqdm import tqdm
 
 from dataset.puzzle_dataset import PuzzleDataset, prefetch
 from utils import errors
-from utils.checkpoint import find_step_folder, load_weights, new_checkpoint_path, save_code, save_weights
+from utils.checkpoint import CheckpointWriter
+from utils.checkpoint_record import TRAINING_FILE, WEIGHTS_FILE, Progress, step_folders
 from utils.config import PretrainConfig, parse_pretrain_config, with_names, write_saved_config
 from utils.distribution import require_one_rank
 from utils.evaluation import Evaluation, Evaluator, evaluate, examples_to_evaluate, metric_names
-from utils.metrics import TRAIN_METRICS, TrainMetrics, check_metric
+from utils.history import History
+from utils.interruption import Interrupted, Interruption
+from utils.metrics import TRAIN_METRICS, NonFiniteError, TrainMetrics, check_metric
 from utils.predictions import PredictionWriter, predictions_folder
+from utils.resume import ResumePoint, check_same_run, find_resume_point, progress_from, with_saved_names
+from utils.run import Run
+from utils.run_folder import RunFolder
+from utils.safetensors_file import read_safetensors
 from utils.tracking import Tracker
 from utils.train_state import TrainState, count_parameters, to_device, with_forward_dtype
+from utils.weights import find_weights, load_weights
 
 
 def load_data(config: PretrainConfig) -> tuple[PuzzleDataset, PuzzleDataset]:
@@ -50,113 +59,197 @@ def steps_of_run(config: PretrainConfig, train_set: PuzzleDataset) -> int:
     return int(config.epochs * meta.total_groups * meta.mean_puzzle_examples / config.global_batch_size)
 
 
-def logged_metrics(state: TrainState, metrics: TrainMetrics) -> dict[str, float]:
-    """Wait for the steps since the last call; their mean metrics and the learning rate, as W&B gets them."""
-    means = metrics.read()
-    del means["train/loss"]  # a weighted sum of the three losses that are logged
-    return means | {"train/lr": state.learning_rates(state.step)[0]}
+def log_train_metrics(run: Run) -> None:
+    """Wait for the steps since the last call, and log their mean metrics and the learning rate."""
+    means = run.metrics.read()
+    means.pop("train/loss", None)  # a weighted sum of the three losses that are logged
+    means["train/lr"] = run.state.learning_rates(run.state.step)[0]
+    if run.config.on_nonfinite == "skip":
+        means["train/skipped_steps"] = run.metrics.skipped
+    run.tracker.log(means, run.state.step)
 
 
-def train(
-    config: PretrainConfig,
-    state: TrainState,
-    train_set: PuzzleDataset,
-    iteration: int,
-    metrics: TrainMetrics,
-    tracker: Tracker,
-    bar: tqdm,
-) -> bool:
-    """Train from one evaluation to the next; returns whether `stop_when` asks to end the run."""
-    with prefetch(train_set.train_batches(iteration, epochs=config.epochs_per_iteration)) as batches:
-        for batch in batches:
+def reason_to_stop(run: Run) -> str | None:
+    """What `stop_when` says to the training metrics of the last steps: the reason to stop, if there is one."""
+    stop = run.config.stop_when
+    if stop.metric is None or not run.metrics.window_counts(stop.metric):
+        return None
+    return stop.reason(run.metrics.over_window(), f" over {stop.window} steps")
+
+
+def train(run: Run) -> str | None:
+    """Train up to the next evaluation; returns why `stop_when` asks to end the run, if it does."""
+    config, state, progress = run.config, run.state, run.progress
+    if progress.batches and (stop := reason_to_stop(run)):  # a run that was interrupted right there
+        return stop
+    batches = run.train_set.train_batches(
+        progress.iteration, epochs=progress.iteration_epochs, start_batch=progress.batches
+    )
+    with prefetch(batches) as prepared:
+        for batch in prepared:
+            run.interruption.check()
+            run.checkpoints.check()
             if state.step >= state.total_steps:
                 break
             step_metrics, _ = state.train_step(to_device(batch))
             mx.async_eval(state.arrays, state.carry, step_metrics)
-            metrics.add(step_metrics)
-            bar.update()
-            if state.step % config.log_interval:
-                continue
+            run.metrics.add(state.step, step_metrics)
+            progress.batches += 1
+            run.bar.update()
 
-            logged = logged_metrics(state, metrics)
-            recent = metrics.over_window()  # of a single step's rows few have halted, and so been counted, or none
-            loss, exact = recent["train/loss"], recent["train/exact_accuracy"]
-            bar.set_postfix(loss=f"{loss:.3f}", exact=f"{exact:.3f}", refresh=False)
-            tracker.log(logged, state.step)
-            stop = config.stop_when
-            if stop.metric is not None and stop.metric.startswith("train/") and metrics.window_counts(stop.metric):
-                value = recent[stop.metric]
-                if stop.met_by(value):
-                    tqdm.write(f"step {state.step}: {stop.metric} = {value:.4f} over {stop.window} steps, stopping")
-                    return True
-    return False
+            stop = None
+            if state.step % config.log_interval == 0:
+                log_train_metrics(run)
+                recent = run.metrics.over_window()  # of one step's rows few have halted, and so been counted, or none
+                loss, exact = (recent.get(f"train/{name}", math.nan) for name in ("loss", "exact_accuracy"))
+                run.bar.set_postfix(loss=f"{loss:.3f}", exact=f"{exact:.3f}", refresh=False)
+                stop = reason_to_stop(run)
+            if config.checkpoint_interval is not None and state.step % config.checkpoint_interval == 0:
+                run.save()
+            if stop:
+                return stop
+    return None
 
 
-def evaluate_and_log(
-    config: PretrainConfig, state: TrainState, evaluator: Evaluator, test_set: PuzzleDataset, tracker: Tracker
-) -> Evaluation:
+def evaluate_and_log(run: Run) -> Evaluation:
     """Evaluate the test split, write what `eval_save_outputs` names, and log metrics and pictures."""
-    vocab_size = test_set.metadata.vocab_size
-    num_examples = examples_to_evaluate(test_set, config.eval_max_examples)
-    folder = predictions_folder(Path(str(config.checkpoint_path)), state.step)
+    config, step = run.config, run.state.step
+    vocab_size = run.test_set.metadata.vocab_size
+    num_examples = examples_to_evaluate(run.test_set, config.eval_max_examples)
+    folder = predictions_folder(Path(str(config.checkpoint_path)), step)
     with ExitStack() as stack:
         writer = None
         if config.eval_save_outputs:
             writer = stack.enter_context(PredictionWriter(folder, config.eval_save_outputs, num_examples, vocab_size))
         result = evaluate(
-            evaluator,
-            test_set,
+            run.evaluator,
+            run.test_set,
             max_examples=config.eval_max_examples,
             writer=writer,
             num_samples=config.log_examples,
+            before_batch=run.interruption.check,
         )
-    tracker.log(result.metrics, state.step)
-    tracker.log_examples(result.samples, vocab_size, state.step)
-    tqdm.write(f"step {state.step}: " + "  ".join(f"{name} {value:.4f}" for name, value in result.metrics.items()))
+    run.tracker.log(result.metrics, step)
+    run.tracker.log_examples(result.samples, vocab_size, step)
+    tqdm.write(f"step {step}: " + "  ".join(f"{name} {value:.4f}" for name, value in result.metrics.items()))
     return result
+
+
+def go_on(run: Run) -> None:
+    """(train → evaluate → checkpoint)*, from where the run stands to its end."""
+    config, progress = run.config, run.progress
+    while not progress.finished(config.epochs):
+        stopped = train(run)
+        run.interruption.check()
+        found = evaluate_and_log(run).metrics
+        run.note_evaluation(found)
+        progress.stopped = stopped or config.stop_when.reason(found)
+        progress.next_iteration(config.epochs_per_iteration, config.epochs)
+        last = progress.finished(config.epochs)
+        if last and run.metrics.unread:  # steps after the last multiple of log_interval
+            log_train_metrics(run)
+        if config.checkpoint_every_eval or last:
+            run.save()
+        if progress.stopped is not None:
+            tqdm.write(f"step {run.state.step}: {progress.stopped}, stopping")
+
+
+def end_in_order(run: Run) -> None:
+    """`go_on`, and when that is cut short, what the user then needs: a checkpoint, or advice."""
+    try:
+        try:
+            go_on(run)
+        except Interrupted:
+            run.save()
+            run.checkpoints.wait()
+            raise
+    except NonFiniteError as error:
+        run.checkpoints.wait()
+        steps = step_folders(run.checkpoints.path)
+        kept = f"{steps[0].name} is the last good checkpoint" if steps else "there is no checkpoint yet"
+        raise errors.UserError(
+            f"{error}; training is stopped, and {kept}. Late in training on few examples this happens: stop earlier "
+            "(stop_when.metric=train/exact_accuracy stop_when.at_least=0.999), or continue with resume=auto and a "
+            "lower lr or on_nonfinite=skip"
+        ) from error
+
+
+def restore(state: TrainState, metrics: TrainMetrics, point: ResumePoint) -> None:
+    """Put the arrays and sums of a checkpoint in place."""
+    load_weights(state.head, read_safetensors(point.folder / WEIGHTS_FILE), str(point.folder))
+    state.restore(point.record.step, read_safetensors(point.folder / TRAINING_FILE), str(point.folder))
+    metrics.restore(point.record.train_metrics)
 
 
 @errors.one_line
 @hydra.main(config_path=str(Path(__file__).resolve().parent / "config"), config_name="cfg_pretrain", version_base=None)
 @errors.one_line
 def launch(hydra_config: DictConfig) -> None:
-    """A whole run."""
-    config = with_forward_dtype(with_names(parse_pretrain_config(hydra_config)))
-    train_set, test_set = load_data(config)
-    stop = config.stop_when
-    check_metric(stop.metric, [*TRAIN_METRICS, *metric_names(test_set)])
-    state = TrainState(config, train_set.metadata, total_steps=steps_of_run(config, train_set))
-    if config.load_weights is not None:
-        load_weights(state.head, find_step_folder(config.load_weights))
-    evaluator = Evaluator(state.head)
+    """A whole run, or the rest of one."""
+    config = with_names(with_saved_names(parse_pretrain_config(hydra_config)))
+    path = Path(str(config.checkpoint_path))
+    with RunFolder(path) as folder:
+        if config.resume is not None and path.is_dir():
+            folder.claim()
+        point = find_resume_point(config)
+        config = with_forward_dtype(config)
 
-    checkpoint_path = new_checkpoint_path(config.checkpoint_path)
-    write_saved_config(config, checkpoint_path)
-    save_code(checkpoint_path)
-    parameters = count_parameters(state.head)
-    tqdm.write(f"{parameters:,} parameters, {state.total_steps:,} steps, BLAS {utils.cpu.blas}, {checkpoint_path}")
+        train_set, test_set = load_data(config)
+        check_metric(config.stop_when.metric, [*TRAIN_METRICS, *metric_names(test_set)])
+        data = {"train": train_set.fingerprint(), "test": test_set.fingerprint()}
+        changes = [] if point is None else check_same_run(config, data, point)
 
-    with (
-        Tracker(config) as tracker,
-        tqdm(total=state.total_steps, desc="train", unit="step", dynamic_ncols=True) as bar,
-    ):
-        tracker.log({"num_params": parameters}, 0)
-        tracker.log_code(checkpoint_path)
-        metrics = TrainMetrics(config.global_batch_size, stop.window)
-        for iteration in range(config.iterations):
-            stopped = train(config, state, train_set, iteration, metrics, tracker, bar)
-            result = evaluate_and_log(config, state, evaluator, test_set, tracker)
-            if stop.metric is not None and stop.metric.startswith("eval/"):
-                value = result.metrics.get(stop.metric)  # absent if eval_max_examples leaves its set out
-                stopped = value is not None and stop.met_by(value)
-                if stopped:
-                    tqdm.write(f"step {state.step}: {stop.metric} = {value:.4f}, stopping")
-            if config.checkpoint_every_eval or stopped or iteration == config.iterations - 1:
-                tqdm.write(f"saved {save_weights(state.head, checkpoint_path, state.step)}")
-            if stopped:
-                break
-        if metrics.pending:  # steps after the last multiple of log_interval
-            tracker.log(logged_metrics(state, metrics), state.step)
+        state = TrainState(config, train_set.metadata, total_steps=steps_of_run(config, train_set))
+        metrics = TrainMetrics(config.global_batch_size, config.stop_when.window, skip=config.on_nonfinite == "skip")
+        progress = Progress(iteration_epochs=config.epochs_per_iteration)
+        if point is not None:
+            restore(state, metrics, point)
+            progress = progress_from(point, config)
+        elif config.load_weights is not None:
+            source = find_weights(config.load_weights)
+            load_weights(state.head, source.tensors(), source.name)
+
+        folder.claim()
+        if point is None:
+            folder.refuse_earlier_steps()
+        write_saved_config(config, path)
+        folder.save_code()
+        parameters = count_parameters(state.head)
+        tqdm.write(f"{parameters:,} parameters, {state.total_steps:,} steps, BLAS {utils.cpu.blas}, {path}")
+        if config.resume is not None:
+            tqdm.write(f"no checkpoint in {path} yet, starting anew" if point is None else f"resuming {point.folder}")
+        for change in changes:
+            tqdm.write(f"changed since then: {change}")
+        if progress.finished(config.epochs):
+            tqdm.write(f"nothing left to do: {progress.stopped or f'all {config.epochs} epochs are done'}")
+            return
+
+        history_bytes, run_id = (0, None) if point is None else (point.record.history_bytes, point.record.wandb_run_id)
+        with (
+            Interruption() as interruption,
+            History(path, history_bytes) as history,
+            Tracker(config, run_id, history) as tracker,
+            CheckpointWriter(path, config.keep_checkpoints) as checkpoints,
+            tqdm(total=state.total_steps, initial=state.step, desc="train", unit="step", dynamic_ncols=True) as bar,
+        ):
+            if point is None:
+                tracker.log({"num_params": parameters}, 0)
+            tracker.log_code(path)
+            run = Run(
+                config=config,
+                train_set=train_set,
+                test_set=test_set,
+                data=data,
+                state=state,
+                evaluator=Evaluator(state.head),
+                progress=progress,
+                metrics=metrics,
+                tracker=tracker,
+                checkpoints=checkpoints,
+                interruption=interruption,
+                bar=bar,
+            )
+            end_in_order(run)
 
 
 def main() -> None:

@@ -5,6 +5,7 @@ numpy only. Token files are memory-mapped; only the small index arrays are held.
 
 from __future__ import annotations
 
+import hashlib
 import queue
 import threading
 from collections.abc import Iterator
@@ -18,6 +19,19 @@ import numpy as np
 from dataset.common import DatasetError, PuzzleDatasetMetadata
 from dataset.dataset_files import ExampleSet, build_command, open_set, read_metadata
 
+FINGERPRINT_ROWS = 1024
+# The metadata that a model trained on the split depends on; keys added to the format later are not among them
+_IDENTITY = {
+    "pad_id",
+    "ignore_label_id",
+    "blank_identifier_id",
+    "vocab_size",
+    "seq_len",
+    "num_puzzle_identifiers",
+    "total_groups",
+    "mean_puzzle_examples",
+    "sets",
+}
 IGNORE_LABEL = -100  # what a label that carries no loss becomes, whatever the files use
 
 T = TypeVar("T")
@@ -75,6 +89,19 @@ class PuzzleDataset:
                 f"indices hold {groups} groups. Build the data set again: {build_command(self.path)}"
             )
         self.num_examples = sum(len(s.inputs) for s in self._sets)
+
+    def fingerprint(self) -> str:
+        """A checksum of the split's metadata, index arrays and a sample of its puzzles, the same wherever it lies.
+
+        Two splits with the same one are the same for all that a run cares about, unless somebody edited single puzzles.
+        """
+        digest = hashlib.sha256(self.metadata.model_dump_json(include=_IDENTITY).encode())
+        for data in self._sets:
+            rows = np.linspace(0, len(data.inputs) - 1, FINGERPRINT_ROWS).astype(np.int64)
+            for array in (data.group_indices, data.puzzle_indices, data.puzzle_identifiers, data.inputs, data.labels):
+                sample = array[rows] if array.ndim == 2 else array
+                digest.update(np.ascontiguousarray(sample, np.int64).data)  # whatever integer type the file holds
+        return digest.hexdigest()
 
     def train_batches(self, iteration: int, *, epochs: int, start_batch: int = 0) -> Iterator[Batch]:
         """The training batches of one iteration of `epochs` epochs, from batch `start_batch` on, sets in turn.

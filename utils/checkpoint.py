@@ -1,134 +1,179 @@
-"""Checkpoints: `<checkpoint_path>/step_<N>/model.safetensors` with the parameter names of the PyTorch code, and
-`all_config.yaml` beside the step folders. Every file appears whole or not at all."""
+"""Writing checkpoints: `<checkpoint_path>/step_<N>/` with the weights, everything else that the next step depends on,
+and a record with checksums. Written in the background, beside its place, and renamed into it when it is whole."""
 
 from __future__ import annotations
 
-import re
+import os
 import shutil
+from collections.abc import Mapping
+from concurrent.futures import Future, ThreadPoolExecutor
+from dataclasses import dataclass
 from pathlib import Path
+from types import TracebackType
 
-import mlx.core as mx
-from mlx.utils import tree_flatten
+from tqdm import tqdm
 
-from models.losses import ACTLossHead
-from utils.config import CONFIG_FILE
+from utils.checkpoint_record import (
+    RECORD_FILE,
+    TRAINING_FILE,
+    WEIGHTS_FILE,
+    CheckpointRecord,
+    FileRecord,
+    record_text,
+    step_folders,
+    step_of,
+)
 from utils.errors import UserError
+from utils.safetensors_file import write_safetensors
+from utils.stored_tensors import HostTensor
 
-WEIGHTS_FILE = "model.safetensors"
-CODE_FOLDER = "code"
-_STEP_FOLDER = re.compile(r"step_(\d+)")
-_REPOSITORY = Path(__file__).resolve().parent.parent
+# Suffixes of a folder that is being written, makes room for another of its step, is being removed
+PARTIAL, REPLACED, PRUNED = ".partial", ".replaced", ".pruned"
 
 
-def new_checkpoint_path(checkpoint_path: str | None) -> Path:
-    """Make the folder of a new run.
+@dataclass(frozen=True)
+class Snapshot:
+    """The state of a run at one step, held still while the run goes on.
+
+    `weights`, `training`: the arrays of the two files. `record`: the rest, still without `files`.
+    """
+
+    weights: Mapping[str, HostTensor]
+    training: Mapping[str, HostTensor]
+    record: CheckpointRecord
+
+
+def write_checkpoint(snapshot: Snapshot, checkpoint_path: Path) -> Path:
+    """Write a step folder, on the disk by the time this returns; returns it. One of the same step is replaced.
+
+    The folder is written under another name, its record last. What bears the name `step_<N>` is therefore whole, and
+    so is a `.step_<N>.partial` with an intact record: its renaming was cut off (`utils/run_folder.py` makes up for it).
 
     Raises:
-        UserError: if it can't be made, or holds the steps of an earlier run, which must not be mixed with others.
+        OSError: if it can't be written; what was written of it is removed.
     """
-    folder = Path(str(checkpoint_path))
-    try:
-        folder.mkdir(parents=True, exist_ok=True)
-        earlier = sorted(child.name for child in folder.iterdir() if _STEP_FOLDER.fullmatch(child.name))
-    except OSError as error:
-        raise UserError(f"checkpoint_path {folder} can't be used: {error.strerror}") from error
-    if earlier:
-        raise UserError(f"checkpoint_path {folder} holds {earlier[-1]} of an earlier run; choose another, or remove it")
-    return folder
-
-
-def save_weights(head: ACTLossHead, checkpoint_path: Path, step: int) -> Path:
-    """Write all weights, buffers and puzzle embeddings of `head`; returns the step folder.
-
-    The folder is written under another name and renamed at the end, so that a `step_<N>` is always complete.
-
-    Raises:
-        UserError: if the weights can't be written; nothing is left behind then.
-    """
-    folder = checkpoint_path / f"step_{step}"
-    partial = checkpoint_path / f".step_{step}.partial"
+    record = snapshot.record
+    folder = checkpoint_path / f"step_{record.step}"
+    partial = checkpoint_path / f".{folder.name}{PARTIAL}"
     shutil.rmtree(partial, ignore_errors=True)
-    partial.mkdir(parents=True)
-    weights = dict(tree_flatten(head.parameters()))
+    partial.mkdir()  # without its parents: a run's folder that has vanished is not silently made anew
     try:
-        mx.save_safetensors(str(partial / WEIGHTS_FILE), weights, metadata={"format": "mlx", "step": str(step)})
-    except RuntimeError as error:
+        metadata = {"format": "mlx", "step": str(record.step)}
+        files = {}
+        for name, tensors in ((WEIGHTS_FILE, snapshot.weights), (TRAINING_FILE, snapshot.training)):
+            sha256 = write_safetensors(partial / name, tensors, metadata)
+            files[name] = FileRecord(bytes=(partial / name).stat().st_size, sha256=sha256)
+        with open(partial / RECORD_FILE, "w", encoding="utf-8") as file:
+            file.write(record_text(record.model_copy(update={"files": files})))
+            file.flush()
+            os.fsync(file.fileno())
+        _sync_folder(partial)
+    except BaseException:
         shutil.rmtree(partial, ignore_errors=True)
-        raise UserError(f"{folder} can't be written: {error}; is the disk full?") from error
-    if folder.exists():
-        shutil.rmtree(folder)
-    partial.replace(folder)
+        raise
+    move_into_place(partial, folder)
     return folder
 
 
-def save_code(checkpoint_path: Path) -> None:
-    """Copy the source of the package `models` beside the weights that it made, into `code/`."""
-    target = checkpoint_path / CODE_FOLDER
-    shutil.rmtree(target, ignore_errors=True)
-    shutil.copytree(_REPOSITORY / "models", target / "models", ignore=shutil.ignore_patterns("__pycache__"))
+def move_into_place(partial: Path, folder: Path) -> None:
+    """Rename a whole partial folder to its step's name, in place of an older one if there is one."""
+    if folder.exists():
+        replaced = folder.with_name(f".{folder.name}{REPLACED}")
+        shutil.rmtree(replaced, ignore_errors=True)
+        folder.rename(replaced)
+        partial.rename(folder)
+        shutil.rmtree(replaced, ignore_errors=True)
+    else:
+        partial.rename(folder)
+    _sync_folder(folder.parent)
 
 
-def step_of(folder: Path) -> int:
-    """The N of a folder named `step_<N>`.
-
-    Raises:
-        UserError: if the folder has another name.
-    """
-    match = _STEP_FOLDER.fullmatch(folder.name)
-    if match is None:
-        raise UserError(f"checkpoint {folder} is not a step folder; expected a name such as step_1000")
-    return int(match[1])
-
-
-def find_step_folder(checkpoint: str) -> Path:
-    """The step folder that `checkpoint` names: itself one, or a run's folder, whose newest step is taken.
-
-    Raises:
-        UserError: if there is none, or it holds no weights.
-    """
-    path = Path(checkpoint)
-    if not path.is_dir():
-        raise UserError(f"checkpoint {path} is not a folder; expected checkpoints/<project>/<run>/step_<N>")
-    if (path / CONFIG_FILE).exists():
-        steps = [child for child in path.iterdir() if _STEP_FOLDER.fullmatch(child.name)]
-        if not steps:
-            raise UserError(f"{path} holds no step_<N> folder yet; a run writes them after its evaluations")
-        path = max(steps, key=step_of)
-    step_of(path)
-    if not (path / WEIGHTS_FILE).is_file():
-        raise UserError(f"{path / WEIGHTS_FILE} is missing; the checkpoint is not complete")
-    return path
-
-
-def load_weights(head: ACTLossHead, folder: Path) -> None:
-    """Read the weights of a step folder into `head`.
-
-    Raises:
-        UserError: if the file is damaged, or its names or shapes are not those of `head`.
-    """
-    path = folder / WEIGHTS_FILE
+def _sync_folder(folder: Path) -> None:
+    """Bring the names in a folder to the disk, so that they survive a loss of power."""
+    descriptor = os.open(folder, os.O_RDONLY)
     try:
-        stored = mx.load(str(path))
-    except (RuntimeError, ValueError) as error:
-        raise UserError(f"{path} can't be read as safetensors: {error}") from error
-    assert isinstance(stored, dict)  # what mx.load returns for this extension
-    own = dict(tree_flatten(head.parameters()))
-    for names, verdict in ((own.keys() - stored.keys(), "lacks"), (stored.keys() - own.keys(), "has the unexpected")):
-        if names:
-            raise UserError(
-                f"{path} {verdict} {sorted(names)[0]}"
-                + (f" and {len(names) - 1} more" if len(names) > 1 else "")
-                + "; it was made by another architecture, compare the arch keys in all_config.yaml"
-            )
-    for name, array in stored.items():
-        if array.shape != own[name].shape:
-            remedy = (
-                "puzzle identifiers belong to the data set that the model was trained on, evaluate with that one"
-                if name.endswith("puzzle_emb.weights") and array.shape[1:] == own[name].shape[1:]
-                else "compare the arch keys in all_config.yaml and the sizes in the data set's dataset.json"
-            )
-            raise UserError(
-                f"{path}: {name} has shape {tuple(array.shape)}, the model needs {tuple(own[name].shape)}; {remedy}"
-            )
-    head.load_weights([(name, array.astype(own[name].dtype)) for name, array in stored.items()])
-    mx.eval(head.parameters())
+        os.fsync(descriptor)
+    finally:
+        os.close(descriptor)
+
+
+def prune(checkpoint_path: Path, keep: int, best_step: int | None) -> list[Path]:
+    """Remove all but the newest `keep` step folders and the best one; returns what was removed."""
+    removed = []
+    for folder in step_folders(checkpoint_path)[keep:]:
+        if step_of(folder) == best_step:
+            continue
+        pruned = folder.with_name(f".{folder.name}{PRUNED}")  # in one step, so that no half of it is taken for whole
+        folder.rename(pruned)
+        shutil.rmtree(pruned, ignore_errors=True)
+        removed.append(folder)
+    return removed
+
+
+class CheckpointWriter:
+    """Context manager that writes checkpoints in a background thread, one at a time, while training goes on.
+
+    Args:
+        checkpoint_path: the run's folder.
+        keep: how many step folders to keep, besides the best; None keeps all.
+    """
+
+    def __init__(self, checkpoint_path: Path, keep: int | None):
+        self.path = checkpoint_path
+        self._keep = keep
+        self._executor = ThreadPoolExecutor(max_workers=1, thread_name_prefix="checkpoint")
+        self._running: Future[None] | None = None
+
+    def save(self, snapshot: Snapshot) -> None:
+        """Begin to write, after the previous checkpoint is written: no more than two snapshots are ever held.
+
+        Raises:
+            UserError: if the previous one could not be written.
+        """
+        self.wait()
+        self._running = self._executor.submit(self._write, snapshot)
+
+    def check(self) -> None:
+        """Without waiting, raise what went wrong in the background, if anything."""
+        if self._running is not None and self._running.done():
+            self.wait()
+
+    def wait(self) -> None:
+        """Wait until the last checkpoint is on the disk.
+
+        Raises:
+            UserError: if it could not be written.
+        """
+        running, self._running = self._running, None
+        if running is not None:
+            running.result()
+
+    def _write(self, snapshot: Snapshot) -> None:
+        try:
+            folder = write_checkpoint(snapshot, self.path)
+            tqdm.write(f"saved {folder}")
+            if self._keep is not None:
+                best = snapshot.record.progress.best
+                prune(self.path, self._keep, best.step if best else None)
+        except OSError as error:
+            raise UserError(self._explain(error, snapshot.record.step)) from error
+
+    def _explain(self, error: OSError, step: int) -> str:
+        problem = f"checkpoint step_{step} can't be written to {self.path}: {error.strerror or error}"
+        if not self.path.is_dir():
+            return f"{problem}; the folder has vanished, and the run's checkpoints with it"
+        whole = step_folders(self.path)
+        kept = f"{whole[0].name} is intact" if whole else "there is no earlier one"
+        return f"{problem}; {kept}. Make the folder writable and roomy, and continue with resume=auto"
+
+    def __enter__(self) -> CheckpointWriter:
+        return self
+
+    def __exit__(
+        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
+    ) -> None:
+        try:
+            if kind is None:
+                self.wait()
+        finally:
+            self._executor.shutdown()

@@ -72,11 +72,17 @@ class StopWhen(BaseModel):
             raise ValueError("set one of stop_when.at_least and stop_when.at_most")
         return self
 
-    def met_by(self, value: float) -> bool:
-        """Whether `value` of the metric asks to stop."""
-        return (self.at_least is not None and value >= self.at_least) or (
+    def reason(self, found: dict[str, float], over: str = "") -> str | None:
+        """What asks to stop, if the metrics found do: the metric, its value and `over` what it was averaged."""
+        value = (
+            None if self.metric is None else found.get(self.metric)
+        )  # absent if eval_max_examples leaves its set out
+        if value is None:
+            return None
+        met = (self.at_least is not None and value >= self.at_least) or (
             self.at_most is not None and value <= self.at_most
         )
+        return f"{self.metric} = {value:.4f}{over}" if met else None
 
 
 class PretrainConfig(BaseModel):
@@ -91,6 +97,9 @@ class PretrainConfig(BaseModel):
     epochs: int = Field(ge=1)
     eval_interval: int | None = Field(default=None, ge=1)
     checkpoint_every_eval: bool = False
+    checkpoint_interval: int | None = Field(default=None, ge=1)
+    keep_checkpoints: int | None = Field(default=None, ge=1)
+    resume: str | None = None
 
     lr: float = Field(ge=0)
     lr_min_ratio: float = Field(ge=0)
@@ -111,6 +120,7 @@ class PretrainConfig(BaseModel):
     log_interval: int = Field(default=1, ge=1)
     log_examples: int = Field(default=0, ge=0)
     load_weights: str | None = None
+    on_nonfinite: Literal["stop", "skip"] = "stop"
     stop_when: StopWhen = StopWhen()
 
     @model_validator(mode="after")
@@ -127,11 +137,6 @@ class PretrainConfig(BaseModel):
     def epochs_per_iteration(self) -> int:
         """Epochs from one evaluation to the next."""
         return self.eval_interval or self.epochs
-
-    @property
-    def iterations(self) -> int:
-        """How often the run trains and then evaluates."""
-        return self.epochs // self.epochs_per_iteration
 
 
 class EvaluateConfig(BaseModel):

@@ -13,6 +13,7 @@ from omegaconf.errors import OmegaConfBaseException
 from pydantic import ValidationError
 
 from dataset.common import DatasetError
+from utils.interruption import Interrupted
 
 _FULL_ERROR = "HYDRA_FULL_ERROR"  # Hydra's variable: "1" makes it raise, rather than print half a page and exit
 _WANTS_TRACEBACK = os.environ.get(_FULL_ERROR) == "1"
@@ -76,6 +77,9 @@ def one_line(main: Callable[P, None]) -> Callable[P, None]:
             if _WANTS_TRACEBACK:
                 raise
             _fail(f"{error.filename}: {error.strerror}" if error.filename else str(error))
+        except Interrupted as interruption:
+            print(interruption, file=sys.stderr)
+            sys.exit(interruption.exit_status)
         except KeyboardInterrupt:
             print("\ninterrupted", file=sys.stderr)
             sys.exit(130)  # as shells report it

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import time
 from collections import deque
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 
 import mlx.core as mx
@@ -85,6 +85,7 @@ def evaluate(
     max_examples: int | None = None,
     writer: PredictionWriter | None = None,
     num_samples: int = 0,
+    before_batch: Callable[[], None] = lambda: None,
 ) -> Evaluation:
     """Evaluate a test split.
 
@@ -94,6 +95,7 @@ def evaluate(
         max_examples: only the first so many examples; None means all.
         writer: where predictions go, if anywhere.
         num_samples: how many examples to return as samples.
+        before_batch: called before each batch; what it raises ends the evaluation.
     """
     totals: dict[str, dict[str, float]] = {}
     samples: list[dict[str, np.ndarray]] = []
@@ -110,6 +112,7 @@ def evaluate(
         ) as bar,
     ):
         for batch in batches:
+            before_batch()
             # Only the last outer step counts; a list of all of them would keep all their states in memory.
             ((_, metrics, outputs),) = deque(evaluator.outer_steps(to_device(batch)), maxlen=1)
             if writer is not None:

@@ -6,6 +6,7 @@ from __future__ import annotations
 import math
 
 import mlx.core as mx
+import mlx.nn as nn
 import mlx.optimizers as optim
 
 from models.common import on_gpu
@@ -80,6 +81,16 @@ class AdamATan2(optim.Optimizer):
         self.learning_rate = learning_rate
         self.betas = betas
         self.weight_decay = weight_decay
+        self._applies: mx.array | None = None
+
+    def update_if(self, condition: mx.array, model: nn.Module, gradients: dict) -> None:
+        """`update`, if `condition` (a bool scalar on the device) is true; otherwise parameters, moments and the count
+        of updates stay as they are, whatever the gradients hold."""
+        updates = self.step
+        self._applies = condition
+        self.update(model, gradients)
+        self._applies = None
+        self.state["step"] = mx.where(condition, self.step, updates)
 
     def init_single(self, parameter: mx.array, state: dict) -> None:
         """Create the moments `m` and `v`, both zero and of the parameter's shape."""
@@ -95,8 +106,14 @@ class AdamATan2(optim.Optimizer):
         correction1 = -mx.expm1(t * math.log(beta1)) if beta1 > 0 else 1.0
         correction2 = -mx.expm1(t * math.log(beta2)) if beta2 > 0 else 1.0
 
-        m = state["m"] + (1.0 - beta1) * (gradient - state["m"])
-        v = state["v"] + (1.0 - beta2) * (mx.square(gradient) - state["v"])
+        applies: float | mx.array = 1.0
+        if self._applies is not None:  # all rates zero, and no NaN that would survive the product with zero
+            applies = self._applies.astype(mx.float32)
+            gradient = mx.where(self._applies, gradient, 0.0)
+            lr = lr * applies
+
+        m = state["m"] + (applies * (1.0 - beta1)) * (gradient - state["m"])
+        v = state["v"] + (applies * (1.0 - beta2)) * (mx.square(gradient) - state["v"])
         state["m"], state["v"] = m, v
         update = arctan2_right(m, mx.sqrt(v / correction2))
         return parameter * (1.0 - lr * self.weight_decay) - (lr / correction1) * update

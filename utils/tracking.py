@@ -13,6 +13,8 @@ from pydantic import ValidationError
 
 from utils.config import PretrainConfig
 from utils.errors import UserError, describe_validation_error
+from utils.history import History
+from utils.interruption import Interrupted
 from utils.puzzle_view import draw_puzzle
 
 
@@ -24,14 +26,19 @@ class Tracker:
 
     Args:
         config: the run's configuration, names included; it is recorded whole.
+        run_id: the id of the W&B run to continue, or None for a new one.
+        history: where the metrics go besides.
     """
 
-    def __init__(self, config: PretrainConfig):
+    def __init__(self, config: PretrainConfig, run_id: str | None, history: History):
+        self.history = history
         options: dict[str, Any] = {
             "project": config.project_name,
             "name": config.run_name,
             "config": config.model_dump(),
             "settings": wandb.Settings(x_disable_stats=True),
+            "id": run_id,
+            "resume": None if run_id is None else "allow",
         }
         try:
             self.run = wandb.init(**options)
@@ -41,14 +48,23 @@ class Tracker:
             reason = str(error).splitlines()[0].rstrip(".")
             print(f"wandb: {reason}; this run is recorded offline, `wandb sync` uploads it later", file=sys.stderr)
             self.run = wandb.init(mode="offline", **options)
+        # What the run had logged beyond its checkpoint is there already, and the steps that are repeated give the same.
+        self._first_step = self.run.step if run_id is not None else 0
+
+    @property
+    def run_id(self) -> str:
+        """The id by which W&B knows the run."""
+        return self.run.id
 
     def log(self, metrics: dict[str, float], step: int) -> None:
         """Record scalar metrics for a training step."""
-        self.run.log(metrics, step=step)
+        self.history.log(metrics, step)
+        if step >= self._first_step:
+            self.run.log(metrics, step=step)
 
     def log_examples(self, samples: list[dict[str, np.ndarray]], vocab_size: int, step: int) -> None:
         """Record a picture of each sample: puzzle, prediction and truth side by side (`eval/examples`)."""
-        if not samples:
+        if not samples or step < self._first_step:
             return
         images = [
             wandb.Image(draw_puzzle(sample, vocab_size), caption="puzzle, prediction, truth") for sample in samples
@@ -67,4 +83,4 @@ class Tracker:
     def __exit__(
         self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
     ) -> None:
-        self.run.finish(exit_code=0 if kind is None else 1)
+        self.run.finish(exit_code=0 if kind is None else error.exit_status if isinstance(error, Interrupted) else 1)

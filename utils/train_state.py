@@ -2,11 +2,11 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Collection
+from collections.abc import Callable, Collection, Mapping
 from typing import Any
 
 import mlx.core as mx
-from mlx.utils import tree_flatten
+from mlx.utils import tree_flatten, tree_map, tree_unflatten
 from pydantic import ValidationError
 
 from dataset.common import PuzzleDatasetMetadata
@@ -18,6 +18,7 @@ from models.sparse_embedding import sign_sgd_rows
 from utils.config import ArchConfig, PretrainConfig, load_model_class
 from utils.errors import UserError, describe_validation_error
 from utils.optimizers import AdamATan2, learning_rate
+from utils.stored_tensors import StoredTensor
 
 Metrics = dict[str, mx.array]
 
@@ -65,6 +66,25 @@ def to_device(batch: Batch) -> dict[str, mx.array]:
     return {name: mx.array(getattr(batch, name)) for name in ("inputs", "labels", "puzzle_identifiers")}
 
 
+def all_finite(arrays: Any) -> mx.array:
+    """Whether a tree of arrays holds neither NaN nor infinity: a bool scalar, computed on the device.
+
+    Judged by the sum of each array, the cheapest look at all of its elements: one that is not finite makes the sum so.
+    Finite elements beyond 1e30 may overflow it as well, and are called what they are about to become.
+    """
+    sums = [array.sum() for array in dict(tree_flatten(arrays)).values() if array is not None]
+    return mx.isfinite(mx.stack(sums)).all()
+
+
+def _assign(tree: Any, values: Any) -> None:
+    """Replace the arrays of a tree of dicts and lists in place, where the compiled step looks for them."""
+    for key in tree if isinstance(tree, dict) else range(len(tree)):
+        if isinstance(tree[key], mx.array):
+            tree[key] = values[key]
+        else:
+            _assign(tree[key], values[key])
+
+
 class TrainState:
     """Model, optimiser moments, random state, carry and step of a run.
 
@@ -85,6 +105,7 @@ class TrainState:
         keep: Collection[str] = (),
     ):
         self.config = config
+        self._metadata = metadata
         self.total_steps = total_steps
         self.step = 0
         self.carry: Carry | None = None
@@ -102,6 +123,37 @@ class TrainState:
     def arrays(self) -> list[Any]:
         """Everything that a step reads and replaces, besides the carry."""
         return [self.head.state, self.optimizer.state, self.random]
+
+    def weights(self) -> dict[str, mx.array]:
+        """All weights, buffers and puzzle embeddings, under their names in a checkpoint."""
+        return dict(tree_flatten(self.head.parameters()))
+
+    def named_arrays(self) -> dict[str, mx.array]:
+        """What the next step depends on besides the weights: `optimizer.…`, `random.key` and `carry.…`."""
+        return dict(tree_flatten({"optimizer": self.optimizer.state, "random": self.random, "carry": self.carry}))
+
+    def restore(self, step: int, arrays: Mapping[str, StoredTensor], origin: str) -> None:
+        """Become what `named_arrays` was taken of after `step` steps. The weights are restored apart from this.
+
+        Raises:
+            UserError: if names, shapes or dtypes are not those of this state; `origin` stands in the message.
+        """
+        c, meta = self.config, self._metadata
+        rows, tokens = mx.zeros((c.global_batch_size,), mx.int32), (c.global_batch_size, meta.seq_len)
+        blank = {"inputs": mx.zeros(tokens, mx.int32), "labels": mx.zeros(tokens, mx.int32), "puzzle_identifiers": rows}
+        self.carry = self.head.model.initial_carry(blank)
+        for name, own in self.named_arrays().items():
+            found = arrays.get(name)
+            if found is None or (found.shape, found.dtype) != (own.shape, str(own.dtype).removeprefix("mlx.core.")):
+                what = "is missing" if found is None else f"is {found.dtype} {found.shape}"
+                raise UserError(
+                    f"{origin}: {name} {what}, expected {own.dtype} {own.shape}; was it made by another version?"
+                )
+        stored = tree_unflatten([(name, arrays[name].read()) for name in self.named_arrays()])
+        _assign(self.optimizer.state, stored["optimizer"])
+        _assign(self.random, stored["random"])
+        self.carry = stored["carry"]
+        self.step = step
 
     def learning_rates(self, step: int) -> tuple[float, float]:
         """The rates of AdamATan2 and of the puzzle embedding for a step, counted from 1."""
@@ -125,7 +177,9 @@ class TrainState:
             batch: int32 arrays `inputs` `[b, s]`, `labels` `[b, s]` and `puzzle_identifiers` `[b]`.
 
         Returns:
-            The metric sums (float32 scalars, `loss` among them) and the outputs asked for with `keep`.
+            The metric sums (float32 scalars, `loss` among them) with the bool `finite`, and the outputs asked for with
+            `keep`. Where `finite` is false, loss or gradients held an infinity or NaN, and the step left parameters,
+            moments, puzzle embeddings and carry as they were.
         """
         if self.carry is None:
             self.carry = self.head.model.initial_carry(batch)
@@ -142,7 +196,7 @@ class TrainState:
         ) -> tuple[Carry, Metrics, dict[str, Any]]:
             self.trace_count += 1  # runs at tracing only
             random["key"], exploration_key = mx.random.split(random["key"])
-            carry = head.model.begin_step(carry, batch)
+            earlier_carry, carry = carry, head.model.begin_step(carry, batch)
             puzzle_rows = head.model.puzzle_rows(carry)
 
             def loss_fn(parameters: dict, rows: mx.array | None) -> tuple[mx.array, Any]:
@@ -155,20 +209,22 @@ class TrainState:
                 head.trainable_parameters(), puzzle_rows
             )
             gradient, row_gradients = (gradients, None) if puzzle_rows is None else gradients
+            finite = all_finite([loss, gradients])
 
             optimizer.learning_rate = lr
-            optimizer.update(head, gradient)
+            optimizer.update_if(finite, head, gradient)
             if puzzle_rows is not None and row_gradients is not None:
                 sign_sgd_rows(
                     head.model.inner.puzzle_emb.weights,
                     carry["current_data"]["puzzle_identifiers"],
                     puzzle_rows,
-                    row_gradients,
-                    puzzle_emb_lr,
+                    mx.where(finite, row_gradients, 0.0),
+                    mx.where(finite, puzzle_emb_lr, 0.0),  # with both zero the rows stay as they are, bit for bit
                     config.puzzle_emb_weight_decay,
                 )
 
+            carry = tree_map(lambda new, old: mx.where(finite, new, old), carry, earlier_carry)
             outputs |= {"gradients": (gradient, row_gradients)}
-            return carry, metrics | {"loss": loss}, {name: outputs[name] for name in keep}
+            return carry, metrics | {"loss": loss, "finite": finite}, {name: outputs[name] for name in keep}
 
         return step
