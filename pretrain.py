@@ -127,7 +127,7 @@ def evaluate_and_log(run: Run) -> Evaluation:
             max_examples=config.eval_max_examples,
             writer=writer,
             num_samples=config.log_examples,
-            before_batch=run.interruption.check,
+            after_step=run.interruption.check,
         )
     run.tracker.log(result.metrics, step)
     run.tracker.log_examples(result.samples, vocab_size, step)

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import time
-from collections import deque
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 
@@ -45,8 +44,10 @@ class Evaluator:
         """
         carry = self.head.model.initial_carry(batch)
         for _ in range(self.head.model.config.halt_max_steps):
+            earlier = carry
             carry, metrics, outputs = self._compiled_step(carry, batch)
             mx.async_eval(carry)  # the metrics and outputs of all but the last step are never asked for
+            mx.eval(earlier)  # one step ahead of the device is enough, and the caller may want to end here
             yield carry, metrics, outputs
 
 
@@ -85,7 +86,7 @@ def evaluate(
     max_examples: int | None = None,
     writer: PredictionWriter | None = None,
     num_samples: int = 0,
-    before_batch: Callable[[], None] = lambda: None,
+    after_step: Callable[[], None] = lambda: None,
 ) -> Evaluation:
     """Evaluate a test split.
 
@@ -95,7 +96,7 @@ def evaluate(
         max_examples: only the first so many examples; None means all.
         writer: where predictions go, if anywhere.
         num_samples: how many examples to return as samples.
-        before_batch: called before each batch; what it raises ends the evaluation.
+        after_step: called after each outer step; what it raises ends the evaluation.
     """
     totals: dict[str, dict[str, float]] = {}
     samples: list[dict[str, np.ndarray]] = []
@@ -112,9 +113,8 @@ def evaluate(
         ) as bar,
     ):
         for batch in batches:
-            before_batch()
-            # Only the last outer step counts; a list of all of them would keep all their states in memory.
-            ((_, metrics, outputs),) = deque(evaluator.outer_steps(to_device(batch)), maxlen=1)
+            for *_, metrics, outputs in evaluator.outer_steps(to_device(batch)):  # noqa: B007 - the last step's count
+                after_step()
             if writer is not None:
                 writer.write(batch, outputs)
             for row in range(min(num_samples - len(samples), batch.num_examples)):

@@ -4,7 +4,9 @@ from __future__ import annotations
 
 import os
 import signal
-from types import FrameType, TracebackType
+import socket
+import threading
+from types import TracebackType
 
 _ANNOUNCEMENT = "finishing this step and saving a checkpoint; once more leaves at once"
 
@@ -16,15 +18,15 @@ class Interrupted(Exception):
     """
 
     def __init__(self, signal_number: int):
-        self.signal_name = signal.Signals(signal_number).name
         self.exit_status = 128 + signal_number
-        super().__init__(f"ended by {self.signal_name}")
+        super().__init__(f"ended by {signal.Signals(signal_number).name}")
 
 
 class Interruption:
     """Context manager within which SIGINT and SIGTERM are only noted, for `check` to raise when it is convenient.
 
-    A second one ends the process on the spot. Works in the main thread, as Python's signal handling does.
+    A second one ends the process on the spot, even in the middle of a long computation: a thread listens, since Python
+    would call a signal handler only after the main thread has come back from it. Must be entered in the main thread.
     """
 
     SIGNALS = (signal.SIGINT, signal.SIGTERM)
@@ -37,16 +39,23 @@ class Interruption:
         if self._noted is not None:
             raise Interrupted(self._noted)
 
-    def _note(self, signal_number: int, frame: FrameType | None) -> None:
-        if self._noted is not None:
-            os._exit(128 + signal_number)
-        self._noted = signal_number
-        name = signal.Signals(signal_number).name
-        # Not through print: the signal may have come in the middle of one.
-        os.write(2, f"\n{name}: {_ANNOUNCEMENT}\n".encode())
+    def _listen(self) -> None:
+        while number := self._receiver.recv(1):  # empty once the sender is closed
+            if number[0] not in self.SIGNALS:
+                continue
+            if self._noted is not None:
+                os._exit(128 + number[0])
+            self._noted = number[0]
+            # Not through print, which the main thread may be in the middle of.
+            os.write(2, f"\n{signal.Signals(number[0]).name}: {_ANNOUNCEMENT}\n".encode())
 
     def __enter__(self) -> Interruption:
-        self._before = {number: signal.signal(number, self._note) for number in self.SIGNALS}
+        self._receiver, self._sender = socket.socketpair()
+        self._sender.setblocking(False)  # as Python asks of it
+        self._thread = threading.Thread(target=self._listen, name="interruption", daemon=True)
+        self._thread.start()
+        self._wakeup_before = signal.set_wakeup_fd(self._sender.fileno())
+        self._before = {number: signal.signal(number, lambda *_: None) for number in self.SIGNALS}
         return self
 
     def __exit__(
@@ -54,3 +63,7 @@ class Interruption:
     ) -> None:
         for number, handler in self._before.items():
             signal.signal(number, handler)
+        signal.set_wakeup_fd(self._wakeup_before)
+        self._sender.close()
+        self._thread.join()
+        self._receiver.close()

@@ -81,7 +81,7 @@ def _assign(tree: Any, values: Any) -> None:
     for key in tree if isinstance(tree, dict) else range(len(tree)):
         if isinstance(tree[key], mx.array):
             tree[key] = values[key]
-        else:
+        elif tree[key]:  # what is frozen has no moments, but an empty place
             _assign(tree[key], values[key])
 
 
