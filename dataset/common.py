@@ -25,6 +25,8 @@ import numpy as np
 from pydantic import BaseModel, ConfigDict
 from tqdm import tqdm
 
+from dataset.hub import explain_hub_error
+
 SET_NAME = "all"
 BLANK_IDENTIFIER = "<blank>"
 SPLITS = ("train", "test")
@@ -121,11 +123,10 @@ def resolve_source(source: str, filename: str) -> Path:
     try:
         return Path(hf_hub_download(source, filename, repo_type="dataset"))
     except Exception as error:  # its error classes differ between versions and HTTP libraries
-        reason = " ".join(str(error).split()).split(". ")[0]
+        failure = explain_hub_error(error)
         raise DatasetError(
-            f"no folder {source!r} here, and {filename} could not be had from the Hugging Face data set of that name "
-            f"({type(error).__name__}: {reason}): check name and network, or give --source-repo a folder with "
-            "train.csv and test.csv"
+            f"no folder {source!r} here, and {filename} could not be had from the Hugging Face data set of that name: "
+            f"{failure.reason}; {failure.remedy}, or give --source-repo a folder with train.csv and test.csv"
         ) from error
 
 

@@ -29,7 +29,7 @@ from tests.dataset.conftest import (
     sudoku_rows,
     write_csv,
 )
-from tests.dataset.hub import serve_hub
+from tests.hub import GATED, serve_hub
 
 ROWS = [{9 * r + c for c in range(9)} for r in range(9)]
 COLS = [{9 * r + c for r in range(9)} for c in range(9)]
@@ -259,8 +259,8 @@ def test_no_puzzle_is_hard_enough(source: Path, tmp_path: Path) -> None:
 
 def test_readme_commands_with_the_hub(tmp_path: Path) -> None:
     """The README's two lines would not work as typed: downloads, defaults and output folders included."""
-    with serve_hub("sapientinc/sudoku-extreme", make_source(tmp_path / "hub")) as address:
-        env = {"HF_ENDPOINT": address, "HF_HOME": str(tmp_path / "cache")}
+    with serve_hub("sapientinc/sudoku-extreme", make_source(tmp_path / "hub"), "dataset") as hub:
+        env = {"HF_ENDPOINT": hub.address, "HF_HOME": str(tmp_path / "cache")}
         for command, folder, examples in (
             (
                 "python dataset/build_sudoku_dataset.py --output-dir data/sudoku-extreme-1k-aug-1000"
@@ -276,7 +276,10 @@ def test_readme_commands_with_the_hub(tmp_path: Path) -> None:
             assert PuzzleDataset(tmp_path / folder, "test", global_batch_size=1).num_examples == 7
             assert "100%" in result.stderr, "no progress was shown"
         result = run_script("python dataset/build_sudoku_dataset.py --source-repo nobody/nothing", tmp_path, **env)
-        assert_one_line_error(result, "nobody/nothing", "--source-repo", "folder")
+        assert_one_line_error(result, "nobody/nothing", "HTTP 404", "--source-repo", "folder")
+        hub.refusals["/datasets/some"] = GATED
+        result = run_script("python dataset/build_sudoku_dataset.py --source-repo some/puzzles", tmp_path, **env)
+        assert_one_line_error(result, "some/puzzles", "on request", "hf auth login", "--source-repo", "folder")
 
 
 def test_no_network_is_one_line(tmp_path: Path) -> None:

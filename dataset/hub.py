@@ -1,0 +1,132 @@
+"""Why a file can't be had from the Hugging Face hub, and what helps: the same words for data sets and checkpoints.
+
+huggingface_hub has changed its HTTP library and some of its error classes between 0.30 and 2.x. What stayed is the
+chain of causes down to the answer's status or the system's error, and that is what is read here.
+"""
+
+from __future__ import annotations
+
+import errno
+import socket
+import ssl
+from collections.abc import Iterator, Mapping
+from dataclasses import dataclass
+
+_NO_SPACE = (errno.ENOSPC, errno.EDQUOT, errno.EFBIG)
+_HTTP_LIBRARIES = ("requests", "urllib3", "httpx", "httpcore")
+_LOG_IN = "log in with `hf auth login` or set HF_TOKEN"
+
+
+@dataclass(frozen=True)
+class HubFailure:
+    """What went wrong and what the user can do, each a part of a sentence.
+
+    `unreachable`: the hub couldn't be asked at all, so that its answer may well be the one given before.
+    `broken`: the connection was there, and broke; another may do.
+    """
+
+    reason: str
+    remedy: str
+    unreachable: bool = False
+    broken: bool = False
+
+
+def explain_hub_error(error: Exception) -> HubFailure:
+    """Tell what an exception means that a function of huggingface_hub raised."""
+    from huggingface_hub import constants, errors  # slow to import
+
+    # "Not in the cache either" is said of every failure; what led to it is the news.
+    chain = [cause for cause in _causes(error) if not isinstance(cause, errors.LocalEntryNotFoundError)] or [error]
+    hub = constants.ENDPOINT
+    if any(isinstance(cause, errors.OfflineModeIsEnabled) for cause in chain):
+        return HubFailure("HF_HUB_OFFLINE forbids asking the hub", "unset it to use the network", unreachable=True)
+    for cause in chain:
+        response = getattr(cause, "response", None)
+        if response is not None:
+            return _explain_answer(response.status_code, response.headers, hub)
+    for cause in chain:
+        if isinstance(cause, errors.HFValidationError):
+            return HubFailure(f"the hub takes no such name ({_first_sentence(cause)})", "check its spelling")
+        if isinstance(cause, OSError) and cause.errno in _NO_SPACE:
+            return HubFailure(
+                f"the hub's cache {constants.HF_HUB_CACHE} can't hold it ({cause.strerror})",
+                "free some space, or set HF_HOME to a folder with more",
+            )
+        if isinstance(cause, OSError) and cause.filename is not None:
+            return HubFailure(
+                f"the hub's cache can't be used ({cause.filename}: {cause.strerror})",
+                "make it writable, or set HF_HOME to another folder",
+            )
+        if isinstance(cause, socket.gaierror):
+            return HubFailure(f"the address of {hub} can't be found", "check the network and HF_ENDPOINT", True)
+        if isinstance(cause, ConnectionRefusedError):
+            return HubFailure(f"{hub} refuses the connection", "check HF_ENDPOINT and the network", True)
+        if isinstance(cause, ssl.SSLError):
+            return HubFailure(
+                f"no secure connection to {hub} ({cause.reason or cause})", "check proxy, certificates and clock", True
+            )
+        if isinstance(cause, TimeoutError):
+            return HubFailure(f"{hub} does not answer in time", "check the network, or try again later", True)
+    for cause in chain:
+        # The size is checked under that name by all versions, with an OSError that has no number.
+        if isinstance(cause, OSError) and str(cause).startswith("Consistency check failed"):
+            return HubFailure("it arrived with another size than the hub announced", "try again")
+        if isinstance(cause, errors.FileMetadataError | ValueError | KeyError | TypeError | AttributeError):
+            break
+        if type(cause).__module__.startswith(_HTTP_LIBRARIES):
+            return HubFailure(
+                f"the connection to {hub} broke ({type(cause).__name__})",
+                "check the network, and try again",
+                unreachable=True,
+                broken=True,
+            )
+    else:
+        return HubFailure(f"{type(error).__name__}: {_first_sentence(error)}", "try again, or download it by hand")
+    return HubFailure(
+        f"{hub} doesn't answer as the hub does ({type(cause).__name__}: {_first_sentence(cause)})",
+        "check HF_ENDPOINT and the proxy",
+    )
+
+
+def _explain_answer(status: int, headers: Mapping[str, str], hub: str) -> HubFailure:
+    code, message, told = headers.get("X-Error-Code"), headers.get("X-Error-Message", ""), f"HTTP {status}"
+    if code == "GatedRepo":
+        return HubFailure(f"its owner gives access on request only ({told})", f"ask for it at {hub}, then {_LOG_IN}")
+    if code == "RevisionNotFound":
+        return HubFailure(f"the hub has no such revision of it ({told})", "give a branch, a tag or a full commit hash")
+    if code == "EntryNotFound":
+        return HubFailure(f"the hub has no such file in it ({told})", "check the name and the revision")
+    if status == 401 and "Invalid credentials" in message:
+        return HubFailure(f"the hub doesn't accept your token ({told})", "renew it with `hf auth login` or in HF_TOKEN")
+    if status in (401, 404):
+        return HubFailure(
+            f"the hub has nothing of that name that is open to you ({told})",
+            f"check the spelling; if it is private, {_LOG_IN}",
+        )
+    if status == 403:
+        return HubFailure(f"the hub forbids you to read it ({told})", f"{_LOG_IN}, of an account that may")
+    if status == 429:
+        return HubFailure(f"the hub takes no more requests from you now ({told})", "wait some minutes, or log in", True)
+    if status >= 500:
+        return HubFailure(f"{hub} is out of order ({told})", "try again later", True)
+    return HubFailure(f"the hub answers {told} {_short(message)}".rstrip(), "try again later")
+
+
+def _causes(error: BaseException) -> Iterator[BaseException]:
+    """An exception and what led to it, the newest first, and hidden ones too: the HTTP libraries hide the system's."""
+    seen: list[BaseException] = []
+    current: BaseException | None = error
+    while current is not None and current not in seen:
+        yield current
+        seen.append(current)
+        current = current.__cause__ or current.__context__
+
+
+def _first_sentence(error: BaseException) -> str:
+    return _short(" ".join(str(error).split()).split(". ")[0].rstrip("."))
+
+
+def _short(text: str) -> str:
+    """Text from elsewhere, fit for a line on a terminal."""
+    text = "".join(character if character.isprintable() else "?" for character in text)
+    return text if len(text) <= 160 else text[:159] + "…"
