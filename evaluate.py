@@ -1,7 +1,7 @@
-"""Evaluate a checkpoint: python evaluate.py checkpoint=<step folder> [key=value …]
+"""Evaluate a checkpoint: python evaluate.py checkpoint=<step folder, file or hub id> [key=value …]
 
-Rebuilds model and data from the `all_config.yaml` beside the step folder, evaluates the whole test split, prints a
-table and one line of JSON, and writes predictions beside the checkpoint.
+Rebuilds model and data from the `all_config.yaml` beside the checkpoint, evaluates the whole test split, prints a table
+and one line of JSON, and writes predictions beside the checkpoint.
 """
 
 from __future__ import annotations
@@ -12,9 +12,11 @@ import json
 import math
 import sys
 from contextlib import ExitStack
+from pathlib import Path
 
 import mlx.core as mx
 
+from dataset.dataset_files import build_command
 from dataset.puzzle_dataset import PuzzleDataset
 from utils import errors
 from utils.config import ArchConfig, parse_evaluate_config, read_saved_config
@@ -47,7 +49,12 @@ def main() -> None:
     config = parse_evaluate_config(sys.argv[1:])
     require_one_rank()
     source = find_weights(config.checkpoint)
-    trained = read_saved_config(source.run_folder)
+    trained = read_saved_config(source.config_folder)
+    if config.data_path is None and not Path(trained.data_path).is_dir():
+        raise errors.UserError(
+            f"{source.name} was trained on {trained.data_path}, which is not here; say where its data set is with "
+            f"data_path=<folder>, or build it: {build_command(Path(trained.data_path))}"
+        )
 
     arch = trained.arch.model_dump()
     if config.forward_dtype is not None:
@@ -64,7 +71,7 @@ def main() -> None:
         writer = None
         if config.save_outputs:
             num_examples = examples_to_evaluate(test_set, config.max_examples)
-            predictions = predictions_folder(source.run_folder, source.step)
+            predictions = predictions_folder(Path(config.output_path or source.output_folder), source.step)
             vocab_size = test_set.metadata.vocab_size
             writer = stack.enter_context(PredictionWriter(predictions, config.save_outputs, num_examples, vocab_size))
         result = evaluate(

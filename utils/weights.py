@@ -3,6 +3,7 @@ checking names and shapes before a single number is read."""
 
 from __future__ import annotations
 
+import re
 from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
@@ -20,23 +21,28 @@ from utils.checkpoint_record import (
 )
 from utils.config import CONFIG_FILE
 from utils.errors import UserError
+from utils.hub import fetch_checkpoint, is_hub_id
 from utils.safetensors_file import read_safetensors
 from utils.stored_tensors import StoredTensor
+from utils.torch_file import read_torch_file
 
 COMPILED_PREFIX = "_orig_mod."  # torch.compile puts it before every name
+HUB_OUTPUT = Path("checkpoints")
+_TORCH_STEP = re.compile(r"step_(\d+)")
 
 
 @dataclass(frozen=True)
 class WeightsSource:
-    """A file of weights and what is known of it.
+    """A file of weights and what belongs to it.
 
-    `name`: for messages. `file`: the weights. `run_folder`: the folder that holds `all_config.yaml` and takes
-    predictions. `step`: the step at which they were saved, 0 if the name of the file does not say.
+    `name`: for messages. `file`: the weights. `config_folder`: the folder of their `all_config.yaml`. `output_folder`:
+    where predictions go unless the user says otherwise. `step`: at which they were saved, 0 if nothing says so.
     """
 
     name: str
     file: Path
-    run_folder: Path
+    config_folder: Path
+    output_folder: Path
     step: int
 
     def tensors(self) -> dict[str, StoredTensor]:
@@ -45,7 +51,8 @@ class WeightsSource:
         Raises:
             UserError: if the file is damaged or of a kind not known here.
         """
-        stored = read_safetensors(self.file)
+        # What has no name that tells is taken for a file of PyTorch's, whose reader knows what else it may be.
+        stored = read_safetensors(self.file) if self.file.suffix == ".safetensors" else read_torch_file(self.file)
         plain = {name.removeprefix(COMPILED_PREFIX): tensor for name, tensor in stored.items()}
         if len(plain) < len(stored):
             raise UserError(f"{self.file} holds names with and without {COMPILED_PREFIX}; keep one of each pair")
@@ -53,29 +60,66 @@ class WeightsSource:
 
 
 def find_weights(checkpoint: str) -> WeightsSource:
-    """The weights that `checkpoint` names: a step folder, or a run's folder, whose newest step is taken.
+    """The weights that `checkpoint` names, in this order of preference.
+
+    - a step folder of this code, checked against its record;
+    - a folder with `all_config.yaml`: a run of this code, whose newest step is taken, or a copy of an official
+      repository, with its PyTorch file;
+    - a file: `.safetensors`, or written by `torch.save`; `all_config.yaml` lies beside it;
+    - `owner/name` or `owner/name@revision` on the Hugging Face hub.
 
     Raises:
-        UserError: if there is none, or it is damaged.
+        UserError: if there is nothing of the kind, or it is damaged.
     """
-    path = Path(checkpoint)
-    if not path.is_dir():
-        raise UserError(f"checkpoint {path} is not a folder; expected checkpoints/<project>/<run>/step_<N>")
-    return _in_step_folder(path)
+    path = Path(checkpoint).expanduser()
+    if path.is_dir():
+        if (path / CONFIG_FILE).is_file():
+            path = _newest_in(path)
+        return _step_folder(path) if path.is_dir() else _file(path)
+    if path.is_file():
+        return _step_folder(path.parent) if (path.parent / RECORD_FILE).is_file() else _file(path)
+    if is_hub_id(checkpoint):
+        found = fetch_checkpoint(checkpoint)
+        repository = checkpoint.partition("@")[0]
+        folder = found.weights.parent  # a step folder, if the repository is a copy of a run's folder
+        step = _step_in_name(folder if found.weights.name == WEIGHTS_FILE else found.weights)
+        name = f"{checkpoint} ({found.commit[:12]})"
+        return WeightsSource(name, found.weights, found.config.parent, HUB_OUTPUT / repository, step)
+    raise UserError(
+        f"checkpoint {checkpoint} is neither a folder or file here nor owner/name on the Hugging Face hub; expected "
+        "something like checkpoints/<project>/<run>/step_<N>"
+    )
 
 
-def _in_step_folder(path: Path) -> WeightsSource:
-    if (path / CONFIG_FILE).exists():
-        steps = step_folders(path)
-        if not steps:
-            raise UserError(f"{path} holds no step_<N> folder yet; a run writes them after its evaluations")
-        path = steps[0]
-    step_of(path)
-    if (path / RECORD_FILE).exists():
-        verify(path)
-    elif not (path / WEIGHTS_FILE).is_file():
-        raise UserError(f"{path / WEIGHTS_FILE} is missing; the checkpoint is not complete")
-    return WeightsSource(str(path), path / WEIGHTS_FILE, path.parent, step_of(path))
+def _newest_in(folder: Path) -> Path:
+    """The newest step in a folder with a configuration: a step folder, or a file of PyTorch's."""
+    steps = step_folders(folder)
+    if steps:
+        return steps[0]
+    files = [path for path in folder.iterdir() if _TORCH_STEP.fullmatch(path.name) and path.is_file()]
+    if (folder / "checkpoint").is_file():
+        return folder / "checkpoint"
+    if not files:
+        raise UserError(f"{folder} holds no step_<N> folder yet; a run writes them after its evaluations")
+    return max(files, key=_step_in_name)
+
+
+def _step_in_name(path: Path) -> int:
+    match = _TORCH_STEP.fullmatch(path.name)
+    return int(match[1]) if match else 0
+
+
+def _step_folder(folder: Path) -> WeightsSource:
+    step = step_of(folder)
+    if (folder / RECORD_FILE).exists():
+        verify(folder)
+    elif not (folder / WEIGHTS_FILE).is_file():
+        raise UserError(f"{folder / WEIGHTS_FILE} is missing; the checkpoint is not complete")
+    return WeightsSource(str(folder), folder / WEIGHTS_FILE, folder.parent, folder.parent, step)
+
+
+def _file(path: Path) -> WeightsSource:
+    return WeightsSource(str(path), path, path.parent, path.parent, _step_in_name(path))
 
 
 def load_weights(head: ACTLossHead, tensors: Mapping[str, StoredTensor], origin: str) -> None:

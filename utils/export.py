@@ -1,0 +1,56 @@
+"""Export weights for the PyTorch code: python -m utils.export checkpoint=<folder, file or hub id> out=<file>.safetensors
+
+The file's names, shapes and dtypes are those of the PyTorch model's `state_dict`.
+"""
+
+from __future__ import annotations
+
+import utils.cpu  # noqa: F401  # before mlx: on Linux it brings a fast BLAS
+
+import shutil
+import sys
+from pathlib import Path
+
+from utils import errors
+from utils.config import CONFIG_FILE, ExportConfig, parse_export_config
+from utils.errors import UserError
+from utils.safetensors_file import write_safetensors
+from utils.stored_tensors import host_tensor
+from utils.weights import find_weights
+
+
+def export(config: ExportConfig) -> Path:
+    """Write the weights, bit for bit as they are stored, and beside them the configuration that evaluate.py needs.
+
+    Raises:
+        UserError: if there are no such weights, or `out` is in the way or can't be written.
+    """
+    out = Path(config.out).expanduser()
+    if out.suffix != ".safetensors":
+        raise UserError(f"out = {config.out!r} must end in .safetensors, the only format written")
+    if out.exists() and not config.overwrite:
+        raise UserError(f"{out} exists; choose another name, or give overwrite=true")
+    source = find_weights(config.checkpoint)
+    tensors = {config.prefix + name: host_tensor(tensor.read()) for name, tensor in source.tensors().items()}
+    out.parent.mkdir(parents=True, exist_ok=True)
+    partial = out.with_name(f".{out.name}.partial")
+    try:
+        write_safetensors(partial, tensors, {"format": "pt", "step": str(source.step)})
+        partial.replace(out)
+    finally:
+        partial.unlink(missing_ok=True)
+    saved, beside = source.config_folder / CONFIG_FILE, out.parent / CONFIG_FILE
+    if saved.is_file() and not beside.exists():
+        shutil.copyfile(saved, beside)
+    return out
+
+
+@errors.one_line
+def main() -> None:
+    """Export what the command line names."""
+    out = export(parse_export_config(sys.argv[1:]))
+    print(f"exported {out}: torch_model.load_state_dict(safetensors.torch.load_file({str(out)!r}))")
+
+
+if __name__ == "__main__":
+    main()
