@@ -11,43 +11,16 @@ import re
 
 import numpy as np
 
+from dataset.symmetries import DIHEDRAL_INVERSE as DIHEDRAL_INVERSE
+from dataset.symmetries import dihedral, inverse_dihedral
+
 SIDE = 30
 SEQ_LEN = SIDE * SIDE
 NUM_COLOURS = 10
 PAD, END, FIRST_COLOUR = 0, 1, 2  # tokens: nothing, end of the grid, colour 0; colour c is FIRST_COLOUR + c
 VOCAB_SIZE = FIRST_COLOUR + NUM_COLOURS
 
-NUM_DIHEDRAL = 8
-DIHEDRAL_INVERSE = [0, 3, 2, 1, 4, 5, 6, 7]
-
 AUGMENTED_NAME = re.compile(r"(.+)_t([0-7])_(0[1-9]{9})", re.DOTALL)
-
-
-def dihedral(grid: np.ndarray, k: int) -> np.ndarray:
-    """Transform k, 0..7, of grids `[..., rows, cols]`; a view, with rows and columns swapped for k = 1, 3, 6 and 7.
-
-    0: identity; 1 to 3: turned counter-clockwise by 90, 180, 270 degrees; 4: flipped left to right; 5: upside down;
-    6: transposed; 7: transposed along the other diagonal. Raises ValueError for another k.
-    """
-    axes = (-2, -1)
-    if 0 <= k <= 3:
-        return np.rot90(grid, k, axes)
-    if k == 4:
-        return np.flip(grid, -1)
-    if k == 5:
-        return np.flip(grid, -2)
-    if k == 6:
-        return np.swapaxes(grid, *axes)
-    if k == 7:
-        return np.flip(np.rot90(grid, 1, axes), -1)
-    raise ValueError(f"dihedral transform is {k}, expected 0 to {NUM_DIHEDRAL - 1}")
-
-
-def inverse_dihedral(grid: np.ndarray, k: int) -> np.ndarray:
-    """Undo transform k: `inverse_dihedral(dihedral(grid, k), k)` equals `grid`, for grids `[..., rows, cols]`."""
-    if not 0 <= k < NUM_DIHEDRAL:
-        raise ValueError(f"dihedral transform is {k}, expected 0 to {NUM_DIHEDRAL - 1}")
-    return dihedral(grid, DIHEDRAL_INVERSE[k])
 
 
 def augment_grid(grid: np.ndarray, k: int, colours: np.ndarray) -> np.ndarray:
@@ -78,21 +51,32 @@ def parse_augmentation_name(name: str) -> tuple[str, int, np.ndarray]:
     return match[1], int(match[2]), np.array([int(digit) for digit in match[3]], np.uint8)
 
 
-def grid_to_tokens(grid: np.ndarray, row: int = 0, col: int = 0) -> np.ndarray:
-    """A grid with its top left cell at (row, col) of a 30x30 board, as tokens uint8 `[900]`.
+def place_grids(grids: np.ndarray, top: np.ndarray, left: np.ndarray) -> np.ndarray:
+    """Grids of one shape on boards of 30x30: colours uint8 `[n, rows, cols]` -> tokens uint8 `[n, 900]`.
 
-    Below the grid and to the right of it, where that is still on the board, stands END, along its width and height; all
-    else is PAD. Raises ValueError if the grid is empty or doesn't fit there.
+    The top left cell of grid i stands at (top[i], left[i]), integers `[n]`, where it must fit. Below the grid and to
+    the right of it, if that is still on the board, stands END, along its width and height; all else is PAD.
+    """
+    n, rows, cols = grids.shape
+    framed: np.ndarray = np.full((n, rows + 1, cols + 1), END, np.uint8)
+    framed[:, :rows, :cols] = grids
+    framed[:, :rows, :cols] += FIRST_COLOUR
+    framed[:, rows, cols] = PAD
+    boards = np.full((n, SIDE + 1, SIDE + 1), PAD, np.uint8)  # one line more, where END is off the board
+    windows = np.lib.stride_tricks.sliding_window_view(boards, framed.shape[1:], axis=(1, 2), writeable=True)
+    windows[np.arange(n), top, left] = framed
+    return boards[:, :SIDE, :SIDE].reshape(n, SEQ_LEN)
+
+
+def grid_to_tokens(grid: np.ndarray, row: int = 0, col: int = 0) -> np.ndarray:
+    """One grid, colours `[rows, cols]`, as tokens uint8 `[900]`: see `place_grids`.
+
+    Raises ValueError if the grid is empty or doesn't fit into 30x30 with its top left cell at (row, col).
     """
     rows, cols = grid.shape
-    bottom, right = row + rows, col + cols
-    if not (rows and cols and row >= 0 and col >= 0 and bottom <= SIDE and right <= SIDE):
+    if not (rows and cols and row >= 0 and col >= 0 and row + rows <= SIDE and col + cols <= SIDE):
         raise ValueError(f"grid of {rows}x{cols} at ({row}, {col}), expected 1x1 or more, inside {SIDE}x{SIDE}")
-    board: np.ndarray = np.full((SIDE, SIDE), PAD, np.uint8)
-    board[bottom : bottom + 1, col:right] = END
-    board[row:bottom, right : right + 1] = END
-    board[row:bottom, col:right] = grid + np.uint8(FIRST_COLOUR)
-    return board.ravel()
+    return place_grids(grid[None], np.array([row]), np.array([col]))[0]
 
 
 def grid_shapes(tokens: np.ndarray) -> np.ndarray:
