@@ -19,7 +19,7 @@ if not __package__:  # run as a script: find the modules that `import dataset.â€
     sys.path[:] = [p for p in sys.path if Path(p or ".").resolve() != Path(__file__).resolve().parent]
     sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
 
-from dataset.common import DatasetError, DatasetWriter, run_cli
+from dataset.common import DatasetError, DatasetWriter, check_minimums, run_cli
 
 MAX_SIDE = 9
 ROUND = 1 << 14  # candidates worked on at once: bounds memory
@@ -204,9 +204,7 @@ def make_puzzles(
 
 def build(options: MiniSudokuOptions) -> None:
     """Build the data set that `options` describe. Raises DatasetError for an option or a request that can't be met."""
-    for key, low in (("box_rows", 2), ("box_cols", 2), ("num_train", 1), ("num_test", 1), ("seed", 0)):
-        if getattr(options, key) < low:
-            raise DatasetError(f"--{key.replace('_', '-')} is {getattr(options, key)}, expected at least {low}")
+    check_minimums(options, box_rows=2, box_cols=2, num_train=1, num_test=1, seed=0)
     side = options.box_rows * options.box_cols
     if side > MAX_SIDE:
         raise DatasetError(
@@ -219,7 +217,8 @@ def build(options: MiniSudokuOptions) -> None:
 
     board = Board(options.box_rows, options.box_cols)
     rng = np.random.default_rng(options.seed)
-    with DatasetWriter(options.output_dir, seq_len=board.cells, vocab_size=side + 2) as writer:
+    box = (options.box_rows, options.box_cols)
+    with DatasetWriter(options.output_dir, seq_len=board.cells, vocab_size=side + 2, kind="sudoku", box=box) as writer:
         grids = distinct_grids(board, rng, options.num_train + options.num_test)
         train_grids, test_grids = split_grids(grids, options.num_train, options.num_test)
         seen: set[bytes] = set()

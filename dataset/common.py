@@ -1,4 +1,4 @@
-"""What every data set builder shares: where raw puzzles come from, what a symmetry is, how a data set is written.
+"""What every data set builder shares: how a problem is told, what `dataset.json` holds, how a data set is written.
 
 A data set in the HRM format is a folder with `identifiers.json` and the splits `train/` and `test/`, each holding
 `dataset.json` and, per set, token arrays `[examples, seq_len]` with three index arrays that nest examples in puzzles
@@ -7,34 +7,23 @@ and puzzles in groups. A puzzle's augmented copies are puzzles of one group: tra
 
 from __future__ import annotations
 
-import csv
-import io
-import itertools
 import json
 import os
-import re
 import shutil
 import sys
-from collections.abc import Callable, Iterator, Sequence
-from dataclasses import dataclass
+from collections.abc import Callable
 from pathlib import Path
 from types import TracebackType
-from typing import BinaryIO
+from typing import Any, BinaryIO
 
 import numpy as np
 from pydantic import BaseModel, ConfigDict
-from tqdm import tqdm
-
-from dataset.hub import explain_hub_error
 
 SET_NAME = "all"
 BLANK_IDENTIFIER = "<blank>"
 SPLITS = ("train", "test")
 INDEX_DTYPE = np.dtype(np.int32)
 TOKEN_DTYPE = np.dtype(np.uint8)
-CSV_CHUNK_ROWS = 50_000
-
-HUB_ID = re.compile(r"[A-Za-z0-9][\w.-]*/[A-Za-z0-9][\w.-]*")
 
 
 class DatasetError(ValueError):
@@ -53,11 +42,22 @@ def run_cli(command: Callable[[], object]) -> None:
         raise SystemExit(130) from None
 
 
+def check_minimums(options: BaseModel, **minimums: int) -> None:
+    """DatasetError if an option (by its field's name) is below its minimum. An option left at None is none."""
+    for key, low in minimums.items():
+        value = getattr(options, key)
+        if value is not None and value < low:
+            raise DatasetError(f"--{key.replace('_', '-')} is {value}, expected at least {low}")
+
+
 class PuzzleDatasetMetadata(BaseModel):
     """`dataset.json` of one split. Unknown keys are ignored, so that files with later additions stay readable.
 
     `mean_puzzle_examples` is examples per puzzle over the whole split; `ignore_label_id` is the label token that
     carries no loss (None: every label counts).
+
+    Not in files made before or elsewhere: `kind`, what the puzzles are ("sudoku", "maze", "arc" or another builder's
+    word), and `box`, the rows and columns of a Sudoku's box.
     """
 
     model_config = ConfigDict(frozen=True)
@@ -71,111 +71,8 @@ class PuzzleDatasetMetadata(BaseModel):
     total_groups: int
     mean_puzzle_examples: float
     sets: list[str]
-
-
-# ---------------------------------------------------------------------------------------------------- augmentation
-
-
-@dataclass(frozen=True)
-class Symmetries:
-    """n symmetries of a board with S cells: each moves cells and relabels values, and nothing else.
-
-    `cell_source`: integer `[n, S]`, a permutation of 0..S-1 per row; cell s of the result comes from cell
-    `cell_source[i, s]` of the original.
-    `value_map`: uint8 `[n, V]`; value v of the original becomes `value_map[i, v]`.
-    """
-
-    cell_source: np.ndarray
-    value_map: np.ndarray
-
-    def apply(self, boards: np.ndarray) -> np.ndarray:
-        """Board i transformed by symmetry i: uint8 `[n, S]` of values below V -> uint8 `[n, S]`."""
-        moved = np.take_along_axis(boards, self.cell_source, axis=1)
-        size = self.value_map.shape[1]
-        # One flat lookup: entry (i, v) of value_map stands at i * size + v.
-        moved_flat = moved + (np.arange(len(boards)) * size)[:, None]
-        return self.value_map.ravel()[moved_flat]
-
-
-# ---------------------------------------------------------------------------------------------------- raw sources
-
-
-def resolve_source(source: str, filename: str) -> Path:
-    """The local path of one file of a source.
-
-    `source` is a folder, or the id (`owner/name`) of a data set on the Hugging Face hub, from which the file is
-    downloaded (with progress) into the hub's cache. Raises DatasetError if it can't be had.
-    """
-    folder = Path(source).expanduser()
-    if folder.is_dir():
-        path = folder / filename
-        if not path.is_file():
-            raise DatasetError(f"{path} is missing: a source folder must hold train.csv and test.csv")
-        return path
-    if folder.exists():
-        raise DatasetError(f"--source-repo {source} is a file: give the folder that holds train.csv and test.csv")
-    if not HUB_ID.fullmatch(source):
-        raise DatasetError(
-            f"--source-repo {source!r} is neither an existing folder nor a Hugging Face id of the form owner/name"
-        )
-    from huggingface_hub import hf_hub_download  # slow to import, and not needed for a local folder
-
-    try:
-        return Path(hf_hub_download(source, filename, repo_type="dataset"))
-    except Exception as error:  # its error classes differ between versions and HTTP libraries
-        failure = explain_hub_error(error)
-        raise DatasetError(
-            f"no folder {source!r} here, and {filename} could not be had from the Hugging Face data set of that name: "
-            f"{failure.reason}; {failure.remedy}, or give --source-repo a folder with train.csv and test.csv"
-        ) from error
-
-
-@dataclass(frozen=True)
-class CsvRows:
-    """Some rows of a CSV file: `lines[i]` is the line number that row i ends on, `columns[name][i]` its text."""
-
-    lines: list[int]
-    columns: dict[str, list[str]]
-
-
-def read_csv(path: Path, names: Sequence[str], *, chunk_rows: int = CSV_CHUNK_ROWS) -> Iterator[CsvRows]:
-    """Stream the named columns of a CSV file with a header line, with a progress bar, in chunks of `chunk_rows`.
-
-    Raises DatasetError naming the file (and line) if it is empty, lacks a column, or a row is shorter than the header.
-    """
-    with (
-        open(path, "rb") as raw,
-        io.TextIOWrapper(raw, encoding="utf-8-sig", newline="") as text,
-        tqdm(total=os.path.getsize(path), unit="B", unit_scale=True, desc=f"read {path.name}") as bar,
-    ):
-        reader = csv.reader(text)
-        try:
-            header = next(reader, None)
-            if header is None:
-                raise DatasetError(f"{path} is empty: expected a header line with the columns {', '.join(names)}")
-            missing = [name for name in names if name not in header]
-            if missing:
-                raise DatasetError(f"{path}:1: no column {missing[0]!r}: found {', '.join(header)}")
-            picks = [header.index(name) for name in names]
-            while True:
-                lines: list[int] = []
-                rows: list[list[str]] = []
-                for row in itertools.islice(reader, chunk_rows):
-                    if len(row) == len(header):
-                        lines.append(reader.line_num)
-                        rows.append(row)
-                    elif row:  # an empty line is harmless
-                        raise DatasetError(
-                            f"{path}:{reader.line_num}: {len(row)} fields, expected {len(header)} ({','.join(header)})"
-                        )
-                bar.update(raw.tell() - bar.n)
-                if not rows:
-                    return
-                yield CsvRows(lines, {name: [row[i] for row in rows] for name, i in zip(names, picks, strict=True)})
-        except UnicodeDecodeError as error:
-            raise DatasetError(f"{path}: not UTF-8 text after line {reader.line_num}: {error.reason}") from error
-        except csv.Error as error:
-            raise DatasetError(f"{path}:{reader.line_num}: not readable as CSV: {error}") from error
+    kind: str | None = None
+    box: tuple[int, int] | None = None
 
 
 # ---------------------------------------------------------------------------------------------------- the one writer
@@ -253,15 +150,26 @@ class DatasetWriter:
     block ends well, so an interrupted build never leaves something that looks like a data set. An existing data set at
     `output_dir` is replaced only then; any other non-empty folder there is refused (DatasetError, before any work).
 
-    `identifiers` lists the puzzle names, index = identifier. A builder that names its puzzles appends to it.
+    `identifiers` lists the puzzle names, index = identifier. A builder that names its puzzles appends to it. What it
+    puts into `test_puzzles` (task id -> raw task) goes to test_puzzles.json. `kind`, `box`: see PuzzleDatasetMetadata.
     """
 
     def __init__(
-        self, output_dir: str | Path, *, seq_len: int, vocab_size: int, pad_id: int = 0, ignore_label_id: int | None = 0
+        self,
+        output_dir: str | Path,
+        *,
+        seq_len: int,
+        vocab_size: int,
+        pad_id: int = 0,
+        ignore_label_id: int | None = 0,
+        kind: str | None = None,
+        box: tuple[int, int] | None = None,
     ) -> None:
         self.output_dir = Path(output_dir).expanduser().resolve()
         self.seq_len, self.vocab_size, self.pad_id, self.ignore_label_id = seq_len, vocab_size, pad_id, ignore_label_id
+        self.kind, self.box = kind, box
         self.identifiers = [BLANK_IDENTIFIER]
+        self.test_puzzles: dict[str, Any] = {}
         _refuse_foreign_folder(self.output_dir)
 
     def __enter__(self) -> DatasetWriter:
@@ -322,6 +230,8 @@ class DatasetWriter:
 
     def _finish(self) -> None:
         (self._partial / "identifiers.json").write_text(json.dumps(self.identifiers), encoding="utf-8")
+        if self.test_puzzles:
+            (self._partial / "test_puzzles.json").write_text(json.dumps(self.test_puzzles), encoding="utf-8")
         metadata = {}
         for split, writer in self._splits.items():
             groups, puzzles, examples = writer.finish()
@@ -335,9 +245,12 @@ class DatasetWriter:
                 total_groups=groups,
                 mean_puzzle_examples=examples / puzzles,
                 sets=[SET_NAME],
+                kind=self.kind,
+                box=self.box,
             )
         for split, values in metadata.items():  # last: without dataset.json no loader takes the folder for a data set
-            (self._partial / split / "dataset.json").write_text(json.dumps(values.model_dump()), encoding="utf-8")
+            text = json.dumps(values.model_dump(exclude_defaults=True))
+            (self._partial / split / "dataset.json").write_text(text, encoding="utf-8")
         self._move_into_place()
 
     def _move_into_place(self) -> None:

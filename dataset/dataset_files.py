@@ -7,6 +7,7 @@ DatasetError that names the file, what was found, what is expected and the comma
 from __future__ import annotations
 
 import json
+import math
 import re
 from dataclasses import dataclass
 from pathlib import Path
@@ -36,23 +37,26 @@ def build_command(path: Path) -> str:
     """The command that probably builds the data set at `path`, guessed from the folder's name."""
     name = path.name.lower()
     copies = re.search(r"aug-(\d+)", name)
+    size = re.search(r"(\d+)x(\d+)", name)
     if "maze" in name:
+        if size and "hard" not in name:
+            return f"python dataset/build_mini_maze_dataset.py --side {size[1]} --output-dir {path}"
         return f"python dataset/build_maze_dataset.py --output-dir {path}"
     if "arc" in name:
         dirs = " --dataset-dirs dataset/raw-data/ARC-AGI-2/data" if "arc-2" in name else ""
         return f"python dataset/build_arc_dataset.py{dirs} --output-dir {path}" + (
             f" --num-aug {copies[1]}" if copies else ""
         )
-    box = {"4x4": (2, 2), "6x6": (2, 3), "8x8": (2, 4), "9x9": (3, 3)}.get(next(iter(re.findall(r"\dx\d", name)), ""))
+    box = {"4x4": (2, 2), "6x6": (2, 3), "8x8": (2, 4), "9x9": (3, 3)}.get(size[0] if size else "")
     if box:
-        size = f"--box-rows {box[0]} --box-cols {box[1]}"
-        return f"python dataset/build_mini_sudoku_dataset.py {size} --output-dir {path}"
+        options = f"--box-rows {box[0]} --box-cols {box[1]}"
+        return f"python dataset/build_mini_sudoku_dataset.py {options} --output-dir {path}"
     if "sudoku" in name:
         thousands = re.search(r"(\d+)k\b", name)
         options = f" --subsample-size {thousands[1]}000" if thousands else ""
         options += f" --num-aug {copies[1]}" if copies else ""
         return f"python dataset/build_sudoku_dataset.py --output-dir {path}{options}"
-    return f"python dataset/build_<sudoku|mini_sudoku|maze|arc>_dataset.py --output-dir {path}"
+    return f"python dataset/build_<sudoku|mini_sudoku|maze|mini_maze|arc>_dataset.py --output-dir {path}"
 
 
 def read_metadata(path: Path, split: str) -> PuzzleDatasetMetadata:
@@ -83,6 +87,11 @@ def read_metadata(path: Path, split: str) -> PuzzleDatasetMetadata:
         if value < low or (limit is not None and value >= limit):
             expected = f"at least {low}" if limit is None else f"{low} to {limit - 1}"
             raise DatasetError(f"{file}: {key} is {value}, expected {expected}. {build}")
+    if metadata.box is not None and (min(metadata.box) < 1 or math.prod(metadata.box) ** 2 != metadata.seq_len):
+        raise DatasetError(
+            f"{file}: box is {list(metadata.box)}, expected two numbers that multiply to the side of a square board of "
+            f"{metadata.seq_len} cells. {build}"
+        )
     names = metadata.sets
     if not names or len(set(names)) < len(names) or not all(SET_NAME_PATTERN.fullmatch(name) for name in names):
         raise DatasetError(

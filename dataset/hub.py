@@ -1,4 +1,5 @@
-"""Why a file can't be had from the Hugging Face hub, and what helps: the same words for data sets and checkpoints.
+"""Names on the Hugging Face hub; and why a file can't be had from it and what helps, in the same words for data sets
+and checkpoints.
 
 huggingface_hub has changed its HTTP library and some of its error classes between 0.30 and 2.x. What stayed is the
 chain of causes down to the answer's status or the system's error, and that is what is read here.
@@ -7,11 +8,13 @@ chain of causes down to the answer's status or the system's error, and that is w
 from __future__ import annotations
 
 import errno
+import re
 import socket
 import ssl
 from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
 
+HUB_ID = re.compile(r"[A-Za-z0-9][\w.-]*/[A-Za-z0-9][\w.-]*")  # owner/name
 _NO_SPACE = (errno.ENOSPC, errno.EDQUOT, errno.EFBIG)
 _HTTP_LIBRARIES = ("requests", "urllib3", "httpx", "httpcore")
 _LOG_IN = "log in with `hf auth login` or set HF_TOKEN"

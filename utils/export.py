@@ -1,6 +1,6 @@
-"""Export weights for the PyTorch code: python -m utils.export checkpoint=<folder, file or hub id> out=<file>.safetensors
+"""Export weights for the PyTorch code: python -m utils.export checkpoint=<…> out=<file>.safetensors
 
-The file's names, shapes and dtypes are those of the PyTorch model's `state_dict`.
+`checkpoint` is what evaluate.py takes: a step folder, a file, or a hub id. The file's names, shapes and dtypes are those of the PyTorch model's `state_dict`.
 """
 
 from __future__ import annotations

@@ -11,8 +11,7 @@ from collections.abc import Iterable
 from dataclasses import dataclass
 from pathlib import Path
 
-from dataset.common import HUB_ID
-from dataset.hub import explain_hub_error
+from dataset.hub import HUB_ID, explain_hub_error
 from utils.config import CONFIG_FILE
 from utils.errors import UserError
 

@@ -17,9 +17,10 @@ import numpy as np
 import pytest
 
 from dataset import build_sudoku_dataset as sudoku
-from dataset import common
-from dataset.common import DatasetError, Symmetries
+from dataset import common, csv_puzzles
+from dataset.common import DatasetError
 from dataset.puzzle_dataset import PuzzleDataset
+from dataset.symmetries import Symmetries
 from tests.dataset.conftest import (
     ROOT,
     assert_one_line_error,
@@ -69,6 +70,8 @@ def test_files_are_the_documented_format(source: Path, tmp_path: Path) -> None:
             "total_groups": puzzles,
             "mean_puzzle_examples": 1.0,
             "sets": ["all"],
+            "kind": "sudoku",
+            "box": [3, 3],
         }
         n = puzzles * copies
         inputs, labels = load(out, split, "inputs"), load(out, split, "labels")
@@ -100,7 +103,7 @@ def test_every_augmented_puzzle_is_a_symmetry_of_its_original(
         return used[-1]
 
     monkeypatch.setattr(sudoku, "random_symmetries", recording)
-    monkeypatch.setattr(sudoku, "WRITE_EXAMPLES", 100)  # several chunks
+    monkeypatch.setattr(csv_puzzles, "WRITE_CELLS", 8100)  # several chunks
     out = build(source, tmp_path / "out", num_aug=20)
     inputs, labels = (load(out, "train", kind).reshape(12, 21, 81).tolist() for kind in ("inputs", "labels"))
     assert len(used) > 1
@@ -166,7 +169,7 @@ def test_subsample_takes_distinct_training_puzzles_only(
     assert set(chosen) == original, "some puzzle was never chosen in 30 draws of 5 out of 12"
     # The choice doesn't depend on how the file is cut into chunks.
     whole = folder_bytes(build(source, tmp_path / "whole", subsample_size=5))
-    read = common.read_csv
+    read = csv_puzzles.read_csv
     monkeypatch.setattr(sudoku, "read_csv", lambda path, names: read(path, names, chunk_rows=2))
     assert folder_bytes(build(source, tmp_path / "chunks", subsample_size=5)) == whole
     assert len(load(build(source, tmp_path / "all", subsample_size=99), "train", "inputs")) == 12
@@ -297,9 +300,9 @@ def test_bad_options_are_one_line(source: Path, tmp_path: Path) -> None:
         ("--source-repo source", ["source/test.csv is missing", "train.csv and test.csv"]),
         ("--source-repo source/train.csv", ["is a file", "folder"]),
         ("--source-repo ./nowhere/at/all", ["'./nowhere/at/all'", "owner/name"]),
-        ("--source-repo source --num-aug -1", ["--num-aug is -1", "0 or more"]),
+        ("--source-repo source --num-aug -1", ["--num-aug is -1", "at least 0"]),
         ("--source-repo source --subsample-size 0", ["--subsample-size is 0", "at least 1"]),
-        ("--source-repo source --seed -5", ["--seed is -5", "0 or more"]),
+        ("--source-repo source --seed -5", ["--seed is -5", "at least 0"]),
         ("--source-repo source --output-dir source", ["source is not empty", "train.csv", "new folder"]),
         ("--source-repo source --output-dir source/train.csv", ["train.csv is a file"]),
     ):

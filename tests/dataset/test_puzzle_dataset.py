@@ -338,6 +338,9 @@ BROKEN: dict[str, tuple[Callable[[Path], None], list[str]]] = {
     "seq_len 0": (meta(seq_len=0), ["seq_len is 0", "at least 1"]),
     "pad beyond vocab": (meta(pad_id=100), ["pad_id is 100", "0 to 99"]),
     "blank beyond ids": (meta(blank_identifier_id=11), ["blank_identifier_id is 11", "0 to 10"]),
+    "box of another board": (meta(box=[2, 2]), ["box is [2, 2]", "4 cells"]),
+    "box of nothing": (meta(box=[0, 0]), ["box is [0, 0]"]),
+    "box of one number": (meta(box=[2]), ["dataset.json", "box"]),
     "no sets": (meta(sets=[]), ["sets is []"]),
     "set twice": (meta(sets=["all", "all"]), ["sets is", "distinct"]),
     "set outside the folder": (meta(sets=["../test/all"]), ["../test/all", "distinct names"]),
@@ -360,6 +363,20 @@ BROKEN: dict[str, tuple[Callable[[Path], None], list[str]]] = {
     "label token": (change("labels", (0, 0), 255), ["all__labels.npy", "token 255", "0 to 99"]),
     "negative token": (save("inputs", np.full((29, 4), -1)), ["all__inputs.npy", "token -1", "0 to 99"]),
 }
+
+
+def test_the_kind_may_be_known_unknown_or_absent(tmp_path: Path) -> None:
+    """A data set built before, or by somebody else's builder, could no longer be trained on."""
+    for number, (recorded, kind, box) in enumerate(
+        [
+            ({}, None, None),
+            ({"kind": "knights"}, "knights", None),
+            ({"kind": "sudoku", "box": [1, 2]}, "sudoku", (1, 2)),
+        ]
+    ):
+        write_split(tmp_path / str(number) / "train", ARC_LIKE, **recorded)
+        metadata = PuzzleDataset(tmp_path / str(number), "train", global_batch_size=4).metadata
+        assert (metadata.kind, metadata.box) == (kind, box)
 
 
 @pytest.mark.parametrize("name", BROKEN)
@@ -399,6 +416,7 @@ def test_pickles_are_never_run(tmp_path: Path) -> None:
         ("sudoku-6x6", "build_mini_sudoku_dataset.py --box-rows 2 --box-cols 3 --output-dir {path}"),
         ("sudoku-4x4", "build_mini_sudoku_dataset.py --box-rows 2 --box-cols 2 --output-dir {path}"),
         ("maze-30x30-hard-1k", "build_maze_dataset.py --output-dir {path}"),
+        ("maze-12x12", "build_mini_maze_dataset.py --side 12 --output-dir {path}"),
         ("arc-aug-1000", "build_arc_dataset.py --output-dir {path} --num-aug 1000"),
         ("arc-2-aug-1000", "--dataset-dirs dataset/raw-data/ARC-AGI-2/data --output-dir {path} --num-aug 1000"),
     ],

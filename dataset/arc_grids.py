@@ -1,0 +1,104 @@
+"""ARC grids as pure functions: symmetries, the names of augmented tasks, and the 900 tokens that a model reads.
+
+What the builder does to a task and what scoring must undo stand here side by side. A grid is uint8 `[rows, cols]` of
+colours 0..9, with 1 to 30 rows and columns. An augmentation is a dihedral transform k and a permutation of the colours
+(`colours[c]` is the new colour of colour c) in which 0, the background, stays.
+"""
+
+from __future__ import annotations
+
+import re
+
+import numpy as np
+
+from dataset.symmetries import DIHEDRAL_INVERSE as DIHEDRAL_INVERSE
+from dataset.symmetries import dihedral, inverse_dihedral
+
+SIDE = 30
+SEQ_LEN = SIDE * SIDE
+NUM_COLOURS = 10
+PAD, END, FIRST_COLOUR = 0, 1, 2  # tokens: nothing, end of the grid, colour 0; colour c is FIRST_COLOUR + c
+VOCAB_SIZE = FIRST_COLOUR + NUM_COLOURS
+
+AUGMENTED_NAME = re.compile(r"(.+)_t([0-7])_(0[1-9]{9})", re.DOTALL)
+
+
+def augment_grid(grid: np.ndarray, k: int, colours: np.ndarray) -> np.ndarray:
+    """Colours 0..9 `[..., rows, cols]` recoloured by `colours` (uint8 `[10]`), then moved by transform k."""
+    return dihedral(colours[grid], k)
+
+
+def restore_grid(grid: np.ndarray, k: int, colours: np.ndarray) -> np.ndarray:
+    """Undo `augment_grid` with the same k and colours: maps an answer to an augmented task back to the task's own."""
+    original_colour = np.argsort(colours).astype(np.uint8)
+    return original_colour[inverse_dihedral(grid, k)]
+
+
+def augmentation_name(task_id: str, k: int, colours: np.ndarray) -> str:
+    """The puzzle name of an augmented task: `<task_id>_t<k>_<10 digits>`, digit c being the new colour of colour c."""
+    return f"{task_id}_t{k}_{''.join(map(str, colours))}"
+
+
+def parse_augmentation_name(name: str) -> tuple[str, int, np.ndarray]:
+    """Task id, transform k and colours (uint8 `[10]`) of a puzzle name; a task's own name gives k = 0 and the identity.
+
+    A name counts as augmented if it ends in `_t<k>_<10 digits>` with k in 0..7 and the digits 0, then 1..9 in any
+    order. What stands before that is the task id, whatever it holds.
+    """
+    match = AUGMENTED_NAME.fullmatch(name)
+    if match is None or len(set(match[3])) < NUM_COLOURS:
+        return name, 0, np.arange(NUM_COLOURS, dtype=np.uint8)
+    return match[1], int(match[2]), np.array([int(digit) for digit in match[3]], np.uint8)
+
+
+def place_grids(grids: np.ndarray, top: np.ndarray, left: np.ndarray) -> np.ndarray:
+    """Grids of one shape on boards of 30x30: colours uint8 `[n, rows, cols]` -> tokens uint8 `[n, 900]`.
+
+    The top left cell of grid i stands at (top[i], left[i]), integers `[n]`, where it must fit. Below the grid and to
+    the right of it, if that is still on the board, stands END, along its width and height; all else is PAD.
+    """
+    n, rows, cols = grids.shape
+    framed: np.ndarray = np.full((n, rows + 1, cols + 1), END, np.uint8)
+    framed[:, :rows, :cols] = grids
+    framed[:, :rows, :cols] += FIRST_COLOUR
+    framed[:, rows, cols] = PAD
+    boards = np.full((n, SIDE + 1, SIDE + 1), PAD, np.uint8)  # one line more, where END is off the board
+    windows = np.lib.stride_tricks.sliding_window_view(boards, framed.shape[1:], axis=(1, 2), writeable=True)
+    windows[np.arange(n), top, left] = framed
+    return boards[:, :SIDE, :SIDE].reshape(n, SEQ_LEN)
+
+
+def grid_to_tokens(grid: np.ndarray, row: int = 0, col: int = 0) -> np.ndarray:
+    """One grid, colours `[rows, cols]`, as tokens uint8 `[900]`: see `place_grids`.
+
+    Raises ValueError if the grid is empty or doesn't fit into 30x30 with its top left cell at (row, col).
+    """
+    rows, cols = grid.shape
+    if not (rows and cols and row >= 0 and col >= 0 and row + rows <= SIDE and col + cols <= SIDE):
+        raise ValueError(f"grid of {rows}x{cols} at ({row}, {col}), expected 1x1 or more, inside {SIDE}x{SIDE}")
+    return place_grids(grid[None], np.array([row]), np.array([col]))[0]
+
+
+def grid_shapes(tokens: np.ndarray) -> np.ndarray:
+    """How large a grid stands at the top left of each board: tokens `[n, 900]` -> rows and columns, int `[n, 2]`.
+
+    That is the largest rectangle by area which starts at (0, 0) and holds colours only, with the fewest rows if several
+    are equally large; (0, 0) if cell (0, 0) is no colour.
+    """
+    boards = tokens.reshape(-1, SIDE, SIDE)
+    is_colour = (boards >= FIRST_COLOUR) & (boards < VOCAB_SIZE)
+    run = np.logical_and.accumulate(is_colour, axis=2).sum(axis=2)  # (n, row): colours from the left edge on
+    width = np.minimum.accumulate(run, axis=1)  # (n, row): of the widest rectangle that ends in this row
+    area = width * np.arange(1, SIDE + 1)
+    last = np.argmax(area, axis=1)
+    cols = np.take_along_axis(width, last[:, None], axis=1)[:, 0]
+    return np.stack((np.where(cols > 0, last + 1, 0), cols), axis=1)
+
+
+def tokens_to_grid(tokens: np.ndarray) -> np.ndarray:
+    """The grid at the top left of one board, tokens `[900]` -> colours uint8 `[rows, cols]`: see `grid_shapes`.
+
+    Undoes `grid_to_tokens` for a grid at (0, 0). Works for any tokens, such as a model's; may return `[0, 0]`.
+    """
+    rows, cols = grid_shapes(tokens)[0]
+    return (tokens.reshape(SIDE, SIDE)[:rows, :cols] - FIRST_COLOUR).astype(np.uint8)

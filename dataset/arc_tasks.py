@@ -1,0 +1,136 @@
+"""ARC tasks from folders of JSON files, checked to the last cell. A problem is told with its file and pair."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Iterable, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+
+from dataset.arc_grids import NUM_COLOURS, SIDE, parse_augmentation_name
+from dataset.common import BLANK_IDENTIFIER, DatasetError
+
+EVALUATION = "evaluation"  # the sub-folder whose test pairs are held back for the test split
+SUBMODULES = "raw-data"  # the folder of the git submodules, dataset/raw-data/
+
+Pair = tuple[np.ndarray, np.ndarray]  # input and output: colours, uint8 [rows, cols] each
+
+
+@dataclass(frozen=True)
+class Task:
+    """`task_id` is the file's name without .json; `train` are the demonstration pairs, `test` the ones to be solved."""
+
+    task_id: str
+    train: list[Pair]
+    test: list[Pair]
+    is_evaluation: bool
+
+    def raw(self) -> dict[str, list[dict[str, list[list[int]]]]]:
+        """The task as in the JSON files of ARC."""
+        return {
+            kind: [{"input": pair[0].tolist(), "output": pair[1].tolist()} for pair in pairs]
+            for kind, pairs in (("train", self.train), ("test", self.test))
+        }
+
+
+def read_tasks(dataset_dirs: Sequence[str]) -> list[Task]:
+    """All tasks in the sub-folders of some folders, in the order of the folders, then sorted by sub-folder and file.
+
+    Raises DatasetError for a missing or empty folder, a task that isn't one, or two tasks of one name.
+    """
+    tasks: list[Task] = []
+    path_of: dict[str, Path] = {}
+    for directory in dataset_dirs:
+        before = len(tasks)
+        folder = Path(directory).expanduser()
+        for subfolder in _sorted_by_name(folder.iterdir() if folder.is_dir() else ()):
+            if not subfolder.is_dir():
+                continue
+            for path in _sorted_by_name(subfolder.glob("*.json")):
+                task = read_task(path, is_evaluation=subfolder.name == EVALUATION)
+                if task.task_id in path_of:
+                    raise DatasetError(
+                        f"{path}: there is a task of that name already, {path_of[task.task_id]}: "
+                        "choose --dataset-dirs that hold each task once"
+                    )
+                path_of[task.task_id] = path
+                tasks.append(task)
+        if len(tasks) == before:
+            raise DatasetError(_nothing_there(folder))
+    return tasks
+
+
+def _sorted_by_name(paths: Iterable[Path]) -> list[Path]:
+    """Without hidden files, such as the ._* that macOS leaves on other file systems."""
+    return sorted((path for path in paths if not path.name.startswith(".")), key=lambda path: path.name)
+
+
+def _nothing_there(folder: Path) -> str:
+    if SUBMODULES in folder.parts:
+        return (
+            f"{folder} has no tasks: the git submodules haven't been fetched. "
+            "Run this in the repository's root: git submodule update --init --recursive"
+        )
+    found = "has no tasks" if folder.is_dir() else "is a file" if folder.exists() else "is missing"
+    return f"{folder} {found}: expected a folder with sub-folders of .json files, such as training and {EVALUATION}"
+
+
+def read_task(path: Path, *, is_evaluation: bool) -> Task:
+    """One task from its JSON file. Raises DatasetError, naming the file and the pair, if it isn't a valid one."""
+    try:
+        raw = json.loads(path.read_text(encoding="utf-8-sig"))
+    except (ValueError, RecursionError) as error:  # not UTF-8, not JSON, or nested beyond Python's depth
+        raise DatasetError(f"{path} is not readable as JSON: {error}") from error
+    task_id = path.stem
+    if task_id == BLANK_IDENTIFIER or parse_augmentation_name(task_id)[0] != task_id:
+        raise DatasetError(f"{path}: the file's name is one that data sets give to other puzzles: rename it")
+    if not isinstance(raw, dict):
+        raise DatasetError(f"{path} holds {_kind_of(raw)}, expected an object with 'train' and 'test'")
+    return Task(task_id, _parse_pairs(path, raw, "train"), _parse_pairs(path, raw, "test"), is_evaluation)
+
+
+def _parse_pairs(path: Path, raw: dict[str, Any], kind: str) -> list[Pair]:
+    pairs = raw.get(kind)
+    if not isinstance(pairs, list) or not pairs:
+        found = f"no {kind!r}" if kind not in raw else f"{_kind_of(pairs)} as {kind!r}"
+        raise DatasetError(f"{path} has {found}, expected a list of at least one pair")
+    parsed = []
+    for number, pair in enumerate(pairs, 1):
+        where = f"{path}: {kind} pair {number}"
+        if not isinstance(pair, dict):
+            raise DatasetError(f"{where} is {_kind_of(pair)}, expected an object with 'input' and 'output'")
+        for side in ("input", "output"):
+            if side not in pair:
+                raise DatasetError(f"{where} has no {side!r}: only tasks with their answers can be built")
+        parsed.append((_parse_grid(where, pair, "input"), _parse_grid(where, pair, "output")))
+    return parsed
+
+
+def _parse_grid(where: str, pair: dict[str, Any], side: str) -> np.ndarray:
+    rows = pair[side]
+    if not isinstance(rows, list) or not all(isinstance(row, list) for row in rows):
+        raise DatasetError(f"{where}: {side} is not a list of rows, each a list of colours")
+    for number, row in enumerate(rows, 1):
+        if len(row) != len(rows[0]):
+            raise DatasetError(
+                f"{where}: row {number} of the {side} has {len(row)} cells, expected {len(rows[0])} as in row 1"
+            )
+        for cell in row:
+            if type(cell) is not int or not 0 <= cell < NUM_COLOURS:
+                raise DatasetError(
+                    f"{where}: row {number} of the {side} has colour {json.dumps(cell)[:40]}, "
+                    f"expected a whole number from 0 to {NUM_COLOURS - 1}"
+                )
+    height, width = len(rows), len(rows[0]) if rows else 0
+    if not (1 <= height <= SIDE and 1 <= width <= SIDE):
+        raise DatasetError(f"{where}: {side} has {height}x{width} cells, expected 1x1 to {SIDE}x{SIDE}")
+    return np.array(rows, np.uint8)
+
+
+def _kind_of(value: object) -> str:
+    if isinstance(value, list):
+        return f"a list of {len(value)}"
+    return "an object" if isinstance(value, dict) else json.dumps(value)[:40]

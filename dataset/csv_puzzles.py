@@ -1,0 +1,178 @@
+"""Data sets whose raw puzzles stand in CSV files, as pairs of equally long texts: Sudoku and mazes.
+
+From a folder or the Hugging Face hub to rows, boards, a random choice of them, their symmetric copies and the writer.
+A board is uint8 `[S]` of small values, one a cell; its token is value + 1, since 0 is padding.
+"""
+
+from __future__ import annotations
+
+import csv
+import io
+import itertools
+import os
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+
+import numpy as np
+from tqdm import tqdm
+
+from dataset.common import DatasetError, DatasetWriter
+from dataset.hub import HUB_ID, explain_hub_error
+from dataset.symmetries import Symmetries
+
+CSV_CHUNK_ROWS = 50_000
+WRITE_CELLS = 81 << 15  # cells augmented at a time, 32768 Sudoku: bounds memory
+BAD_CHARACTER = 255
+
+
+Boards = tuple[np.ndarray, np.ndarray]  # questions and answers, uint8 [p, S] each
+
+
+def resolve_source(source: str, filename: str) -> Path:
+    """The local path of one file of a source.
+
+    `source` is a folder, or the id (`owner/name`) of a data set on the Hugging Face hub, from which the file is
+    downloaded (with progress) into the hub's cache. Raises DatasetError if it can't be had.
+    """
+    folder = Path(source).expanduser()
+    if folder.is_dir():
+        path = folder / filename
+        if not path.is_file():
+            raise DatasetError(f"{path} is missing: a source folder must hold train.csv and test.csv")
+        return path
+    if folder.exists():
+        raise DatasetError(f"--source-repo {source} is a file: give the folder that holds train.csv and test.csv")
+    if not HUB_ID.fullmatch(source):
+        raise DatasetError(
+            f"--source-repo {source!r} is neither an existing folder nor a Hugging Face id of the form owner/name"
+        )
+    from huggingface_hub import hf_hub_download  # slow to import, and not needed for a local folder
+
+    try:
+        return Path(hf_hub_download(source, filename, repo_type="dataset"))
+    except Exception as error:  # its error classes differ between versions and HTTP libraries
+        failure = explain_hub_error(error)
+        raise DatasetError(
+            f"no folder {source!r} here, and {filename} could not be had from the Hugging Face data set of that name: "
+            f"{failure.reason}; {failure.remedy}, or give --source-repo a folder with train.csv and test.csv"
+        ) from error
+
+
+@dataclass(frozen=True)
+class CsvRows:
+    """Some rows of a CSV file: `lines[i]` is the line number that row i ends on, `columns[name][i]` its text."""
+
+    lines: list[int]
+    columns: dict[str, list[str]]
+
+
+def read_csv(path: Path, names: Sequence[str], *, chunk_rows: int = CSV_CHUNK_ROWS) -> Iterator[CsvRows]:
+    """Stream the named columns of a CSV file with a header line, with a progress bar, in chunks of `chunk_rows`.
+
+    Raises DatasetError naming the file (and line) if it is empty, lacks a column, or a row is shorter than the header.
+    """
+    with (
+        open(path, "rb") as raw,
+        io.TextIOWrapper(raw, encoding="utf-8-sig", newline="") as text,
+        tqdm(total=os.path.getsize(path), unit="B", unit_scale=True, desc=f"read {path.name}") as bar,
+    ):
+        reader = csv.reader(text)
+        try:
+            header = next(reader, None)
+            if header is None:
+                raise DatasetError(f"{path} is empty: expected a header line with the columns {', '.join(names)}")
+            missing = [name for name in names if name not in header]
+            if missing:
+                raise DatasetError(f"{path}:1: no column {missing[0]!r}: found {', '.join(header)}")
+            picks = [header.index(name) for name in names]
+            while True:
+                lines: list[int] = []
+                rows: list[list[str]] = []
+                for row in itertools.islice(reader, chunk_rows):
+                    if len(row) == len(header):
+                        lines.append(reader.line_num)
+                        rows.append(row)
+                    elif row:  # an empty line is harmless
+                        raise DatasetError(
+                            f"{path}:{reader.line_num}: {len(row)} fields, expected {len(header)} ({','.join(header)})"
+                        )
+                bar.update(raw.tell() - bar.n)
+                if not rows:
+                    return
+                yield CsvRows(lines, {name: [row[i] for row in rows] for name, i in zip(names, picks, strict=True)})
+        except UnicodeDecodeError as error:
+            raise DatasetError(f"{path}: not UTF-8 text after line {reader.line_num}: {error.reason}") from error
+        except csv.Error as error:
+            raise DatasetError(f"{path}:{reader.line_num}: not readable as CSV: {error}") from error
+
+
+def parse_boards(
+    path: Path, rows: CsvRows, column: str, cells: int, values: Mapping[str, int], expected: str
+) -> np.ndarray:
+    """The texts of a column as boards: uint8 `[rows, cells]`, `values` giving each character's value.
+
+    Raises DatasetError naming file, line and position for another length or character; `expected` says which are meant.
+    """
+    texts = rows.columns[column]
+    for line, text in zip(rows.lines, texts, strict=True):
+        if len(text) != cells:
+            raise DatasetError(f"{path}:{line}: {column} has {len(text)} characters, expected {cells}")
+    value_of_byte: np.ndarray = np.full(256, BAD_CHARACTER, np.uint8)
+    for character, value in values.items():
+        value_of_byte[ord(character)] = value
+    codes = np.frombuffer("".join(texts).encode("ascii", "replace"), np.uint8)
+    boards = value_of_byte[codes].reshape(-1, cells)
+    if (boards == BAD_CHARACTER).any():
+        row, cell = (int(i) for i in np.argwhere(boards == BAD_CHARACTER)[0])
+        raise DatasetError(
+            f"{path}:{rows.lines[row]}: {column} has {texts[row][cell]!r} at position {cell + 1}, expected {expected}"
+        )
+    return boards
+
+
+def choose(puzzles: Iterable[Boards], size: int | None, rng: np.random.Generator) -> list[Boards]:
+    """A uniform random choice of `size` puzzles, in source order; all of them if there are fewer or `size` is None.
+
+    Every puzzle draws a random key and the smallest keys stay, so that only `size` puzzles are ever held.
+    """
+    if size is None:
+        return list(puzzles)
+    keys: np.ndarray = np.empty(0)
+    kept: list[np.ndarray] = []
+    for chunk in puzzles:
+        keys = np.concatenate((keys, rng.random(len(chunk[0]))))
+        kept = [np.concatenate(pair) for pair in zip(kept, chunk, strict=True)] if kept else list(chunk)
+        if len(keys) > size:
+            smallest = np.sort(np.argpartition(keys, size)[:size])
+            keys, kept = keys[smallest], [boards[smallest] for boards in kept]
+    return [(kept[0], kept[1])] if kept else []
+
+
+def write_split(
+    writer: DatasetWriter, split: str, puzzles: list[Boards], num_aug: int, draw: Callable[[int], Symmetries]
+) -> None:
+    """Augment and write puzzles: a group per puzzle, which holds the puzzle itself and its `num_aug` copies.
+
+    `draw(n)` returns the symmetries of the copies of n puzzles, n * num_aug of them.
+    """
+    copies = 1 + num_aug
+    step = max(1, WRITE_CELLS // (copies * writer.seq_len))
+    total = sum(len(questions) for questions, _ in puzzles) * copies
+    with tqdm(total=total, unit=" examples", unit_scale=True, desc=f"write {split}") as bar:
+        for chunk in puzzles:
+            for start in range(0, len(chunk[0]), step):
+                inputs, labels = (boards[start : start + step] for boards in chunk)
+                groups = len(inputs)
+                if num_aug:
+                    symmetries = draw(groups)
+                    inputs, labels = symmetries.with_originals(inputs), symmetries.with_originals(labels)
+                writer.add(
+                    split,
+                    inputs + np.uint8(1),
+                    labels + np.uint8(1),
+                    puzzle_identifiers=np.zeros(len(inputs), np.int32),
+                    examples_per_puzzle=np.ones(len(inputs), np.int32),
+                    puzzles_per_group=np.full(groups, copies, np.int32),
+                )
+                bar.update(len(inputs))

@@ -1,0 +1,72 @@
+"""Symmetries of puzzles, the one notion of an augmentation that all builders use: cells move and values are renamed.
+
+A symmetric copy of a puzzle is a puzzle as good as the first, with the answer moved and renamed in the same way.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+import numpy as np
+
+NUM_DIHEDRAL = 8
+DIHEDRAL_INVERSE = [0, 3, 2, 1, 4, 5, 6, 7]
+
+
+def dihedral(grid: np.ndarray, k: int) -> np.ndarray:
+    """Transform k, 0..7, of grids `[..., rows, cols]`; a view, with rows and columns swapped for k = 1, 3, 6 and 7.
+
+    0: identity; 1 to 3: turned counter-clockwise by 90, 180, 270 degrees; 4: flipped left to right; 5: upside down;
+    6: transposed; 7: transposed along the other diagonal. Raises ValueError for another k.
+    """
+    axes = (-2, -1)
+    if 0 <= k <= 3:
+        return np.rot90(grid, k, axes)
+    if k == 4:
+        return np.flip(grid, -1)
+    if k == 5:
+        return np.flip(grid, -2)
+    if k == 6:
+        return np.swapaxes(grid, *axes)
+    if k == 7:
+        return np.flip(np.rot90(grid, 1, axes), -1)
+    raise ValueError(f"dihedral transform is {k}, expected 0 to {NUM_DIHEDRAL - 1}")
+
+
+def inverse_dihedral(grid: np.ndarray, k: int) -> np.ndarray:
+    """Undo transform k: `inverse_dihedral(dihedral(grid, k), k)` equals `grid`, for grids `[..., rows, cols]`."""
+    if not 0 <= k < NUM_DIHEDRAL:
+        raise ValueError(f"dihedral transform is {k}, expected 0 to {NUM_DIHEDRAL - 1}")
+    return dihedral(grid, DIHEDRAL_INVERSE[k])
+
+
+def relabel(boards: np.ndarray, value_map: np.ndarray) -> np.ndarray:
+    """Rename the values of board i by row i of a table: values `[n, S]`, uint8 `[n, V]` -> uint8 `[n, S]`."""
+    # One flat lookup: entry (i, v) of value_map stands at i * V + v.
+    return value_map.ravel()[boards + (np.arange(len(boards)) * value_map.shape[1])[:, None]]
+
+
+@dataclass(frozen=True)
+class Symmetries:
+    """n symmetries of a board with S cells: each moves cells and renames values, and nothing else.
+
+    `cell_source`: integer `[n, S]`, a permutation of 0..S-1 per row; cell s of the result comes from cell
+    `cell_source[i, s]` of the original.
+    `value_map`: uint8 `[n, V]`; value v of the original becomes `value_map[i, v]`.
+    """
+
+    cell_source: np.ndarray
+    value_map: np.ndarray
+
+    def apply(self, boards: np.ndarray) -> np.ndarray:
+        """Board i transformed by symmetry i: uint8 `[n, S]` of values below V -> uint8 `[n, S]`."""
+        return relabel(np.take_along_axis(boards, self.cell_source, axis=1), self.value_map)
+
+    def with_originals(self, boards: np.ndarray) -> np.ndarray:
+        """Each board followed by its copies: uint8 `[p, S]` -> `[p * (1 + c), S]` with n = p * c symmetries.
+
+        Symmetries i*c to (i+1)*c - 1 make the copies of board i.
+        """
+        puzzles, cells = boards.shape
+        copies = self.apply(np.repeat(boards, len(self.cell_source) // puzzles, axis=0)).reshape(puzzles, -1, cells)
+        return np.concatenate((boards[:, None], copies), axis=1).reshape(-1, cells)
