@@ -15,7 +15,7 @@ from dataset import csv_puzzles, mazes
 from dataset.common import DatasetError
 from dataset.puzzle_dataset import PuzzleDataset
 from tests.dataset.conftest import assert_one_line_error, folder_bytes, run_script, write_csv
-from tests.dataset.hub import serve_hub
+from tests.hub import serve_hub
 
 CHARACTERS = "# SGo"
 DIHEDRAL = [
@@ -200,8 +200,8 @@ def test_empty_file_and_bad_options_are_one_line(source: Path, tmp_path: Path) -
 
 def test_readme_command_with_the_hub(source: Path, tmp_path: Path) -> None:
     """The README's line would not work as typed."""
-    with serve_hub("sapientinc/maze-30x30-hard-1k", source) as address:
-        env = {"HF_ENDPOINT": address, "HF_HOME": str(tmp_path / "cache")}
+    with serve_hub("sapientinc/maze-30x30-hard-1k", source, "dataset") as hub:
+        env = {"HF_ENDPOINT": hub.address, "HF_HOME": str(tmp_path / "cache")}
         result = run_script("python dataset/build_maze_dataset.py", tmp_path, **env)
         assert result.returncode == 0, result.stderr
     data = PuzzleDataset(tmp_path / "data" / "maze-30x30-hard-1k", "train", global_batch_size=3)
