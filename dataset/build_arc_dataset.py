@@ -103,7 +103,8 @@ def augmented_tokens(
     tokens = np.empty((2, n, len(pairs), SEQ_LEN), np.uint8)
     unshifted = None if rng is None else rng.integers(len(pairs), size=n)
     for number, pair in enumerate(pairs):
-        top = left = np.zeros(n, np.int64)
+        top: np.ndarray = np.zeros(n, np.int64)
+        left = top
         if rng is not None:
             room_below, room_right = (SIDE - max(grid.shape[axis] for grid in pair) for axis in (0, 1))
             top = rng.integers(np.where(sideways, room_right, room_below) + 1)
