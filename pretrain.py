@@ -29,7 +29,14 @@ from utils.history import History
 from utils.interruption import Interrupted, Interruption
 from utils.metrics import TRAIN_METRICS, NonFiniteError, TrainMetrics, check_metric
 from utils.predictions import PredictionWriter, predictions_folder
-from utils.resume import ResumePoint, check_same_run, find_resume_point, progress_from, with_saved_names
+from utils.resume import (
+    ResumePoint,
+    check_same_run,
+    find_resume_point,
+    make_way,
+    progress_from,
+    with_saved_names,
+)
 from utils.run import Run
 from utils.run_folder import RunFolder
 from utils.safetensors_file import read_safetensors
@@ -222,6 +229,8 @@ def launch(hydra_config: DictConfig) -> None:
         if progress.finished(config.epochs):
             tqdm.write(f"nothing left to do: {progress.stopped or f'all {config.epochs} epochs are done'}")
             return
+        if point is not None:
+            make_way(point)
 
         history_bytes, run_id = (0, None) if point is None else (point.record.history_bytes, point.record.wandb_run_id)
         with (

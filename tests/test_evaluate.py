@@ -18,7 +18,7 @@ import yaml
 import evaluate
 from dataset.puzzle_dataset import PuzzleDataset
 from tests.configs import pretrain_config, train_state
-from tests.test_pretrain import read_wandb
+from tests.test_pretrain import RUN_FILES, read_wandb
 from tests.tiny_data import BATCH, NUM_TEST, make_tiny_data, run_script, split_test_set, train_arguments
 from utils.evaluation import Evaluator
 from utils.evaluation import evaluate as run_evaluation
@@ -123,7 +123,7 @@ def test_save_outputs_chooses_the_files(trained: Trained, metrics_of: Callable[.
 
     shutil.rmtree(folder)
     metrics_of("save_outputs=[]")
-    assert {path.name for path in trained.run.iterdir()} == {"all_config.yaml", "code", "step_8", "step_16"}
+    assert {path.name for path in trained.run.iterdir()} == RUN_FILES
 
 
 def test_batch_size_changes_no_metric_but_the_loss_of_padding(metrics_of: Callable[..., dict[str, Any]]) -> None:
@@ -194,7 +194,7 @@ def test_an_evaluation_that_fails_leaves_no_predictions(
     status, _, err = run_here(f"checkpoint={run / 'step_16'}")
     assert status == 1
     assert "error: preds.npy: No space left on device" in err
-    assert {path.name for path in run.iterdir()} == {"all_config.yaml", "code", "step_8", "step_16"}
+    assert {path.name for path in run.iterdir()} == RUN_FILES
 
 
 def one_error(result: tuple[int, str, str]) -> str:
@@ -213,7 +213,7 @@ def one_error(result: tuple[int, str, str]) -> str:
         ([], "usage: python evaluate.py checkpoint="),
         (["data_path=x"], "usage: python evaluate.py checkpoint="),
         (["--checkpoint", "x"], "'--checkpoint' is not key=value"),
-        (["checkpoint=nowhere/step_3"], "nowhere/step_3 is not a folder"),
+        (["checkpoint=nowhere/step_3"], "nowhere/step_3 is neither a folder or file here"),
         (["checkpoint={run}/code"], "not a step folder; expected a name such as step_1000"),
         (["checkpoint={run}/step_16", "outputs=[preds]"], "unknown key 'outputs'"),
         (["checkpoint={run}/step_16", "save_outputs=[prediction]"], "save_outputs.0 = 'prediction'"),
@@ -244,8 +244,8 @@ def test_damaged_or_foreign_checkpoints_end_in_one_line(
 
     other = make_tiny_data(tmp_path / "other", identifiers=2)
     line = complaint(f"data_path={other}")
-    assert "puzzle_emb.weights has shape (3, 32), the model needs (2, 32)" in line
-    assert "data set that the model was trained on" in line
+    assert "has embeddings of 3 puzzles, but the data set has 2 identifiers" in line
+    assert "data set that the model was trained on, give that one as data_path" in line
 
     config.write_text(yaml.safe_dump(saved | {"arch": saved["arch"] | {"hidden_size": 64, "puzzle_emb_ndim": 64}}))
     assert "all_config.yaml" in complaint()
@@ -264,10 +264,17 @@ def test_damaged_or_foreign_checkpoints_end_in_one_line(
     assert "all_config.yaml is missing" in complaint()
 
     config.write_text(yaml.safe_dump(saved))
-    weights.write_bytes(weights.read_bytes()[:1000])
-    assert "model.safetensors can't be read" in complaint()
+    whole = weights.read_bytes()
+    weights.write_bytes(whole[:1000])
+    assert "model.safetensors is damaged: 1000 bytes, " in complaint()
+    weights.write_bytes(whole[:-1] + bytes([whole[-1] ^ 1]))
+    assert "model.safetensors is damaged: its checksum" in complaint()
     weights.unlink()
     assert "model.safetensors is missing" in complaint()
+    (run / "step_16" / "checkpoint.json").unlink()  # as in folders that hold the weights alone
+    assert "model.safetensors is missing; the checkpoint is not complete" in complaint()
+    weights.write_bytes(whole[:1000])
+    assert "model.safetensors is not a whole safetensors file" in complaint()
 
 
 def test_memory_does_not_grow_with_the_outer_steps(tmp_path: Path) -> None:

@@ -73,7 +73,7 @@ def assert_close(found: Any, expected: np.ndarray, tolerance: float, what: str) 
 
 def assert_metrics(found: Mapping[str, mx.array], golden: Mapping[str, np.ndarray], prefix: str) -> None:
     expected = {name.removeprefix(f"{prefix}/"): a for name, a in golden.items() if name.startswith(f"{prefix}/")}
-    assert found.keys() - {"loss"} == expected.keys()
+    assert found.keys() - {"loss", "finite"} == expected.keys()
     for name, value in expected.items():
         if name in COUNTS:
             assert found[name].item() == value, f"{prefix}/{name}"
@@ -128,6 +128,7 @@ def test_training_follows_the_reference(folder: Path) -> None:
         metrics, outputs = state.train_step(batch_of(golden, prefix))
         mx.eval(metrics, outputs, state.carry, state.arrays)
 
+        assert metrics["finite"].item()
         assert metrics["loss"].item() == pytest.approx(float(golden[f"{prefix}/loss"]), rel=LOSS_RELATIVE)
         assert state.learning_rates(t)[0] == pytest.approx(float(golden[f"{prefix}/lr"]), rel=1e-9)
         assert_metrics(metrics, golden, f"{prefix}/metrics")

@@ -21,6 +21,7 @@ from tests.tiny_data import BATCH, NUM_TRAIN, make_tiny_data, run_script, split_
 from utils.config import read_saved_config
 from utils.metrics import TrainMetrics
 from utils.optimizers import learning_rate
+from utils.run import Run
 from utils.train_state import TrainState
 
 TRAIN_METRICS = (
@@ -29,6 +30,7 @@ TRAIN_METRICS = (
 )  # fmt: skip
 EVAL_METRICS = ("accuracy", "exact_accuracy", "q_halt_accuracy", "steps", "lm_loss", "q_halt_loss")
 STEPS = 2 * NUM_TRAIN // BATCH
+RUN_FILES = {".lock", "all_config.yaml", "code", "metrics.jsonl", "step_8", "step_16"}
 
 
 def wandb_records(path: Path) -> Iterator[wandb_internal_pb2.Record]:
@@ -87,7 +89,10 @@ def offline_run(data: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
 def test_a_run_leaves_checkpoints_configuration_and_code_and_nothing_else(offline_run: Path) -> None:
     run = offline_run / "run"
     assert {path.name for path in offline_run.iterdir()} == {"run", "wandb"}
-    assert {path.name for path in run.iterdir()} == {"all_config.yaml", "code", "step_8", "step_16"}
+    assert {path.name for path in run.iterdir()} == RUN_FILES
+    for step in ("step_8", "step_16"):
+        found = {path.name for path in (run / step).iterdir()}
+        assert found == {"checkpoint.json", "model.safetensors", "training.safetensors"}
     assert (run / "code" / "models" / "hrm" / "hrm_act_v1.py").is_file()
     assert not list(run.rglob("*.pyc"))
 
@@ -134,7 +139,7 @@ def test_a_second_run_does_not_mix_with_the_first(data: Path, offline_run: Path)
     result = run_script("pretrain.py", train_arguments(data, offline_run / "run"), offline_run)
     assert result.returncode == 1
     assert result.stderr.count("\n") == 1
-    assert "holds step_8 of an earlier run" in result.stderr
+    assert "holds step_16 of an earlier run; continue it with resume=auto, choose another folder" in result.stderr
 
 
 def test_log_interval_logs_the_means_of_its_steps(data: Path, offline_run: Path, tmp_path: Path) -> None:
@@ -159,10 +164,10 @@ def test_the_device_is_waited_for_once_an_interval() -> None:
     state = train_state()
     metrics = TrainMetrics(BATCH, window=100)
     for step in range(6):
-        metrics.add(state.train_step(random_batch(step))[0])
+        metrics.add(step, state.train_step(random_batch(step))[0])
     waiting = metrics._pending
     assert len(waiting) == 6
-    assert all(isinstance(value, mx.array) for step in waiting for value in step.values())
+    assert all(isinstance(value, mx.array) for _, sums in waiting for value in sums.values())
     metrics.read()
     assert not metrics._pending
 
@@ -170,14 +175,31 @@ def test_the_device_is_waited_for_once_an_interval() -> None:
 def test_a_run_reads_from_the_device_once_an_interval(
     data: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, run_here: Callable[..., Any]
 ) -> None:
+    """Every other wait would let a GPU stand idle; looking for numbers that are not finite must not add one."""
     events: list[str] = []
-    train_step, read, evaluate = TrainState.train_step, TrainMetrics.read, mx.eval
-    monkeypatch.setattr(TrainState, "train_step", lambda *a: (events.append("step"), train_step(*a))[1])
-    monkeypatch.setattr(TrainMetrics, "read", lambda *a: (events.append("read"), read(*a))[1])
-    monkeypatch.setattr(mx, "eval", lambda *a: (events.append("wait"), evaluate(*a))[1])
+
+    def record(owner: Any, name: str, event: str, *, and_all_within: bool = False) -> None:
+        original = getattr(owner, name)
+
+        def recorded(*arguments: Any) -> Any:
+            events.append(event)
+            before = len(events)
+            result = original(*arguments)
+            if and_all_within:  # an evaluation and a checkpoint wait for the device as they please
+                del events[before:]
+            return result
+
+        monkeypatch.setattr(owner, name, recorded)
+
+    record(TrainState, "train_step", "step")
+    record(TrainMetrics, "read", "read")
+    record(mx, "eval", "wait")
+    record(pretrain, "evaluate_and_log", "evaluation", and_all_within=True)
+    record(Run, "save", "save", and_all_within=True)
     status, _, err = run_here(*train_arguments(data, tmp_path / "run", "log_interval=4"))
     assert status == 0, err
-    assert events == [*["step"] * 4, "read", "wait"] * (STEPS // 4)
+    stretch = [*["step"] * 4, "read", "wait"] * (STEPS // 8)
+    assert events == [*stretch, "evaluation", "save"] * 2
 
 
 @pytest.mark.parametrize(
@@ -294,7 +316,7 @@ def test_several_test_sets_are_reported_apart(data: Path, tmp_path: Path, run_he
             "stop_when.metric = 'eval/nothing' can't be stopped by",
         ),
         (["stop_when.at_least=1"], "set stop_when.metric too"),
-        (["load_weights=nowhere"], "nowhere is not a folder"),
+        (["load_weights=nowhere"], "nowhere is neither a folder or file here"),
         (["checkpoint_path=/dev/null/run"], "checkpoint_path /dev/null/run can't be used"),
         (["arch.loss.name=hrm.hrm_act_v1@HierarchicalReasoningModel_ACTV1"], "is not a loss head"),
         (["arch.name=losses@ACTLossHead"], "is not a model"),

@@ -5,6 +5,7 @@ from __future__ import annotations
 
 import hashlib
 import json
+import math
 import platform
 import re
 from importlib.metadata import version
@@ -37,12 +38,13 @@ class Evaluated(BaseModel):
     @property
     def rank(self) -> tuple[float, float]:
         """What makes one evaluation better than another: exact accuracy, then the loss of the tokens; means over the
-        sets of the data set."""
+        sets of the data set. NaN is the worst of all."""
         means = []
         for name in ("exact_accuracy", "lm_loss"):
             values = [value for key, value in self.metrics.items() if key.rpartition("/")[2] == name]
             means.append(sum(values) / max(1, len(values)))
-        return means[0], -means[1]
+        accuracy, loss = means
+        return -math.inf if math.isnan(accuracy) else accuracy, -math.inf if math.isnan(loss) else -loss
 
 
 class Progress(BaseModel):
@@ -148,12 +150,14 @@ def read_record(folder: Path) -> CheckpointRecord:
 
 
 def verify(folder: Path) -> CheckpointRecord:
-    """Read the record of a step folder and compare every file with it.
+    """Read the record of a step folder and compare the folder's name and every file with it.
 
     Raises:
         DamagedCheckpointError: naming the first file that is missing or not as it was written.
     """
     record = read_record(folder)
+    if STEP_FOLDER.fullmatch(folder.name) and step_of(folder) != record.step:
+        raise DamagedCheckpointError(f"{folder} holds step {record.step}; rename it to what it was, step_{record.step}")
     for name, expected in record.files.items():
         path = folder / name
         digest = hashlib.sha256()

@@ -29,10 +29,14 @@ _FREE = {"resume", "load_weights", "checkpoint_path"}
 
 @dataclass(frozen=True)
 class ResumePoint:
-    """A checkpoint that is whole: its step folder and its record."""
+    """A checkpoint that is whole: its step folder and its record.
+
+    `in_the_way`: later step folders, and why each has to go aside (`damaged`, `superseded`) before the run goes on.
+    """
 
     folder: Path
     record: CheckpointRecord
+    in_the_way: tuple[tuple[Path, str], ...] = ()
 
 
 def with_saved_names(config: PretrainConfig) -> PretrainConfig:
@@ -82,8 +86,7 @@ def _run_folder(config: PretrainConfig) -> Path:
 def find_resume_point(config: PretrainConfig) -> ResumePoint | None:
     """Check the checkpoint that `resume` names; None if there is no `resume`, or `resume=auto` finds no step folder.
 
-    `resume=auto` sets damaged checkpoints aside (`step_<N>.damaged`) and takes the newest whole one; an explicit step
-    sets the later ones aside (`step_<N>.superseded`), since the run is about to take another way.
+    `resume=auto` takes the newest whole one, and says which later ones are damaged. Nothing is changed here.
 
     Raises:
         UserError: if the checkpoint is damaged, or with `resume=auto` all are.
@@ -91,24 +94,19 @@ def find_resume_point(config: PretrainConfig) -> ResumePoint | None:
     if config.resume is None:
         return None
     if config.resume != "auto":
-        point = ResumePoint(Path(config.resume), verify(Path(config.resume)))
-        for later in step_folders(point.folder.parent):
-            if step_of(later) > point.record.step:
-                tqdm.write(f"{later} is set aside as {set_aside(later, 'superseded').name}")
-        return point
+        folder = Path(config.resume)
+        record = verify(folder)
+        later = (other for other in step_folders(folder.parent) if step_of(other) > record.step)
+        return ResumePoint(folder, record, tuple((other, "superseded") for other in later))
 
     path = Path(str(config.checkpoint_path))
-    damaged = []
+    damaged: list[Path] = []
     for folder in step_folders(path):
         try:
-            point = ResumePoint(folder, verify(folder))
+            return ResumePoint(folder, verify(folder), tuple((other, "damaged") for other in damaged))
         except DamagedCheckpointError as error:
             tqdm.write(f"warning: {error}; the checkpoint before it is tried")
             damaged.append(folder)
-            continue
-        for bad in damaged:
-            tqdm.write(f"{bad} is set aside as {set_aside(bad, 'damaged').name}")
-        return point
     if damaged:
         names = ", ".join(folder.name for folder in damaged)
         raise UserError(
@@ -116,6 +114,12 @@ def find_resume_point(config: PretrainConfig) -> ResumePoint | None:
             "run from the weights of one with load_weights"
         )
     return None
+
+
+def make_way(point: ResumePoint) -> None:
+    """Set aside, as `step_<N>.<why>`, what is in the way of a run that is about to go on, and say so."""
+    for folder, why in point.in_the_way:
+        tqdm.write(f"{folder} is set aside as {set_aside(folder, why).name}")
 
 
 def check_same_run(config: PretrainConfig, data: dict[str, str], point: ResumePoint) -> list[str]:

@@ -78,7 +78,7 @@ def find_weights(checkpoint: str) -> WeightsSource:
         return _step_folder(path) if path.is_dir() else _file(path)
     if path.is_file():
         return _step_folder(path.parent) if (path.parent / RECORD_FILE).is_file() else _file(path)
-    if is_hub_id(checkpoint):
+    if is_hub_id(checkpoint) and not _TORCH_STEP.fullmatch(path.name):  # `run/step_5` is a path that has a mistake
         found = fetch_checkpoint(checkpoint)
         repository = checkpoint.partition("@")[0]
         folder = found.weights.parent  # a step folder, if the repository is a copy of a run's folder

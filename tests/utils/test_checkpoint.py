@@ -1,137 +1,420 @@
-"""Checkpoints: whole or not there, found by name, and never read into a model that they do not fit."""
+"""Writing checkpoints: whole or not there whenever the process or the machine dies, and never at another's expense."""
 
 from __future__ import annotations
 
-import re
+import gc
+import itertools
+import os
+import shutil
+import threading
+import time
+import weakref
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager, suppress
 from pathlib import Path
 from typing import Any
 
 import mlx.core as mx
+import numpy as np
 import pytest
-from mlx.utils import tree_flatten
 
-from models.losses import ACTLossHead
-from tests.configs import pretrain_config, sizes, train_state
-from utils import checkpoint
+from tests.checkpoints import names, record, snapshot, write_step
+from tests.disks import DISK_BYTES, read_only, small_disk
+from utils import checkpoint, safetensors_file
+from utils.checkpoint import CheckpointWriter, Snapshot, prune, write_checkpoint
+from utils.checkpoint_record import step_folders, verify
 from utils.errors import UserError
+from utils.run_folder import RunFolder
+from utils.safetensors_file import read_safetensors
+from utils.stored_tensors import HostTensor, host_tensor
 
 
-def weights_of(head: ACTLossHead) -> dict[str, Any]:
-    return dict(tree_flatten(head.parameters()))
+def claim(path: Path) -> None:
+    """What the next run does first."""
+    with RunFolder(path) as folder:
+        folder.claim()
 
 
-@pytest.mark.parametrize("forward_dtype", ["float32", "bfloat16"])
-def test_weights_come_back_bit_for_bit(tmp_path: Path, forward_dtype: str) -> None:
-    config = pretrain_config({"forward_dtype": forward_dtype, "pos_encodings": "learned"})
-    saved, other = train_state(config).head, train_state(config.model_copy(update={"seed": 1})).head
-    folder = checkpoint.save_weights(saved, tmp_path, 7)
+def value_of(folder: Path) -> float:
+    """What the arrays of a checkpoint by `tests.checkpoints.snapshot` hold; both files agree, or it is none."""
+    verify(folder)
+    weights, training = (read_safetensors(folder / name) for name in ("model.safetensors", "training.safetensors"))
+    (value,) = {float(tensor.read()[0].item()) for tensor in (*weights.values(), *training.values())}
+    return value
+
+
+def test_a_checkpoint_is_three_files_that_others_can_read(tmp_path: Path) -> None:
+    folder = write_step(tmp_path, 7, value=2.5)
     assert folder == tmp_path / "step_7"
-    assert [path.name for path in folder.iterdir()] == ["model.safetensors"]
-    checkpoint.load_weights(other, folder)
-    for name, array in weights_of(saved).items():
-        assert mx.array_equal(array, weights_of(other)[name]), name
-        assert array.dtype == weights_of(other)[name].dtype, name
-
-
-def test_another_dtype_of_the_initial_states_is_converted(tmp_path: Path) -> None:
-    """The PyTorch code stores them in bfloat16; a float32 model must read them, and stay a float32 model."""
-    low, full = (train_state(pretrain_config({"forward_dtype": dtype})).head for dtype in ("bfloat16", "float32"))
-    checkpoint.load_weights(full, checkpoint.save_weights(low, tmp_path, 1))
-    assert full.model.inner.H_init.dtype == mx.float32
-    assert mx.array_equal(full.model.inner.H_init, low.model.inner.H_init.astype(mx.float32))
+    assert names(tmp_path) == ["step_7"]
+    assert names(folder) == ["checkpoint.json", "model.safetensors", "training.safetensors"]
+    weights, metadata = mx.load(str(folder / "model.safetensors"), return_metadata=True)
+    assert weights["weight"].tolist() == [2.5] * 4
+    assert metadata == {"format": "mlx", "step": "7"}
+    assert mx.load(str(folder / "training.safetensors")).keys() == {"carry.steps", "random.key"}
+    assert verify(folder).model_copy(update={"files": {}}) == record(7)
 
 
 def test_saving_a_step_again_replaces_it(tmp_path: Path) -> None:
-    head = train_state().head
-    checkpoint.save_weights(head, tmp_path, 1)
-    head.model.inner.q_head.bias = mx.array([1.0, 2.0])
-    folder = checkpoint.save_weights(head, tmp_path, 1)
-    assert mx.load(str(folder / "model.safetensors"))["model.inner.q_head.bias"].tolist() == [1, 2]
-    assert [path.name for path in tmp_path.iterdir()] == ["step_1"]
+    """After an evaluation the same step is saved once more, now with what was found."""
+    write_step(tmp_path, 7, value=1.0)
+    assert value_of(write_step(tmp_path, 7, value=2.0)) == 2.0
+    assert names(tmp_path) == ["step_7"]
 
 
-def test_a_crash_while_saving_leaves_no_step_folder(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    """evaluate.py takes a run's newest step: it must not find half a file there after a full disk or a kill."""
-    head = train_state().head
-
-    def crash(path: str, *_: Any, **__: Any) -> None:
-        Path(path).write_bytes(b"half")
-        raise OSError("no space left on device")
-
-    with monkeypatch.context() as patch:
-        patch.setattr(checkpoint.mx, "save_safetensors", crash)
-        with pytest.raises(OSError, match="no space"):
-            checkpoint.save_weights(head, tmp_path, 3)
-    assert not list(tmp_path.glob("step_*"))
-    assert checkpoint.new_checkpoint_path(str(tmp_path)) == tmp_path  # the remains are in nobody's way
-    checkpoint.save_weights(head, tmp_path, 3)
-    assert [path.name for path in tmp_path.iterdir()] == ["step_3"]
+# ------------------------------------------------------------------------------------------ killed at any moment
 
 
-def test_a_folder_with_steps_is_not_used_again(tmp_path: Path) -> None:
-    assert checkpoint.new_checkpoint_path(str(tmp_path / "a" / "b")).is_dir()
-    (tmp_path / "a" / "b" / "step_5").mkdir()
-    with pytest.raises(UserError, match="holds step_5 of an earlier run; choose another"):
-        checkpoint.new_checkpoint_path(str(tmp_path / "a" / "b"))
-    (tmp_path / "file").touch()
-    with pytest.raises(UserError, match="file can't be used"):
-        checkpoint.new_checkpoint_path(str(tmp_path / "file"))
+class Killed(BaseException):
+    """Stands for the end of the process."""
 
 
-def test_the_newest_step_is_found_by_number(tmp_path: Path) -> None:
-    for step in (5, 10, 9):
-        (tmp_path / f"step_{step}").mkdir()
-        (tmp_path / f"step_{step}" / "model.safetensors").touch()
-    (tmp_path / "step_10_all_preds.0").mkdir()  # predictions are no checkpoint
-    assert checkpoint.find_step_folder(str(tmp_path / "step_9")).name == "step_9"
-    with pytest.raises(UserError, match="not a step folder"):
-        checkpoint.find_step_folder(str(tmp_path))  # not known as a run's folder without its configuration
-    (tmp_path / "all_config.yaml").touch()
-    assert checkpoint.find_step_folder(str(tmp_path)).name == "step_10"
-    with pytest.raises(UserError, match="not a step folder; expected a name such as step_1000"):
-        checkpoint.find_step_folder(str(tmp_path / "step_10_all_preds.0"))
+@contextmanager
+def killed_at(moment: int) -> Iterator[list[str]]:
+    """End the process, as it were, right before the file operation of that number: from then on nothing changes the
+    disk, whatever handlers of exceptions attempt. Yields the names of the operations so far.
+
+    Files are written in pieces here and folders removed file by file, so that there are moments within.
+    """
+    done: list[str] = []
+
+    def operate(what: str) -> None:
+        if len(done) >= moment:
+            raise Killed
+        done.append(what)
+
+    def wrapped(name: str, function: Callable[..., Any]) -> Callable[..., Any]:
+        def operation(*arguments: Any, **options: Any) -> Any:
+            operate(name)
+            return function(*arguments, **options)
+
+        return operation
+
+    def remove(folder: Path, **_: Any) -> None:
+        for path in sorted(folder.iterdir()) if folder.is_dir() else []:
+            operate("remove file")
+            path.unlink()
+        operate("remove folder")
+        if folder.is_dir():
+            folder.rmdir()
+
+    def open_(path: Path, mode: str = "r", **options: Any) -> Any:
+        if mode[0] != "w":
+            return open(path, mode, **options)
+        operate("open")
+        file = open(path, mode, **options)  # noqa: SIM115 - a part of the context manager below
+        write = file.write
+
+        class InPieces:
+            """A file that takes half of what it is given at a time."""
+
+            def __enter__(self) -> InPieces:
+                return self
+
+            def __exit__(self, *_: object) -> None:
+                file.close()
+
+            def __getattr__(self, name: str) -> Any:
+                return getattr(file, name)
+
+            def write(self, data: Any) -> int:
+                half = len(data) // 2
+                for piece in (data[:half], data[half:]):
+                    operate("write")
+                    write(piece)
+                    file.flush()
+                return len(data)
+
+        return InPieces()
+
+    with pytest.MonkeyPatch.context() as patch:
+        for owner, name in ((Path, "mkdir"), (Path, "rename"), (os, "fsync")):
+            patch.setattr(owner, name, wrapped(name, getattr(owner, name)))
+        patch.setattr(shutil, "rmtree", remove)
+        for module in (checkpoint, safetensors_file):
+            patch.setattr(module, "open", open_, raising=False)
+        yield done
 
 
-def test_a_run_without_steps_says_so(tmp_path: Path) -> None:
-    (tmp_path / "all_config.yaml").touch()
-    with pytest.raises(UserError, match=r"holds no step_<N> folder yet"):
-        checkpoint.find_step_folder(str(tmp_path))
-    (tmp_path / "step_1").mkdir()
-    with pytest.raises(UserError, match=re.escape("model.safetensors is missing; the checkpoint is not complete")):
-        checkpoint.find_step_folder(str(tmp_path))
+@pytest.mark.parametrize("replacing", [False, True], ids=["new", "replacing"])
+def test_killed_at_any_moment_a_step_is_there_once_and_whole(tmp_path: Path, replacing: bool) -> None:
+    """And killed again while the next run puts the folder in order. resume=auto would find half a checkpoint, or none
+    where there had been one: a day's training."""
+    outcomes = set()
+    for moment in itertools.count():
+        run = tmp_path / f"run-{moment}"
+        run.mkdir()
+        write_step(run, 3, value=3.0)
+        if replacing:
+            write_step(run, 5, value=1.0)
+        with killed_at(moment) as operations:
+            with suppress(Killed):
+                write_step(run, 5, value=2.0)
+        for folder in step_folders(run):  # what bears the name is whole also before anything is put in order
+            verify(folder)
+        with killed_at(1 + moment % 9):
+            with suppress(Killed):
+                claim(run)
+        claim(run)
+        assert names(run) in ([".lock", "step_3"], [".lock", "step_3", "step_5"]), moment
+        assert value_of(run / "step_3") == 3.0
+        outcomes.add(value_of(run / "step_5") if (run / "step_5").exists() else None)
+        if replacing:
+            assert (run / "step_5").exists(), moment
+        assert value_of(write_step(run, 5, value=4.0)) == 4.0
+        assert names(run) == [".lock", "step_3", "step_5"]
+        if len(operations) < moment:  # it was not killed any more
+            break
+
+    assert outcomes == {1.0 if replacing else None, 2.0}
+    assert operations.count("rename") == (2 if replacing else 1)
+    assert {"mkdir", "open", "write", "fsync"} <= set(operations)
 
 
-def test_weights_of_another_model_are_refused_and_nothing_is_read(tmp_path: Path) -> None:
-    def refusal(arch: dict[str, Any], metadata: Any = None) -> str:
-        head = train_state(pretrain_config(arch), metadata).head
-        before = {name: mx.array(array) for name, array in weights_of(head).items()}
+def test_killed_while_pruning_no_half_of_a_checkpoint_is_left(tmp_path: Path) -> None:
+    for moment in itertools.count():
+        run = tmp_path / f"run-{moment}"
+        run.mkdir()
+        for step in (1, 2, 3):
+            write_step(run, step)
+        with killed_at(moment) as operations:
+            with suppress(Killed):
+                prune(run, 1, None)
+        claim(run)
+        assert set(names(run)) <= {".lock", "step_1", "step_2", "step_3"}
+        assert (run / "step_3").exists()
+        for folder in step_folders(run):
+            verify(folder)
+        if len(operations) < moment:
+            break
+    assert names(run) == [".lock", "step_3"]
+    assert operations.count("rename") == 2
+
+
+def test_everything_is_on_the_disk_before_it_gets_its_name(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """After a loss of power a step folder would be there, and its files empty."""
+    events: list[str] = []
+    fsync, rename = os.fsync, Path.rename
+
+    def recorded_fsync(descriptor: int) -> None:
+        inode = os.fstat(descriptor).st_ino
+        (path,) = [path for path in (tmp_path, *tmp_path.rglob("*")) if path.stat().st_ino == inode]
+        events.append(path.name)
+        fsync(descriptor)
+
+    def recorded_rename(path: Path, target: Path) -> Path:
+        events.append(f"-> {target.name}")
+        return rename(path, target)
+
+    monkeypatch.setattr(os, "fsync", recorded_fsync)
+    monkeypatch.setattr(Path, "rename", recorded_rename)
+    write_step(tmp_path, 5)
+    files = ["model.safetensors", "training.safetensors", "checkpoint.json"]
+    assert events == [*files, ".step_5.partial", "-> step_5", tmp_path.name]
+
+
+# ------------------------------------------------------------------------------------------ disks and folders
+
+
+def test_a_full_disk_costs_no_earlier_checkpoint(tmp_path: Path) -> None:
+    """Neither is room wasted on a half of the new one, without which the disk might not be full."""
+    run = tmp_path / "run"
+    with small_disk(run) as complaint:
+        write_step(run, 3, value=3.0)
+        for step in (5, 3):  # also if the step that is there was to be replaced
+            with pytest.raises(OSError, match=complaint):
+                write_step(run, step, size=DISK_BYTES // 4)
+            assert names(run) == ["step_3"]
+            assert value_of(run / "step_3") == 3.0
+        write_step(run, 5, value=5.0)
+        assert value_of(run / "step_5") == 5.0
+
+
+def test_a_read_only_folder_costs_no_earlier_checkpoint(tmp_path: Path) -> None:
+    run = tmp_path / "run"
+    run.mkdir()
+    write_step(run, 3, value=3.0)
+    with read_only(run) as complaint, pytest.raises(OSError, match=complaint):
+        write_step(run, 5)
+    assert names(run) == ["step_3"]
+    assert value_of(run / "step_3") == 3.0
+
+
+def test_a_folder_that_has_vanished_is_not_made_anew(tmp_path: Path) -> None:
+    """A disk that is not mounted any more: the checkpoint would lie hidden below its mount point."""
+    with pytest.raises(FileNotFoundError):
+        write_step(tmp_path / "run", 3)
+    assert names(tmp_path) == []
+
+
+# ------------------------------------------------------------------------------------------ pruning
+
+
+@pytest.mark.parametrize(
+    ("keep", "best", "expected"),
+    [
+        (1, None, [20]),
+        (2, None, [9, 20]),
+        (1, 3, [3, 20]),
+        (2, 20, [9, 20]),
+        (2, 9, [9, 20]),
+        (9, 1, [1, 3, 9, 20]),
+        (1, 7, [20]),  # the best was never saved
+    ],
+)
+def test_the_newest_and_the_best_are_kept(tmp_path: Path, keep: int, best: int | None, expected: list[int]) -> None:
+    for step in (1, 3, 9, 20):
+        write_step(tmp_path, step)
+    for other in ("step_2.damaged", "step_4.superseded", "step_20_all_preds.0", "code"):
+        (tmp_path / other).mkdir()
+    removed = prune(tmp_path, keep, best)
+    assert sorted(int(folder.name.removeprefix("step_")) for folder in step_folders(tmp_path)) == expected
+    assert {folder.name for folder in removed} == {f"step_{step}" for step in {1, 3, 9, 20} - set(expected)}
+    assert {"step_2.damaged", "step_4.superseded", "step_20_all_preds.0", "code"} < set(names(tmp_path))
+
+
+# ------------------------------------------------------------------------------------------ in the background
+
+
+@pytest.fixture
+def held(monkeypatch: pytest.MonkeyPatch) -> Iterator[threading.Event]:
+    """Holds every checkpoint up until the event is set."""
+    event = threading.Event()
+    write = checkpoint.write_checkpoint
+
+    def waiting(snapshot: Snapshot, checkpoint_path: Path) -> Path:
+        assert event.wait(30)
+        return write(snapshot, checkpoint_path)
+
+    monkeypatch.setattr(checkpoint, "write_checkpoint", waiting)
+    yield event
+    event.set()
+
+
+def test_training_goes_on_while_a_checkpoint_is_written(tmp_path: Path, held: threading.Event) -> None:
+    with CheckpointWriter(tmp_path, None) as writer:
+        writer.save(snapshot(3))
+        writer.check()  # does not wait either
+        assert names(tmp_path) == []
+        held.set()
+        writer.wait()
+        assert names(tmp_path) == ["step_3"]
+
+
+def test_leaving_in_peace_waits_for_the_last_checkpoint(tmp_path: Path) -> None:
+    with CheckpointWriter(tmp_path, None) as writer:
+        for step in (3, 4, 5):
+            writer.save(snapshot(step, size=100_000))
+    assert names(tmp_path) == ["step_3", "step_4", "step_5"]
+    for folder in step_folders(tmp_path):
+        verify(folder)
+
+
+def test_no_more_than_two_snapshots_are_ever_held(tmp_path: Path, held: threading.Event) -> None:
+    """Each takes as much memory as model and optimiser: a disk that is too slow must not fill the memory."""
+    alive: list[weakref.ref[Snapshot]] = []
+
+    def save(writer: CheckpointWriter, step: int) -> None:
+        made = snapshot(step)
+        alive.append(weakref.ref(made))
+        writer.save(made)
+
+    with CheckpointWriter(tmp_path, None) as writer:
+        save(writer, 1)
+        second = threading.Thread(target=save, args=(writer, 2))
+        second.start()
+        second.join(0.1)
+        assert second.is_alive()  # until the first is written
+        assert [reference() is not None for reference in alive] == [True, True]
+        held.set()
+        second.join(30)
+        writer.wait()
+        gc.collect()
+        assert [reference() for reference in alive] == [None, None]
+    assert names(tmp_path) == ["step_1", "step_2"]
+
+
+def test_what_happens_to_the_arrays_after_saving_does_not_reach_the_checkpoint(
+    tmp_path: Path, held: threading.Event
+) -> None:
+    """The next training step runs while the file is being written."""
+    parameter = mx.ones(4)
+    with CheckpointWriter(tmp_path, None) as writer:
+        made = snapshot(3, value=1.0)
+        writer.save(Snapshot({"weight": host_tensor(parameter)}, made.training, made.record))
+        parameter[:] = 9.0
+        parameter += 1.0
+        mx.eval(parameter)
+        held.set()
+    assert value_of(tmp_path / "step_3") == 1.0
+
+
+@pytest.mark.parametrize("surfaces_at", ["check", "wait", "save", "exit"])
+def test_a_checkpoint_that_fails_is_told_with_the_one_that_is_intact(tmp_path: Path, surfaces_at: str) -> None:
+    """Hours later the user would find that nothing has been saved since."""
+    run = tmp_path / "run"
+
+    def save() -> None:
+        with CheckpointWriter(run, None) as writer:
+            writer.save(snapshot(7, size=DISK_BYTES // 4))
+            if surfaces_at == "check":
+                end = time.monotonic() + 30
+                while time.monotonic() < end:
+                    writer.check()
+            elif surfaces_at == "wait":
+                writer.wait()
+            elif surfaces_at == "save":
+                writer.save(snapshot(8))
+            assert surfaces_at == "exit", "the run would have gone on"
+
+    with small_disk(run) as complaint:
+        write_step(run, 3)
         with pytest.raises(UserError) as error:
-            checkpoint.load_weights(head, folder)
-        assert all(mx.array_equal(array, weights_of(head)[name]) for name, array in before.items())
-        return str(error.value)
-
-    folder = checkpoint.save_weights(train_state(pretrain_config({"pos_encodings": "learned"})).head, tmp_path, 1)
-    assert "has the unexpected model.inner.embed_pos.embedding_weight; it was made by" in refusal({})
-    learned = {"pos_encodings": "learned"}
-    assert "lacks model.inner.L_level.layers.1.mlp.down_proj.weight and 3 more" in refusal(learned | {"L_layers": 2})
-    assert "compare the arch keys" in refusal(learned | {"hidden_size": 64, "puzzle_emb_ndim": 64})
-    assert "the data set's dataset.json" in refusal(learned, sizes(vocab_size=7))
-    assert "(5, 32), the model needs (6, 32); puzzle identifiers belong to the data set" in refusal(
-        learned, sizes(num_puzzle_identifiers=6)
-    )
+            save()
+        assert str(error.value) == (
+            f"checkpoint step_7 can't be written to {run}: {complaint}; step_3 is intact. "
+            "Make the folder writable and roomy, and continue with resume=auto"
+        )
+        assert names(run) == ["step_3"]
 
 
-@pytest.mark.parametrize("content", [b"", b"no safetensors at all", b"\xff" * 64], ids=["empty", "text", "binary"])
-def test_a_damaged_file_is_a_user_s_error(tmp_path: Path, content: bytes) -> None:
-    (tmp_path / "model.safetensors").write_bytes(content)
-    with pytest.raises(UserError, match=r"model.safetensors can't be read as safetensors"):
-        checkpoint.load_weights(train_state().head, tmp_path)
+def test_a_failure_names_what_is_left(tmp_path: Path) -> None:
+    run = tmp_path / "run"
+    with small_disk(run) as complaint, CheckpointWriter(run, None) as writer:
+        writer.save(snapshot(7, size=DISK_BYTES // 4))
+        with pytest.raises(UserError) as error:
+            writer.wait()
+        assert f"step_7 can't be written to {run}: {complaint}; there is no earlier one" in str(error.value)
+        writer.wait()  # told once
+    shutil.rmtree(run)
+    with CheckpointWriter(run, None) as writer:
+        writer.save(snapshot(7))
+        with pytest.raises(UserError, match="the folder has vanished, and the run's checkpoints with it"):
+            writer.wait()
+    assert not run.exists()
 
 
-def test_the_source_is_saved_with_the_weights(tmp_path: Path) -> None:
-    """Years later the weights can still be run, whatever became of the repository."""
-    checkpoint.save_code(tmp_path)
-    models = Path(checkpoint.__file__).parents[1] / "models"
-    sources = {str(path.relative_to(models)): path.read_bytes() for path in models.rglob("*.py")}
-    copy = tmp_path / "code" / "models"
-    assert {str(path.relative_to(copy)): path.read_bytes() for path in copy.rglob("*") if path.is_file()} == sources
+def test_another_error_is_not_hidden_by_one_of_writing(tmp_path: Path) -> None:
+    writer = CheckpointWriter(tmp_path / "run", None)
+    writer.save(snapshot(7))  # into a folder that is not there
+    with pytest.raises(RuntimeError, match="the step broke"), writer:
+        raise RuntimeError("the step broke")
+
+
+def test_the_writer_prunes_but_never_the_best(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    with CheckpointWriter(tmp_path, 1) as writer:
+        for step, best in ((1, None), (2, 2), (3, 2), (4, 2), (5, 5), (6, 5)):
+            writer.save(snapshot(step, best=best))
+            writer.wait()
+            assert names(tmp_path) == sorted({f"step_{step}", f"step_{best}"} - {"step_None"})
+    said = "".join(capsys.readouterr())
+    assert [line for line in said.splitlines() if "saved" in line] == [
+        f"saved {tmp_path / f'step_{step}'}" for step in (1, 2, 3, 4, 5, 6)
+    ]
+
+
+def test_arrays_that_are_not_contiguous_are_written_as_they_look(tmp_path: Path) -> None:
+    made = snapshot(3)
+    transposed = HostTensor("float32", np.arange(6, dtype=np.float32).reshape(2, 3).T)
+    folder = write_checkpoint(Snapshot({"weight": transposed}, made.training, made.record), tmp_path)
+    assert mx.load(str(folder / "model.safetensors"))["weight"].tolist() == [[0, 3], [1, 4], [2, 5]]

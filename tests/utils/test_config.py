@@ -26,12 +26,14 @@ from utils.errors import UserError
 def test_values_have_their_types() -> None:
     """A number that stays text would fail hours later, in the schedule or in W&B."""
     config = pretrain_config(epochs=20, eval_interval=5, lr="1e-4", seed=3.0, checkpoint_every_eval=True)
-    assert (config.epochs_per_iteration, config.iterations) == (5, 4)
+    assert config.epochs_per_iteration == 5
     assert (config.lr, config.seed) == (1e-4, 3)
     assert isinstance(config.seed, int)
     without = pretrain_config(epochs=20)  # eval_interval unset: one evaluation, at the end
-    assert (without.epochs_per_iteration, without.iterations) == (20, 1)
+    assert without.epochs_per_iteration == 20
     assert without.eval_save_outputs == []
+    assert (without.resume, without.checkpoint_interval, without.keep_checkpoints) == (None, None, None)
+    assert without.on_nonfinite == "stop"
     assert without.stop_when == StopWhen()
 
 
@@ -47,6 +49,9 @@ def test_values_have_their_types() -> None:
         ({"global_batch_size": None}, "global_batch_size = None"),
         ({"data_path": [5]}, "data_path = [5]"),
         ({"log_interval": 0}, "log_interval = 0"),
+        ({"checkpoint_interval": 0}, "checkpoint_interval = 0"),
+        ({"keep_checkpoints": 0}, "keep_checkpoints = 0"),
+        ({"on_nonfinite": "ignore"}, "on_nonfinite = 'ignore' in the configuration: input should be 'stop' or 'skip'"),
         ({"eval_save_outputs": ["preds", "prediction"]}, "eval_save_outputs.1 = 'prediction'"),
         ({"warmup": 5}, "unknown key 'warmup' in the configuration"),
         ({"stop_when": {"metrik": "x"}}, "unknown key 'stop_when.metrik'"),
@@ -80,8 +85,12 @@ def test_the_first_of_several_mistakes_is_told_and_the_rest_counted() -> None:
 )
 def test_stop_when_includes_its_bound(stop: dict[str, float], met: list[float], missed: list[float]) -> None:
     condition = StopWhen.model_validate({"metric": "train/exact_accuracy"} | stop)
-    assert all(condition.met_by(value) for value in met)
-    assert not any(condition.met_by(value) for value in missed)
+    for value in met:
+        reason = condition.reason({"train/exact_accuracy": value, "train/lm_loss": 9.0}, " over 5 steps")
+        assert reason == f"train/exact_accuracy = {value:.4f} over 5 steps"
+    assert not any(condition.reason({"train/exact_accuracy": value}) for value in missed)
+    assert condition.reason({"train/lm_loss": met[0]}) is None  # a set that eval_max_examples leaves out
+    assert StopWhen().reason({"train/exact_accuracy": met[0]}) is None
 
 
 def test_unset_names_are_chosen_and_given_ones_kept() -> None:

@@ -9,15 +9,16 @@ from utils.errors import UserError
 from utils.metrics import TrainMetrics, check_metric
 
 
-def step(count: float, accuracy: float, loss: float) -> dict[str, mx.array]:
-    """Sums over the rows of a batch, as the loss head leaves them."""
-    return {"count": mx.array(count), "accuracy": mx.array(accuracy), "lm_loss": mx.array(loss)}
+def step(count: float, accuracy: float, loss: float, *, finite: bool = True) -> dict[str, mx.array]:
+    """Sums over the rows of a batch, as a training step leaves them."""
+    sums = {"count": mx.array(count), "accuracy": mx.array(accuracy), "lm_loss": mx.array(loss)}
+    return sums | {"finite": mx.array(finite)}
 
 
 def read(*steps: tuple[float, float, float], window: int = 100) -> dict[str, float]:
     metrics = TrainMetrics(global_batch_size=8, window=window)
-    for sums in steps:
-        metrics.add(step(*sums))
+    for number, sums in enumerate(steps, start=1):
+        metrics.add(number, step(*sums))
     return metrics.read()
 
 
@@ -39,13 +40,13 @@ def test_several_steps_are_weighted_by_their_counts() -> None:
 
 def test_each_step_is_read_once_and_the_window_looks_further_back() -> None:
     metrics = TrainMetrics(global_batch_size=8, window=3)
-    for count, accuracy in ((8.0, 0.0), (8.0, 8.0)):
-        metrics.add(step(count, accuracy, 8.0))
+    for number, (count, accuracy) in enumerate(((8.0, 0.0), (8.0, 8.0)), start=1):
+        metrics.add(number, step(count, accuracy, 8.0))
         assert metrics.read()["train/accuracy"] == accuracy / count
     assert not metrics.window_counts("train/accuracy")
     assert metrics.over_window()["train/accuracy"] == 0.5
-    metrics.add(step(8.0, 8.0, 8.0))
-    metrics.add(step(8.0, 8.0, 8.0))
+    metrics.add(3, step(8.0, 8.0, 8.0))
+    metrics.add(4, step(8.0, 8.0, 8.0))
     assert metrics.read()["train/accuracy"] == 1.0
     assert metrics.window_counts("train/accuracy")
     assert metrics.over_window()["train/accuracy"] == 1.0  # the first step has left it
@@ -56,8 +57,8 @@ def test_reading_is_the_only_wait_for_the_device(monkeypatch: pytest.MonkeyPatch
     waits, evaluate = [], mx.eval
     monkeypatch.setattr(mx, "eval", lambda *arrays: (waits.append(1), evaluate(*arrays)))
     metrics = TrainMetrics(global_batch_size=8, window=100)
-    for _ in range(6):
-        metrics.add(step(8.0, 4.0, 8.0))
+    for number in range(6):
+        metrics.add(number, step(8.0, 4.0, 8.0))
     assert not waits
     metrics.read()
     assert len(waits) == 1
@@ -66,8 +67,8 @@ def test_reading_is_the_only_wait_for_the_device(monkeypatch: pytest.MonkeyPatch
 def test_a_window_without_halted_rows_says_nothing_of_them() -> None:
     """stop_when.metric=train/steps stop_when.at_most=1 would stop a run before any row has halted, at 0 of 0."""
     metrics = TrainMetrics(global_batch_size=8, window=2)
-    for _ in range(2):
-        metrics.add(step(0.0, 0.0, 8.0))
+    for number in range(2):
+        metrics.add(number, step(0.0, 0.0, 8.0))
     metrics.read()
     assert not metrics.window_counts("train/accuracy")
     assert metrics.window_counts("train/lm_loss")

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import json
+from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
@@ -11,13 +13,18 @@ import wandb
 
 from tests.configs import pretrain_config
 from utils.config import with_names
+from utils.history import History
+from utils.interruption import Interrupted
 from utils.tracking import Tracker
 
 
 class FakeRun:
-    """Takes what a W&B run takes, and remembers it."""
+    """Takes what a W&B run takes, and remembers it. `step` is where the server stands."""
 
-    def __init__(self) -> None:
+    id = "abc123"
+
+    def __init__(self, step: int = 0) -> None:
+        self.step = step
         self.rows: list[tuple[int, dict[str, Any]]] = []
         self.exit_code: int | None = None
 
@@ -37,24 +44,39 @@ def wandb_init(monkeypatch: pytest.MonkeyPatch) -> list[dict[str, Any]]:
         calls.append(options)
         if init.error is not None and options.get("mode") != "offline":  # type: ignore[attr-defined]
             raise init.error  # type: ignore[attr-defined]
-        return FakeRun()
+        return FakeRun(init.step)  # type: ignore[attr-defined]
 
-    init.error = None  # type: ignore[attr-defined]
+    init.error, init.step = None, 0  # type: ignore[attr-defined]
     monkeypatch.setattr(wandb, "init", init)
     return calls
 
 
-def test_the_environment_decides_the_mode(wandb_init: list[dict[str, Any]], capsys: pytest.CaptureFixture[str]) -> None:
+@pytest.fixture
+def history(tmp_path: Path) -> Iterator[History]:
+    (tmp_path / "run").mkdir()
+    with History(tmp_path / "run") as history:
+        yield history
+
+
+def logged(history: History) -> list[dict[str, Any]]:
+    return [json.loads(line) for line in (Path(history._file.name)).read_text().splitlines()]
+
+
+def test_the_environment_decides_the_mode(
+    wandb_init: list[dict[str, Any]], history: History, capsys: pytest.CaptureFixture[str]
+) -> None:
     """A mode or timeout passed to wandb.init would override WANDB_MODE and WANDB_INIT_TIMEOUT."""
     config = with_names(pretrain_config(project_name="p", run_name="r"))
-    with Tracker(config) as tracker:
+    with Tracker(config, None, history) as tracker:
         tracker.log({"train/lr": 0.1}, 3)
     (call,) = wandb_init
     assert call.get("mode") is None
+    assert (call["id"], call["resume"]) == (None, None)
     assert not {"mode", "init_timeout"} & call["settings"].model_fields_set
     assert (call["project"], call["name"], call["config"]) == ("p", "r", config.model_dump())
     assert isinstance(tracker.run, FakeRun)
     assert tracker.run.rows == [(3, {"train/lr": 0.1})]
+    assert logged(history) == [{"step": 3, "train/lr": 0.1}]
     assert tracker.run.exit_code == 0
     assert capsys.readouterr().err == ""
 
@@ -69,12 +91,13 @@ def test_the_environment_decides_the_mode(wandb_init: list[dict[str, Any]], caps
     ids=["no-login", "no-server", "refused"],
 )
 def test_what_can_t_be_online_goes_offline_in_one_line(
-    wandb_init: list[dict[str, Any]], capsys: pytest.CaptureFixture[str], error: wandb.errors.Error
+    wandb_init: list[dict[str, Any]], history: History, capsys: pytest.CaptureFixture[str], error: wandb.errors.Error
 ) -> None:
     """Days of training must not end at the first line for want of an account."""
     wandb.init.error = error  # type: ignore[attr-defined]
-    Tracker(with_names(pretrain_config()))
+    Tracker(with_names(pretrain_config()), "abc123", history)
     assert [call.get("mode") for call in wandb_init] == [None, "offline"]
+    assert [call["id"] for call in wandb_init] == ["abc123"] * 2
     line = capsys.readouterr().err
     assert line.count("\n") == 1
     assert str(error).splitlines()[0].rstrip(".") in line
@@ -82,17 +105,33 @@ def test_what_can_t_be_online_goes_offline_in_one_line(
 
 
 @pytest.mark.usefixtures("wandb_init")
-def test_a_run_that_raises_is_marked_as_failed() -> None:
-    tracker = Tracker(with_names(pretrain_config()))
-    with pytest.raises(RuntimeError, match="broken"), tracker:
-        raise RuntimeError("broken")
+@pytest.mark.parametrize(("error", "exit_code"), [(RuntimeError("broken"), 1), (Interrupted(15), 143)])
+def test_a_run_that_raises_is_marked_as_failed(history: History, error: Exception, exit_code: int) -> None:
+    tracker = Tracker(with_names(pretrain_config()), None, history)
+    with pytest.raises(type(error)), tracker:
+        raise error
     assert isinstance(tracker.run, FakeRun)
-    assert tracker.run.exit_code == 1
+    assert tracker.run.exit_code == exit_code
+
+
+def test_a_resumed_run_goes_on_as_the_same_and_repeats_nothing(
+    wandb_init: list[dict[str, Any]], history: History
+) -> None:
+    """W&B would show two runs, or complain about every step that it had from the run before it was killed."""
+    wandb.init.step = 8  # type: ignore[attr-defined]
+    with Tracker(with_names(pretrain_config()), "abc123", history) as tracker:
+        for step in (6, 7, 8):
+            tracker.log({"train/lr": step / 10}, step)
+        tracker.log_examples([{name: np.ones(16, np.int32) for name in ("inputs", "labels", "preds")}], 6, 7)
+    assert (wandb_init[0]["id"], wandb_init[0]["resume"], tracker.run_id) == ("abc123", "allow", "abc123")
+    assert isinstance(tracker.run, FakeRun)
+    assert tracker.run.rows == [(8, {"train/lr": 0.8})]
+    assert [row["step"] for row in logged(history)] == [6, 7, 8]  # this file was cut at the checkpoint
 
 
 @pytest.mark.usefixtures("wandb_init")
-def test_no_examples_log_no_picture() -> None:
-    tracker = Tracker(with_names(pretrain_config()))
+def test_no_examples_log_no_picture(history: History) -> None:
+    tracker = Tracker(with_names(pretrain_config()), None, history)
     tracker.log_examples([], 6, 1)
     assert isinstance(tracker.run, FakeRun)
     assert not tracker.run.rows
@@ -104,7 +143,7 @@ def test_disabled_leaves_nothing_behind(monkeypatch: pytest.MonkeyPatch, tmp_pat
     monkeypatch.chdir(tmp_path)
     sample = {name: np.ones(16, np.int32) for name in ("inputs", "labels", "preds")}
     (tmp_path / "run").mkdir()
-    with Tracker(with_names(pretrain_config())) as tracker:
+    with History(tmp_path / "run") as history, Tracker(with_names(pretrain_config()), None, history) as tracker:
         tracker.log({"train/lr": 0.1}, 1)
         tracker.log_examples([sample], 6, 1)
         tracker.log_code(tmp_path / "run")
