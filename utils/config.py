@@ -4,12 +4,12 @@ from __future__ import annotations
 
 import importlib
 from pathlib import Path
-from typing import Any, Literal
+from typing import Annotated, Any, Literal, TypeVar
 
 import coolname
 import yaml
 from omegaconf import DictConfig, OmegaConf
-from pydantic import BaseModel, ConfigDict, Field, ValidationError, model_validator
+from pydantic import BaseModel, BeforeValidator, ConfigDict, Field, ValidationError, model_validator
 
 from utils.errors import UserError, describe_validation_error
 
@@ -148,6 +148,26 @@ class EvaluateConfig(BaseModel):
     show_examples: int = Field(default=0, ge=0)
 
 
+class ArcConfig(BaseModel):
+    """All keys of `python -m utils.arc`.
+
+    `predictions`: folders, or patterns such as `run/step_1000_all_preds.*`. `data_path`: the data set; null means the
+    one that the run was trained on. `submission`, `table`: files to write, if any.
+    """
+
+    model_config = ConfigDict(extra="forbid", coerce_numbers_to_str=True)
+
+    predictions: Annotated[
+        list[str], BeforeValidator(lambda value: value if isinstance(value, list) else [value]), Field(min_length=1)
+    ]
+    data_path: str | None = None
+    submission: str | None = None
+    table: str | None = None
+
+
+CommandLine = TypeVar("CommandLine", EvaluateConfig, ArcConfig)
+
+
 def parse_pretrain_config(config: DictConfig | dict[str, Any], origin: str = "the configuration") -> PretrainConfig:
     """Check a composed configuration.
 
@@ -176,18 +196,33 @@ def parse_evaluate_config(arguments: list[str]) -> EvaluateConfig:
     Raises:
         UserError: one line that names the key, what was found and what is expected.
     """
-    usage = "usage: python evaluate.py checkpoint=<step folder> " + " ".join(
-        f"[{name}=…]" for name in EvaluateConfig.model_fields if name != "checkpoint"
-    )
+    return _parse_command_line(arguments, EvaluateConfig, "python evaluate.py", "checkpoint", "<step folder>")
+
+
+def parse_arc_config(arguments: list[str]) -> ArcConfig:
+    """Check the `key=value` arguments of `python -m utils.arc`.
+
+    Raises:
+        UserError: one line that names the key, what was found and what is expected.
+    """
+    return _parse_command_line(arguments, ArcConfig, "python -m utils.arc", "predictions", "<folder or pattern>")
+
+
+def _parse_command_line(
+    arguments: list[str], kind: type[CommandLine], command: str, required: str, placeholder: str
+) -> CommandLine:
+    """Check `key=value` arguments, of which only `required` has to be there."""
+    others = " ".join(f"[{name}=…]" for name in kind.model_fields if name != required)
+    usage = f"usage: {command} {required}={placeholder} {others}"
     malformed = [argument for argument in arguments if "=" not in argument or argument.startswith("-")]
-    if malformed or not any(argument.startswith("checkpoint=") for argument in arguments):
+    if malformed or not any(argument.startswith(f"{required}=") for argument in arguments):
         raise UserError(f"{malformed[0]!r} is not key=value; {usage}" if malformed else usage)
     try:
         values = OmegaConf.to_container(OmegaConf.from_cli(arguments), resolve=True)
     except yaml.YAMLError as error:
         raise UserError(f"{' '.join(arguments)} can't be read: {error}") from error
     try:
-        return EvaluateConfig.model_validate(values)
+        return kind.model_validate(values)
     except ValidationError as error:
         raise UserError(describe_validation_error(error, "the command line")) from error
 

@@ -1,0 +1,46 @@
+"""Score saved ARC predictions: python -m utils.arc predictions=<folder or pattern> [key=value …]
+
+    python -m utils.arc "predictions=checkpoints/<project>/<run>/step_<N>_all_preds.*" submission=submission.json
+
+Prints pass@K as a table and as one line of JSON; writes the ARC Prize's submission and a table of all tasks if asked.
+"""
+
+from __future__ import annotations
+
+import json
+import sys
+from pathlib import Path
+
+from utils import errors
+from utils.arc_predictions import find_folders
+from utils.arc_scoring import ArcScore, score_predictions
+from utils.arc_submission import write_submission, write_table
+from utils.config import parse_arc_config, read_saved_config
+
+
+def format_score(score: ArcScore) -> str:
+    """A small table of pass@K, under what was scored and any notes on it."""
+    inputs = sum(len(task.inputs) for task in score.tasks.values())
+    lines = [f"ARC: {len(score.tasks):,} tasks, {inputs:,} test inputs, {score.predictions:,} predictions"]
+    lines += [f"  {note}" for note in score.notes]
+    lines += [f"  {f'pass@{k}':<9}  {rate:.4f}" for k, rate in score.pass_at.items()]
+    return "\n".join(lines)
+
+
+@errors.one_line
+def main() -> None:
+    """Score what the command line names."""
+    config = parse_arc_config(sys.argv[1:])
+    folders = find_folders(config.predictions)
+    score = score_predictions(folders, config.data_path or read_saved_config(folders[0].parent).data_path)
+    if config.submission is not None:
+        write_submission(score, Path(config.submission))
+    if config.table is not None:
+        write_table(score, Path(config.table))
+    print(format_score(score))
+    record = {"predictions": [str(folder) for folder in folders], "num_tasks": len(score.tasks)}
+    print(json.dumps(record | {f"pass@{k}": rate for k, rate in score.pass_at.items()}), flush=True)
+
+
+if __name__ == "__main__":
+    main()
