@@ -18,7 +18,8 @@ from typing import Any
 
 import numpy as np
 
-from dataset.arc_grids import NUM_COLOURS, SIDE, parse_augmentation_name
+from dataset.arc_grids import parse_augmentation_name
+from dataset.arc_tasks import Pair, Task, parse_task
 from utils.arc_predictions import Piece, decode_grid, encode_grid, find_folders, read_predictions, restored_grids
 from utils.errors import UserError
 
@@ -27,8 +28,6 @@ PADDING_IDENTIFIER = 0
 # Halting probabilities are summed as integers of this unit, so that the order of rows, and with it the number of ranks,
 # changes no sum.
 _UNIT = 2.0**-40
-
-RawTask = dict[str, list[dict[str, list[list[int]]]]]  # {"train" or "test": [{"input": grid, "output": grid}]}
 
 
 @dataclass(frozen=True)
@@ -66,10 +65,9 @@ class InputScore:
 
 @dataclass(frozen=True)
 class TaskScore:
-    """A task: its id, its raw form (train and test pairs) and the scores of its test inputs, in order."""
+    """A task and the scores of its test inputs, in order."""
 
-    task_id: str
-    raw: RawTask
+    task: Task
     inputs: list[InputScore]
 
     def solved(self, k: int) -> bool:
@@ -101,7 +99,7 @@ def score_predictions(folders: Sequence[str | Path], data_path: str | Path) -> A
         UserError: if a folder or file is missing or damaged, or the predictions are of another data set.
     """
     names = _read_names(Path(data_path) / "identifiers.json")
-    tasks = read_tasks(Path(data_path))
+    tasks = read_evaluation_tasks(Path(data_path) / "test_puzzles.json")
     ballot = _Ballot(names, tasks)
     for folder in find_folders([str(folder) for folder in folders]):
         for piece in read_predictions(folder):
@@ -116,8 +114,8 @@ def score_predictions(folders: Sequence[str | Path], data_path: str | Path) -> A
     ranked = [_rank(entries) for entries in ballot.votes]
     scores = {}
     for task_id, task in tasks.items():
-        inputs = [_score_input(pair, ranked[ballot.slot(task_id, pair)]) for pair in task["test"]]
-        scores[task_id] = TaskScore(task_id, task, inputs)
+        inputs = [_score_input(pair, ranked[ballot.slot(task_id, pair)]) for pair in task.test]
+        scores[task_id] = TaskScore(task, inputs)
     return ArcScore(
         pass_at={k: sum(score.solved(k) for score in scores.values()) / len(scores) for k in PASS_K},
         tasks=scores,
@@ -129,9 +127,9 @@ def score_predictions(folders: Sequence[str | Path], data_path: str | Path) -> A
 class _Ballot:
     """The votes for each slot: a slot is a distinct test input of a task, so equal test inputs share one."""
 
-    def __init__(self, names: list[str], tasks: dict[str, RawTask]):
+    def __init__(self, names: list[str], tasks: dict[str, Task]):
         self._names, self._tasks = names, tasks
-        copies = Counter(_slot_key(task_id, pair) for task_id, task in tasks.items() for pair in task["test"])
+        copies = Counter(_slot_key(task_id, pair) for task_id, task in tasks.items() for pair in task.test)
         self._slots = {key: slot for slot, key in enumerate(copies)}
         self._copies = np.array(list(copies.values()))  # per slot: for how many test inputs it stands
         # per slot: grid -> number of votes, sum of the halting probabilities, lowest puzzle identifier
@@ -139,7 +137,7 @@ class _Ballot:
         self._voters: list[np.ndarray] = []  # for each vote identifier * slots + slot, to find those cast twice
         self.of_other_tasks = self.of_other_inputs = 0
 
-    def slot(self, task_id: str, pair: dict[str, list[list[int]]]) -> int:
+    def slot(self, task_id: str, pair: Pair) -> int:
         """Where the votes for the output of a task's test pair are counted."""
         return self._slots[_slot_key(task_id, pair)]
 
@@ -187,8 +185,8 @@ class _Ballot:
         return int(np.maximum(counts - self._copies[distinct % len(self._slots)], 0).sum())
 
 
-def _slot_key(task_id: str, pair: dict[str, list[list[int]]]) -> tuple[str, bytes]:
-    return task_id, encode_grid(np.array(pair["input"]))
+def _slot_key(task_id: str, pair: Pair) -> tuple[str, bytes]:
+    return task_id, encode_grid(pair[0])
 
 
 def _probabilities(logits: np.ndarray) -> list[int]:
@@ -202,11 +200,10 @@ def _rank(entries: dict[bytes, list[int]]) -> list[Candidate]:
     return [Candidate(key, -votes, -q_halt * _UNIT / -votes) for votes, q_halt, _, key in order]
 
 
-def _score_input(pair: dict[str, list[list[int]]], candidates: list[Candidate]) -> InputScore:
-    answer = np.array(pair["output"], np.uint8)
-    key = encode_grid(answer)
+def _score_input(pair: Pair, candidates: list[Candidate]) -> InputScore:
+    key = encode_grid(pair[1])
     rank = next((place for place, candidate in enumerate(candidates, start=1) if candidate.key == key), None)
-    return InputScore(np.array(pair["input"], np.uint8), answer, candidates, rank)
+    return InputScore(*pair, candidates, rank)
 
 
 def _notes(scores: dict[str, TaskScore], ballot: _Ballot) -> list[str]:
@@ -220,7 +217,7 @@ def _notes(scores: dict[str, TaskScore], ballot: _Ballot) -> list[str]:
         notes.append(
             f"{repeated:,} predictions are further ones for the same puzzle: are there folders of several steps?"
         )
-    if missing := [score.task_id for score in scores.values() if not all(test.candidates for test in score.inputs)]:
+    if missing := [task_id for task_id, score in scores.items() if not all(test.candidates for test in score.inputs)]:
         notes.append(f"{len(missing):,} tasks lack predictions and count as unsolved, such as {missing[0]}")
     return notes
 
@@ -228,41 +225,20 @@ def _notes(scores: dict[str, TaskScore], ballot: _Ballot) -> list[str]:
 # ---------------------------------------------------------------------------------------------------- the data set
 
 
-def read_tasks(data_path: Path) -> dict[str, RawTask]:
-    """The evaluation tasks of a data set in their raw form, by id.
+def read_evaluation_tasks(path: Path) -> dict[str, Task]:
+    """The tasks of a `test_puzzles.json`, by id.
 
     Raises:
-        UserError: if `test_puzzles.json` is missing or does not hold tasks; the task and pair are named.
+        UserError: if it is missing or no such file.
+        DatasetError: if a task in it is none; task and pair are named.
     """
-    path = data_path / "test_puzzles.json"
     tasks = _read_json(path)
     if not isinstance(tasks, dict) or not tasks:
         raise UserError(f"{path} holds no tasks; build the data set again with dataset/build_arc_dataset.py")
-    for task_id, task in tasks.items():
-        pairs = task.get("test") if isinstance(task, dict) else None
-        if not isinstance(pairs, list) or not pairs:
-            raise UserError(f"{path}: task {task_id} has no test pairs; expected a list under the key 'test'")
-        for number, pair in enumerate(pairs):
-            for side in ("input", "output"):
-                if not isinstance(pair, dict) or not _is_grid(pair.get(side)):
-                    raise UserError(
-                        f"{path}: task {task_id}, test pair {number}: {side!r} is no grid; expected 1 to {SIDE} rows "
-                        f"of 1 to {SIDE} colours from 0 to {NUM_COLOURS - 1}"
-                    )
-    return tasks
-
-
-def _is_grid(value: Any) -> bool:
-    if not isinstance(value, list) or not all(isinstance(row, list) for row in value):
-        return False
-    sides = {len(value), *map(len, value)}
-    ragged = len({len(row) for row in value}) != 1
-    return (
-        not ragged
-        and min(sides) >= 1
-        and max(sides) <= SIDE
-        and all(type(colour) is int and 0 <= colour < NUM_COLOURS for row in value for colour in row)
-    )
+    return {
+        task_id: parse_task(f"{path}: task {task_id}", task_id, raw, is_evaluation=True)
+        for task_id, raw in tasks.items()
+    }
 
 
 def _read_names(path: Path) -> list[str]:

@@ -64,7 +64,7 @@ def _row(task: TaskScore) -> list[str]:
     solved = [str(int(task.solved(k))) for k in PASS_K]
     predictions = sum(result.predictions for result in task.inputs)
     joined = [";".join(entries) for entries in zip(*of_inputs, strict=True)]
-    return [task.task_id, str(len(task.inputs)), *solved, str(predictions), *joined]
+    return [task.task.task_id, str(len(task.inputs)), *solved, str(predictions), *joined]
 
 
 def _columns(result: InputScore) -> list[str]:
