@@ -13,7 +13,7 @@ from pathlib import Path
 
 from utils import errors
 from utils.arc_predictions import find_folders
-from utils.arc_scoring import ArcScore, score_predictions
+from utils.arc_scoring import ArcScore, TaskScore, score_predictions
 from utils.arc_submission import write_submission, write_table
 from utils.config import parse_arc_config, read_saved_config
 
@@ -24,6 +24,25 @@ def format_score(score: ArcScore) -> str:
     lines = [f"ARC: {len(score.tasks):,} tasks, {inputs:,} test inputs, {score.predictions:,} predictions"]
     lines += [f"  {note}" for note in score.notes]
     lines += [f"  {f'pass@{k}':<9}  {rate:.4f}" for k, rate in score.pass_at.items()]
+    return "\n".join(lines)
+
+
+def format_votes(score: TaskScore, candidates: int = 5) -> str:
+    """How the votes for a task fell: a line for each of the first candidates of each test input."""
+    lines = []
+    for number, result in enumerate(score.inputs, start=1):
+        rank = "not among the candidates" if result.rank is None else f"candidate {result.rank}"
+        lines.append(
+            f"{score.task.task_id}, test input {number}: {result.predictions:,} predictions, "
+            f"{len(result.candidates):,} candidates, the answer is {rank}"
+        )
+        for place, candidate in enumerate(result.candidates[:candidates], start=1):
+            size = "x".join(map(str, candidate.grid.shape)) if candidate.grid.size else "no grid"
+            mark = "  answer" if place == result.rank else ""
+            lines.append(
+                f"  {place}. {candidate.votes:>5,} votes  {result.share(candidate):6.1%}  "
+                f"q_halt {candidate.mean_q_halt:.3f}  {size}{mark}"
+            )
     return "\n".join(lines)
 
 

@@ -10,12 +10,14 @@ from functools import partial
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 import pytest
 
-from tests.arc_data import RIGHT, WRONG, ArcFiles, plain, task
+from tests.arc_data import RIGHT, WRONG, ArcFiles, Row, augmented, plain, task
 from tests.configs import pretrain_config
 from tests.tiny_data import ROOT
 from utils import arc
+from utils.arc_scoring import score_predictions
 from utils.config import write_saved_config
 
 INPUT = [[1, 0]]
@@ -68,6 +70,30 @@ def test_a_list_of_folders_and_the_runs_own_data_set(files: ArcFiles, run_here: 
     status, out, _ = run_here(f"predictions={run / 'step_1_all_preds.0'}")
     assert "  1 tasks lack predictions and count as unsolved, such as c" in out.splitlines()
     assert json.loads(out.splitlines()[-1])["pass@1"] == pytest.approx(1 / 3)
+
+
+def test_votes_are_listed_for_every_test_input(tmp_path: Path) -> None:
+    """Near misses are found here: which place the answer has, and how far the first ones are apart."""
+    files = ArcFiles(tmp_path, {"a": task((INPUT, RIGHT), (WRONG, RIGHT))})
+    rows = [augmented("a", k, range(10), INPUT, WRONG, 1.0) for k in range(5)]
+    rows += [augmented("a", k, range(10), INPUT, RIGHT) for k in range(5, 7)]
+    rows += [Row("a_t7_0123456789", augmented("a", 7, range(10), INPUT, RIGHT).inputs, np.zeros(900))]
+    score = score_predictions([files.predict(rows)], files.data).tasks["a"]
+    assert arc.format_votes(score).splitlines() == [
+        "a, test input 1: 8 predictions, 3 candidates, the answer is candidate 2",
+        "  1.     5 votes   62.5%  q_halt 0.731  1x2",
+        "  2.     2 votes   25.0%  q_halt 0.500  2x2  answer",
+        "  3.     1 votes   12.5%  q_halt 0.500  no grid",
+        "a, test input 2: 0 predictions, 0 candidates, the answer is not among the candidates",
+    ]
+    assert len(arc.format_votes(score, candidates=1).splitlines()) == 3
+
+
+def test_scoring_needs_neither_mlx_nor_matplotlib() -> None:
+    """Predictions are often scored on another machine than the one with the GPU; the pictures are the notebook's."""
+    code = "import sys, utils.arc; print(sorted({'mlx', 'matplotlib'} & {name.split('.')[0] for name in sys.modules}))"
+    result = subprocess.run([sys.executable, "-c", code], cwd=ROOT, capture_output=True, text=True, check=False)
+    assert (result.stdout, result.stderr) == ("[]\n", "")
 
 
 @pytest.mark.parametrize(
