@@ -9,6 +9,7 @@ from collections import deque
 from pathlib import Path
 from typing import Any
 
+import mlx.core as mx
 import numpy as np
 import pytest
 
@@ -185,20 +186,22 @@ def test_checks_are_chosen_by_kind() -> None:
 
 
 def test_evaluation_reports_them_as_means_over_the_examples(tmp_path: Path) -> None:
-    """Padding rows of the last batch, 6 of 8 here, must not count; the names must be those that stop_when may use."""
+    """Padding rows, here 6 of the last batch's 8, must not count, and rows without labels must; the names must be those
+    that stop_when may use."""
     solutions = [
         np.array(grid) for grid in itertools.product((2, 3, 4, 5), repeat=4) if len(set(grid)) == 4
     ]  # first rows; the others follow by shifts
     boards = np.stack([np.concatenate([np.roll(row, -shift) for shift in (0, 2, 1, 3)]) for row in solutions[:10]])
     blanked = np.where(np.arange(16) < 8, 1, boards)
-    blanked[:3] = boards[:3]  # the answer is all clues: an answer that copies the input is valid
+    blanked[:3] = boards[:3]  # nothing to solve: an answer that copies the input is valid
+    labels = np.where(np.arange(10)[:, None] == 9, 0, boards)  # the last has no label
     with DatasetWriter(tmp_path / "4x4", seq_len=16, vocab_size=6, kind="sudoku", box=(2, 2)) as writer:
         for split in ("train", "test"):
             ones = np.ones(10, np.int32)
             writer.add(
                 split,
                 blanked.astype(np.uint8),
-                boards.astype(np.uint8),
+                labels.astype(np.uint8),
                 puzzle_identifiers=0 * ones,
                 examples_per_puzzle=ones,
                 puzzles_per_group=ones,
@@ -207,11 +210,12 @@ def test_evaluation_reports_them_as_means_over_the_examples(tmp_path: Path) -> N
     evaluator = Evaluator(train_state(pretrain_config(), data.metadata).head)
 
     class Copies:
-        """Answers every puzzle with itself; all else is the model's."""
+        """Answers every puzzle with itself, and padding with a valid grid; all else is the model's."""
 
         def outer_steps(self, batch: Any) -> Any:
+            preds = mx.where(batch["inputs"] == 0, mx.array(boards[0]), batch["inputs"])
             for carry, metrics, outputs in evaluator.outer_steps(batch):
-                yield carry, metrics, outputs | {"preds": batch["inputs"]}
+                yield carry, metrics, outputs | {"preds": preds}
 
     result = evaluate(Copies(), data)  # type: ignore[arg-type]
     assert result.metrics["eval/valid"] == pytest.approx(0.3)
