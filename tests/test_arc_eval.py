@@ -38,7 +38,7 @@ def evaluated(tmp_path_factory: pytest.TempPathFactory) -> Evaluated:
     build(ArcOptions(dataset_dirs=[str(folder / "raw")], output_dir=str(folder / "data"), num_aug=3))
     run = folder / "run"
     arguments = [f"data_path={folder / 'data'}", f"checkpoint_path={run}", "global_batch_size=4"]
-    arguments += ["epochs=4", "eval_interval=4", "eval_max_examples=4", "arch.halt_max_steps=2"]
+    arguments += ["epochs=1", "eval_interval=1", "eval_max_examples=4", "arch.halt_max_steps=2"]
     trained = run_script("pretrain.py", [*TINY_ARCH, *arguments], folder)
     assert trained.returncode == 0, trained.stderr
     result = run_script("evaluate.py", [f"checkpoint={run}"], folder)
