@@ -1,7 +1,7 @@
 """Evaluate a checkpoint: python evaluate.py checkpoint=<step folder, file or hub id> [key=value …]
 
 Rebuilds model and data from the `all_config.yaml` beside the checkpoint, evaluates the whole test split, prints a table
-and one line of JSON, and writes predictions beside the checkpoint.
+and one line of JSON, and writes predictions beside the checkpoint. ARC predictions are scored at once.
 """
 
 from __future__ import annotations
@@ -19,7 +19,11 @@ import mlx.core as mx
 from dataset.dataset_files import build_command
 from dataset.puzzle_dataset import PuzzleDataset
 from utils import errors
-from utils.config import ArchConfig, parse_evaluate_config, read_saved_config
+from utils.arc import format_score
+from utils.arc_predictions import KEYS
+from utils.arc_scoring import ArcScore, score_predictions
+from utils.command_line import parse_evaluate_config
+from utils.config import ArchConfig, read_saved_config
 from utils.distribution import require_one_rank
 from utils.evaluation import Evaluation, Evaluator, evaluate
 from utils.predictions import PredictionWriter, predictions_folder
@@ -28,8 +32,8 @@ from utils.train_state import build_model
 from utils.weights import find_weights, load_weights
 
 
-def report(result: Evaluation, step: int, checkpoint: str, vocab_size: int) -> None:
-    """Print sample puzzles, a table of the metrics, and the same metrics as one line of JSON."""
+def report(result: Evaluation, step: int, checkpoint: str, vocab_size: int, arc: ArcScore | None) -> None:
+    """Print sample puzzles, a table of the metrics and ARC's pass@K, and the same numbers as one line of JSON."""
     for sample in result.samples:
         print(format_puzzle(sample, vocab_size), end="\n\n")
     print(f"{checkpoint}: {result.num_examples:,} examples, {result.num_examples / result.seconds:.1f} a second")
@@ -40,7 +44,20 @@ def report(result: Evaluation, step: int, checkpoint: str, vocab_size: int) -> N
         name: value if math.isfinite(value) else None for name, value in result.metrics.items()
     }  # JSON has no NaN
     record = {"checkpoint": checkpoint, "step": step, "num_examples": result.num_examples} | metrics
+    if arc is not None:
+        print(format_score(arc))
+        record |= {f"pass@{k}": rate for k, rate in arc.pass_at.items()}
     print(json.dumps(record), flush=True)
+
+
+def arc_score(test_set: PuzzleDataset, writer: PredictionWriter | None) -> ArcScore | None:
+    """What the predictions are worth as answers to ARC tasks; None for other puzzles, or if too little was saved."""
+    if test_set.metadata.kind != "arc":
+        return None
+    if writer is None or not set(KEYS) <= set(writer.keys):
+        print(f"not scored: for pass@K, save_outputs has to hold {', '.join(KEYS)}", file=sys.stderr)
+        return None
+    return score_predictions([writer.folder], test_set.path)
 
 
 @errors.one_line
@@ -80,7 +97,8 @@ def main() -> None:
             writer=writer,
             num_samples=config.show_examples,
         )
-    report(result, source.step, source.name, test_set.metadata.vocab_size)
+    arc = arc_score(test_set, writer)
+    report(result, source.step, source.name, test_set.metadata.vocab_size, arc)
     if writer is not None:
         print(f"predictions: {writer.folder}", file=sys.stderr)
 

@@ -87,19 +87,24 @@ def read_task(path: Path, *, is_evaluation: bool) -> Task:
     task_id = path.stem
     if task_id == BLANK_IDENTIFIER or parse_augmentation_name(task_id)[0] != task_id:
         raise DatasetError(f"{path}: the file's name is one that data sets give to other puzzles: rename it")
+    return parse_task(str(path), task_id, raw, is_evaluation=is_evaluation)
+
+
+def parse_task(where: str, task_id: str, raw: object, *, is_evaluation: bool) -> Task:
+    """One task from its raw form. Raises DatasetError, naming `where` and the pair, if it isn't a valid one."""
     if not isinstance(raw, dict):
-        raise DatasetError(f"{path} holds {_kind_of(raw)}, expected an object with 'train' and 'test'")
-    return Task(task_id, _parse_pairs(path, raw, "train"), _parse_pairs(path, raw, "test"), is_evaluation)
+        raise DatasetError(f"{where} holds {_kind_of(raw)}, expected an object with 'train' and 'test'")
+    return Task(task_id, _parse_pairs(where, raw, "train"), _parse_pairs(where, raw, "test"), is_evaluation)
 
 
-def _parse_pairs(path: Path, raw: dict[str, Any], kind: str) -> list[Pair]:
+def _parse_pairs(origin: str, raw: dict[str, Any], kind: str) -> list[Pair]:
     pairs = raw.get(kind)
     if not isinstance(pairs, list) or not pairs:
         found = f"no {kind!r}" if kind not in raw else f"{_kind_of(pairs)} as {kind!r}"
-        raise DatasetError(f"{path} has {found}, expected a list of at least one pair")
+        raise DatasetError(f"{origin} has {found}, expected a list of at least one pair")
     parsed = []
     for number, pair in enumerate(pairs, 1):
-        where = f"{path}: {kind} pair {number}"
+        where = f"{origin}: {kind} pair {number}"
         if not isinstance(pair, dict):
             raise DatasetError(f"{where} is {_kind_of(pair)}, expected an object with 'input' and 'output'")
         for side in ("input", "output"):

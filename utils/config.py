@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import importlib
 from pathlib import Path
-from typing import Any, Literal, TypeVar
+from typing import Any, Literal
 
 import coolname
 import yaml
@@ -139,39 +139,6 @@ class PretrainConfig(BaseModel):
         return self.eval_interval or self.epochs
 
 
-class EvaluateConfig(BaseModel):
-    """All keys of evaluate.py; null means: as the checkpoint was trained."""
-
-    model_config = ConfigDict(extra="forbid", coerce_numbers_to_str=True)  # data_path=2024
-
-    checkpoint: str
-    data_path: str | None = None
-    save_outputs: list[PredictionKey] = list(DEFAULT_PREDICTION_KEYS)
-    output_path: str | None = None
-    global_batch_size: int | None = Field(default=None, ge=1)
-    max_examples: int | None = Field(default=None, ge=1)
-    forward_dtype: Literal["bfloat16", "float16", "float32"] | None = None
-    show_examples: int = Field(default=0, ge=0)
-
-
-class ExportConfig(BaseModel):
-    """All keys of `python -m utils.export`.
-
-    `checkpoint`: what evaluate.py takes. `out`: the file to write. `prefix`: put before every name, such as
-    `_orig_mod.` for a model under torch.compile. `overwrite`: replace a file that is there.
-    """
-
-    model_config = ConfigDict(extra="forbid", coerce_numbers_to_str=True)
-
-    checkpoint: str
-    out: str = Field(min_length=1)
-    prefix: str = ""
-    overwrite: bool = False
-
-
-CommandLine = TypeVar("CommandLine", EvaluateConfig, ExportConfig)
-
-
 def parse_pretrain_config(config: DictConfig | dict[str, Any], origin: str = "the configuration") -> PretrainConfig:
     """Check a composed configuration.
 
@@ -192,46 +159,6 @@ def with_names(config: PretrainConfig) -> PretrainConfig:
     run = config.run_name or f"{config.arch.name.split('@')[-1]} {coolname.generate_slug(2)}"
     path = config.checkpoint_path or str(Path("checkpoints", project, run))
     return config.model_copy(update={"project_name": project, "run_name": run, "checkpoint_path": path})
-
-
-def parse_evaluate_config(arguments: list[str]) -> EvaluateConfig:
-    """Check the `key=value` arguments of evaluate.py.
-
-    Raises:
-        UserError: one line that names the key, what was found and what is expected.
-    """
-    return _parse_command_line(
-        arguments, EvaluateConfig, "python evaluate.py", checkpoint="<step folder, file or hub id>"
-    )
-
-
-def parse_export_config(arguments: list[str]) -> ExportConfig:
-    """Check the `key=value` arguments of `python -m utils.export`.
-
-    Raises:
-        UserError: one line that names the key, what was found and what is expected.
-    """
-    required = {"checkpoint": "<step folder, file or hub id>", "out": "<name>.safetensors"}
-    return _parse_command_line(arguments, ExportConfig, "python -m utils.export", **required)
-
-
-def _parse_command_line(arguments: list[str], kind: type[CommandLine], command: str, **required: str) -> CommandLine:
-    """Check `key=value` arguments, of which the `required` ones have to be there."""
-    given = " ".join(f"{name}={placeholder}" for name, placeholder in required.items())
-    usage = f"usage: {command} {given} " + " ".join(f"[{name}=…]" for name in kind.model_fields if name not in required)
-    malformed = [argument for argument in arguments if "=" not in argument or argument.startswith("-")]
-    if malformed:
-        raise UserError(f"{malformed[0]!r} is not key=value; {usage}")
-    if not all(any(argument.startswith(f"{name}=") for argument in arguments) for name in required):
-        raise UserError(usage)
-    try:
-        values = OmegaConf.to_container(OmegaConf.from_cli(arguments), resolve=True)
-    except yaml.YAMLError as error:
-        raise UserError(f"{' '.join(arguments)} can't be read: {error}") from error
-    try:
-        return kind.model_validate(values)
-    except ValidationError as error:
-        raise UserError(describe_validation_error(error, "the command line")) from error
 
 
 def read_saved_config(folder: Path) -> PretrainConfig:

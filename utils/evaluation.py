@@ -15,6 +15,7 @@ from models.hrm.hrm_act_v1 import Carry
 from models.losses import ACTLossHead
 from utils.predictions import PredictionWriter, to_numpy
 from utils.train_state import Metrics, to_device
+from utils.validity import answer_checks
 
 METRICS = ("accuracy", "exact_accuracy", "q_halt_accuracy", "steps", "lm_loss", "q_halt_loss")
 
@@ -76,7 +77,8 @@ def _prefix(dataset: PuzzleDataset, set_name: str) -> str:
 
 def metric_names(dataset: PuzzleDataset) -> list[str]:
     """The names of the metrics that `evaluate` finds for a split."""
-    return [f"{_prefix(dataset, set_name)}/{name}" for set_name in dataset.metadata.sets for name in METRICS]
+    names = (*METRICS, *answer_checks(dataset.metadata))
+    return [f"{_prefix(dataset, set_name)}/{name}" for set_name in dataset.metadata.sets for name in names]
 
 
 def evaluate(
@@ -88,7 +90,7 @@ def evaluate(
     num_samples: int = 0,
     after_step: Callable[[], None] = lambda: None,
 ) -> Evaluation:
-    """Evaluate a test split.
+    """Evaluate a test split. Sudoku and maze answers are also checked for what they are worth without the label.
 
     Args:
         evaluator: the model.
@@ -98,6 +100,7 @@ def evaluate(
         num_samples: how many examples to return as samples.
         after_step: called after each outer step; what it raises ends the evaluation.
     """
+    checks = answer_checks(dataset.metadata)
     totals: dict[str, dict[str, float]] = {}
     samples: list[dict[str, np.ndarray]] = []
     num_examples = 0
@@ -121,15 +124,20 @@ def evaluate(
                 preds = to_numpy(outputs["preds"][row])
                 samples.append({"inputs": batch.inputs[row], "labels": batch.labels[row], "preds": preds})
 
-            total = totals.setdefault(batch.set_name, dict.fromkeys(metrics, 0.0))
+            total = totals.setdefault(batch.set_name, dict.fromkeys([*metrics, *checks, "examples"], 0.0))
             for name, value in metrics.items():
                 total[name] += float(value)
+            for name, check in checks.items():
+                real = slice(batch.num_examples)
+                total[name] += float(check(batch.inputs[real], to_numpy(outputs["preds"][real])).sum())
+            total["examples"] += batch.num_examples
             num_examples += batch.num_examples
             bar.set_postfix(exact=f"{total['exact_accuracy'] / max(1.0, total['count']):.3f}", refresh=False)
             bar.update(batch.num_examples)
 
     means: dict[str, float] = {}
     for set_name, total in totals.items():
-        count = max(1.0, total["count"])
+        count, examples = max(1.0, total["count"]), max(1.0, total["examples"])
         means |= {f"{_prefix(dataset, set_name)}/{name}": total[name] / count for name in METRICS}
+        means |= {f"{_prefix(dataset, set_name)}/{name}": total[name] / examples for name in checks}
     return Evaluation(means, samples, num_examples, time.monotonic() - started)

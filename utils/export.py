@@ -13,7 +13,8 @@ import sys
 from pathlib import Path
 
 from utils import errors
-from utils.config import CONFIG_FILE, ExportConfig, parse_export_config
+from utils.command_line import ExportConfig, parse_export_config
+from utils.config import CONFIG_FILE
 from utils.errors import UserError
 from utils.safetensors_file import write_safetensors
 from utils.stored_tensors import host_tensor

@@ -49,7 +49,7 @@ class PredictionWriter:
 
     def __init__(self, folder: Path, keys: Collection[str], vocab_size: int):
         self.folder = folder
-        self._keys = list(dict.fromkeys(keys))
+        self.keys = list(dict.fromkeys(keys))
         self._dtypes = dict(_DTYPES)
         if vocab_size > np.iinfo(np.uint8).max + 1:
             self._dtypes |= dict.fromkeys(("inputs", "labels", "preds"), np.int32)
@@ -63,7 +63,7 @@ class PredictionWriter:
 
     def write(self, batch: Batch, outputs: dict[str, mx.array]) -> None:
         """Append the real rows of a batch: what the data set provides from `batch`, the rest from `outputs`."""
-        for key in self._keys:
+        for key in self.keys:
             array = to_numpy(outputs[key]) if key in outputs else getattr(batch, key)
             if key not in self._files:
                 self._files[key] = NpyStream(self._partial / f"{key}.npy", array.shape[1:], self._dtypes[key])

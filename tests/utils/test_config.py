@@ -11,11 +11,9 @@ import pytest
 
 from tests.configs import TINY_ARCH, pretrain_config
 from utils.config import (
-    DEFAULT_PREDICTION_KEYS,
     PretrainConfig,
     StopWhen,
     load_model_class,
-    parse_evaluate_config,
     read_saved_config,
     with_names,
     write_saved_config,
@@ -117,16 +115,6 @@ def test_the_saved_configuration_comes_back_equal(tmp_path: Path) -> None:
     write_saved_config(config, tmp_path)
     assert read_saved_config(tmp_path) == config
     assert [path.name for path in tmp_path.iterdir()] == ["all_config.yaml"]
-
-
-def test_evaluate_arguments() -> None:
-    config = parse_evaluate_config(["checkpoint=runs/Data set ACT-mlx/x=1/step_5"])
-    assert config.checkpoint == "runs/Data set ACT-mlx/x=1/step_5"
-    assert config.save_outputs == list(DEFAULT_PREDICTION_KEYS)
-    assert "logits" not in DEFAULT_PREDICTION_KEYS
-    assert (config.data_path, config.global_batch_size, config.max_examples, config.forward_dtype) == (None,) * 4
-    assert parse_evaluate_config(["checkpoint=x", "save_outputs=[]"]).save_outputs == []
-    assert parse_evaluate_config(["checkpoint=x", "save_outputs=[preds,logits]"]).save_outputs == ["preds", "logits"]
 
 
 def test_classes_are_found_below_models() -> None:

@@ -1,0 +1,109 @@
+"""arc_eval.ipynb, run from top to bottom on the predictions of a real evaluation of a small model."""
+
+from __future__ import annotations
+
+import base64
+import io
+import re
+from collections.abc import Callable
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import nbformat
+import pytest
+from nbclient import NotebookClient
+from PIL import Image
+
+from dataset.build_arc_dataset import ArcOptions, build
+from tests.dataset.arc_source import make_arc
+from tests.tiny_data import ROOT, TINY_ARCH, run_script
+from utils import arc
+
+NOTEBOOK = ROOT / "arc_eval.ipynb"
+TASKS = 3
+
+
+@dataclass(frozen=True)
+class Evaluated:
+    data: Path
+    predictions: str
+
+
+@pytest.fixture(scope="module")
+def evaluated(tmp_path_factory: pytest.TempPathFactory) -> Evaluated:
+    """A data set from the builder, a model that pretrain.py made, and what evaluate.py wrote for it."""
+    folder = tmp_path_factory.mktemp("arc")
+    make_arc(folder / "raw", evaluation=TASKS)
+    build(ArcOptions(dataset_dirs=[str(folder / "raw")], output_dir=str(folder / "data"), num_aug=3))
+    run = folder / "run"
+    arguments = [f"data_path={folder / 'data'}", f"checkpoint_path={run}", "global_batch_size=4"]
+    arguments += ["epochs=1", "eval_interval=1", "eval_max_examples=4", "arch.halt_max_steps=2"]
+    trained = run_script("pretrain.py", [*TINY_ARCH, *arguments], folder)
+    assert trained.returncode == 0, trained.stderr
+    result = run_script("evaluate.py", [f"checkpoint={run}"], folder)
+    assert result.returncode == 0, result.stderr
+    (predictions,) = run.glob("step_*_all_preds.0")
+    return Evaluated(folder / "data", f"{str(predictions)[:-1]}*")
+
+
+def read_notebook() -> Any:
+    notebook = nbformat.read(NOTEBOOK, as_version=4)
+    nbformat.validate(notebook)
+    return notebook
+
+
+def run_notebook(notebook: Any, **parameters: Any) -> list[Any]:
+    """Run it as papermill would, with parameters in a cell behind the one tagged `parameters`; returns the outputs."""
+    (index,) = [i for i, cell in enumerate(notebook.cells) if "parameters" in cell.metadata.get("tags", [])]
+    source = "\n".join(f"{name} = {value!r}" for name, value in parameters.items())
+    notebook.cells.insert(index + 1, nbformat.v4.new_code_cell(source))
+    NotebookClient(notebook, timeout=120, resources={"metadata": {"path": str(ROOT)}}).execute()
+    return [output for cell in notebook.cells if cell.cell_type == "code" for output in cell.outputs]
+
+
+@pytest.fixture
+def own_folders(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Jupyter, IPython and matplotlib neither read nor write the user's settings."""
+    for variable in ("JUPYTER_CONFIG_DIR", "JUPYTER_DATA_DIR", "JUPYTER_RUNTIME_DIR", "IPYTHONDIR", "MPLCONFIGDIR"):
+        monkeypatch.setenv(variable, str(tmp_path / variable))
+    monkeypatch.delenv("MPLBACKEND", raising=False)
+
+
+@pytest.mark.usefixtures("own_folders")
+def test_it_runs_and_shows_the_score_of_the_command_line(evaluated: Evaluated, call_script: Callable[..., Any]) -> None:
+    """Whoever opens it after a day of training would meet an error, or a score other than the published rules'."""
+    outputs = run_notebook(read_notebook(), predictions=evaluated.predictions, data_path=str(evaluated.data))
+    text = "".join(output.text for output in outputs if output.output_type == "stream")
+    status, printed, err = call_script(arc, f"predictions={evaluated.predictions}", f"data_path={evaluated.data}")
+    assert status == 0, err
+    table = "\n".join(printed.splitlines()[:-1])  # without the JSON line
+    assert f"ARC: {TASKS} tasks" in table
+    assert table in text
+    assert "left out" not in text, "the evaluation's rows were not recognised"
+    assert f"{TASKS} of {TASKS} tasks are not solved" in text
+    assert len(re.findall(r"^e\d, test input \d: 4 predictions", text, re.MULTILINE)) == 4
+
+    pictures = [output.data["image/png"] for output in outputs if "image/png" in output.get("data", {})]
+    assert len(pictures) == 2 * TASKS  # demonstrations and attempts, each drawn once
+    for picture in pictures:
+        image = Image.open(io.BytesIO(base64.b64decode(picture))).convert("RGB")
+        assert len(image.getcolors(maxcolors=1 << 24)) > 8, "an empty picture"
+
+
+@pytest.mark.usefixtures("own_folders")
+def test_tasks_to_show_can_be_chosen(evaluated: Evaluated) -> None:
+    notebook = read_notebook()
+    outputs = run_notebook(
+        notebook, predictions=evaluated.predictions, data_path=str(evaluated.data), show_tasks=["e1"]
+    )
+    text = "".join(output.text for output in outputs if output.output_type == "stream")
+    assert set(re.findall(r"^(e\d), test input", text, re.MULTILINE)) == {"e1"}
+
+
+def test_it_is_committed_without_outputs() -> None:
+    """Outputs of somebody's run would be megabytes in every clone, and pass for the reader's own."""
+    for cell in read_notebook().cells:
+        if cell.cell_type == "code":
+            assert cell.outputs == []
+            assert cell.execution_count is None
