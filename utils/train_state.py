@@ -69,10 +69,10 @@ def to_device(batch: Batch) -> dict[str, mx.array]:
 def all_finite(arrays: Any) -> mx.array:
     """Whether a tree of arrays holds neither NaN nor infinity: a bool scalar, computed on the device.
 
-    Judged by the sum of each array, the cheapest look at all of its elements: one that is not finite makes the sum so.
-    Finite elements beyond 1e30 may overflow it as well, and are called what they are about to become.
+    Judged by the sum of each array's squares, a cheap look at all of its elements: one that is not finite makes the sum
+    so. So does an element beyond 1e19: its square would be infinite in AdamATan2's second moment, and stay there.
     """
-    sums = [array.sum() for array in dict(tree_flatten(arrays)).values() if array is not None]
+    sums = [mx.square(array).sum() for array in dict(tree_flatten(arrays)).values() if array is not None]
     return mx.isfinite(mx.stack(sums)).all()
 
 
