@@ -21,7 +21,7 @@ from dataset.puzzle_dataset import PuzzleDataset
 from utils import errors
 from utils.config import ArchConfig, parse_evaluate_config, read_saved_config
 from utils.distribution import require_one_rank
-from utils.evaluation import Evaluation, Evaluator, evaluate, examples_to_evaluate
+from utils.evaluation import Evaluation, Evaluator, evaluate
 from utils.predictions import PredictionWriter, predictions_folder
 from utils.puzzle_view import format_puzzle
 from utils.train_state import build_model
@@ -70,10 +70,9 @@ def main() -> None:
     with ExitStack() as stack:
         writer = None
         if config.save_outputs:
-            num_examples = examples_to_evaluate(test_set, config.max_examples)
             predictions = predictions_folder(Path(config.output_path or source.output_folder), source.step)
             vocab_size = test_set.metadata.vocab_size
-            writer = stack.enter_context(PredictionWriter(predictions, config.save_outputs, num_examples, vocab_size))
+            writer = stack.enter_context(PredictionWriter(predictions, config.save_outputs, vocab_size))
         result = evaluate(
             Evaluator(head),
             test_set,

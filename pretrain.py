@@ -24,7 +24,7 @@ from utils.checkpoint import CheckpointWriter
 from utils.checkpoint_record import TRAINING_FILE, WEIGHTS_FILE, Progress, step_folders
 from utils.config import PretrainConfig, parse_pretrain_config, with_names, write_saved_config
 from utils.distribution import require_one_rank
-from utils.evaluation import Evaluation, Evaluator, evaluate, examples_to_evaluate, metric_names
+from utils.evaluation import Evaluation, Evaluator, evaluate, metric_names
 from utils.history import History
 from utils.interruption import Interrupted, Interruption
 from utils.metrics import TRAIN_METRICS, NonFiniteError, TrainMetrics, check_metric
@@ -122,12 +122,11 @@ def evaluate_and_log(run: Run) -> Evaluation:
     """Evaluate the test split, write what `eval_save_outputs` names, and log metrics and pictures."""
     config, step = run.config, run.state.step
     vocab_size = run.test_set.metadata.vocab_size
-    num_examples = examples_to_evaluate(run.test_set, config.eval_max_examples)
     folder = predictions_folder(Path(str(config.checkpoint_path)), step)
     with ExitStack() as stack:
         writer = None
         if config.eval_save_outputs:
-            writer = stack.enter_context(PredictionWriter(folder, config.eval_save_outputs, num_examples, vocab_size))
+            writer = stack.enter_context(PredictionWriter(folder, config.eval_save_outputs, vocab_size))
         result = evaluate(
             run.evaluator,
             run.test_set,

@@ -63,8 +63,9 @@ def place_grids(grids: np.ndarray, top: np.ndarray, left: np.ndarray) -> np.ndar
     framed[:, :rows, :cols] += FIRST_COLOUR
     framed[:, rows, cols] = PAD
     boards = np.full((n, SIDE + 1, SIDE + 1), PAD, np.uint8)  # one line more, where END is off the board
-    windows = np.lib.stride_tricks.sliding_window_view(boards, framed.shape[1:], axis=(1, 2), writeable=True)
-    windows[np.arange(n), top, left] = framed
+    row = top[:, None, None] + np.arange(rows + 1)[:, None]
+    col = left[:, None, None] + np.arange(cols + 1)
+    boards[np.arange(n)[:, None, None], row, col] = framed
     return boards[:, :SIDE, :SIDE].reshape(n, SEQ_LEN)
 
 

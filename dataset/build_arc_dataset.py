@@ -63,8 +63,8 @@ def fingerprints(pairs: list[Pair], transforms: np.ndarray, colours: np.ndarray)
                 rows, cols = moved.shape
                 np.add.at(sums[k, number], moved.ravel(), weight[:rows, :cols].ravel())
     mixed = (sums[transforms] * COLOUR_WEIGHT[colours][:, None]).sum(axis=2)  # (n, pairs), modulo 2**64
-    for shift in (32, 29):  # not linear, so that pairs don't cancel each other out in their sum
-        mixed = (mixed ^ (mixed >> np.uint64(shift))) * np.uint64(0x9E3779B97F4A7C15)
+    # Scrambled before they are added up, so that it counts which input belongs to which output.
+    mixed = (mixed ^ (mixed >> np.uint64(32))) * np.uint64(0x9E3779B97F4A7C15)
     return (mixed ^ (mixed >> np.uint64(32))).sum(axis=1)
 
 
@@ -103,7 +103,8 @@ def augmented_tokens(
     tokens = np.empty((2, n, len(pairs), SEQ_LEN), np.uint8)
     unshifted = None if rng is None else rng.integers(len(pairs), size=n)
     for number, pair in enumerate(pairs):
-        top = left = np.zeros(n, np.int64)
+        top: np.ndarray = np.zeros(n, np.int64)
+        left = top
         if rng is not None:
             room_below, room_right = (SIDE - max(grid.shape[axis] for grid in pair) for axis in (0, 1))
             top = rng.integers(np.where(sideways, room_right, room_below) + 1)

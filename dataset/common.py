@@ -14,10 +14,12 @@ import sys
 from collections.abc import Callable
 from pathlib import Path
 from types import TracebackType
-from typing import Any, BinaryIO
+from typing import Any
 
 import numpy as np
 from pydantic import BaseModel, ConfigDict
+
+from dataset.npy_stream import NpyStream
 
 SET_NAME = "all"
 BLANK_IDENTIFIER = "<blank>"
@@ -78,44 +80,14 @@ class PuzzleDatasetMetadata(BaseModel):
 # ---------------------------------------------------------------------------------------------------- the one writer
 
 
-class _NpyStream:
-    """A C-ordered .npy file that grows by appended rows; its shape is filled in at the end.
-
-    Appending beats a memory map here: the row count need not be known, written pages don't count as resident memory,
-    and a full disk is an OSError instead of a SIGBUS.
-    """
-
-    def __init__(self, path: Path, row_shape: tuple[int, ...], dtype: np.dtype) -> None:
-        self.rows, self.row_shape, self.dtype = 0, row_shape, dtype
-        self.file: BinaryIO = open(path, "w+b")  # noqa: SIM115 - open until finish() or the writer's close()
-        self._write_header()
-        self.data_start = self.file.tell()
-
-    def _write_header(self) -> None:
-        shape = (self.rows, *self.row_shape)
-        header = {"descr": np.lib.format.dtype_to_descr(self.dtype), "fortran_order": False, "shape": shape}
-        np.lib.format.write_array_header_1_0(self.file, header)
-
-    def append(self, rows: np.ndarray) -> None:
-        self.file.write(np.ascontiguousarray(rows, dtype=self.dtype).data)
-        self.rows += len(rows)
-
-    def finish(self) -> None:
-        self.file.seek(0)
-        self._write_header()  # numpy pads headers so that the first axis can grow in place
-        if self.file.tell() != self.data_start:
-            raise RuntimeError(f"numpy {np.__version__} wrote an .npy header of another size for {self.rows} rows")
-        self.file.close()
-
-
 class _SplitWriter:
     """The token streams and the growing index arrays of one split."""
 
     def __init__(self, folder: Path, seq_len: int) -> None:
         folder.mkdir()
         self.folder = folder
-        self.inputs = _NpyStream(folder / f"{SET_NAME}__inputs.npy", (seq_len,), TOKEN_DTYPE)
-        self.labels = _NpyStream(folder / f"{SET_NAME}__labels.npy", (seq_len,), TOKEN_DTYPE)
+        self.inputs = NpyStream(folder / f"{SET_NAME}__inputs.npy", (seq_len,), TOKEN_DTYPE)
+        self.labels = NpyStream(folder / f"{SET_NAME}__labels.npy", (seq_len,), TOKEN_DTYPE)
         self.puzzle_identifiers: list[np.ndarray] = []
         self.examples_per_puzzle: list[np.ndarray] = []
         self.puzzles_per_group: list[np.ndarray] = []

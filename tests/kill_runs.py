@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import os
 import random
+import resource
 import signal
 import subprocess
 import sys
@@ -16,8 +17,18 @@ from tests.tiny_data import ROOT
 POLL_SECONDS = 0.0005
 
 
-def start(arguments: list[str], folder: Path, **environment: str) -> subprocess.Popen[str]:
-    """pretrain.py as a user starts it, in a process group of its own, with its output in a pipe."""
+def start(
+    arguments: list[str], folder: Path, *, largest_file: int | None = None, **environment: str
+) -> subprocess.Popen[str]:
+    """pretrain.py as a user starts it, in a process group of its own, with its output in a pipe.
+
+    `largest_file`: bytes that a file may have, beyond which writing fails.
+    """
+
+    def limit() -> None:
+        if largest_file is not None:
+            resource.setrlimit(resource.RLIMIT_FSIZE, (largest_file, largest_file))
+
     variables = {name: value for name, value in os.environ.items() if not name.startswith("WANDB")}
     return subprocess.Popen(
         [sys.executable, str(ROOT / "pretrain.py"), *arguments],
@@ -28,6 +39,7 @@ def start(arguments: list[str], folder: Path, **environment: str) -> subprocess.
         stderr=subprocess.STDOUT,
         text=True,
         start_new_session=True,
+        preexec_fn=limit,
     )
 
 
@@ -37,6 +49,15 @@ def lines_of(path: Path) -> int:
         return path.read_bytes().count(b"\n")
     except FileNotFoundError:
         return 0
+
+
+def wait_for_lines(process: subprocess.Popen[str], log: Path, lines: int) -> None:
+    """Wait until the run has logged so many lines."""
+    end = time.monotonic() + 60
+    while lines_of(log) < lines:
+        assert process.poll() is None, process.communicate()[0]
+        assert time.monotonic() < end
+        time.sleep(POLL_SECONDS)
 
 
 @dataclass

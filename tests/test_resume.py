@@ -8,14 +8,13 @@ import os
 import random
 import shutil
 import signal
-import subprocess
 import time
 from pathlib import Path
 from typing import Any
 
 import pytest
 
-from tests.kill_runs import POLL_SECONDS, lines_of, start, train_under_fire
+from tests.kill_runs import start, train_under_fire, wait_for_lines
 from tests.tiny_data import make_tiny_data, run_script, train_arguments
 
 KILLS = int(os.environ.get("HRM_KILLS", "24"))
@@ -80,15 +79,6 @@ def assert_same_run(found: Path, expected: Path) -> None:
     assert {f"step_{step}/training.safetensors" for step in (3, 20, 60)} <= theirs.keys()
     assert ours.keys() == theirs.keys()
     assert [name for name in theirs if ours[name] != theirs[name]] == []
-
-
-def wait_for_lines(process: subprocess.Popen[str], log: Path, lines: int) -> None:
-    """Wait until the run has logged so many lines."""
-    end = time.monotonic() + 60
-    while lines_of(log) < lines:
-        assert process.poll() is None, process.communicate()[0]
-        assert time.monotonic() < end
-        time.sleep(POLL_SECONDS)
 
 
 @pytest.mark.parametrize("number", [signal.SIGINT, signal.SIGTERM])

@@ -1,7 +1,7 @@
 """Export weights for the PyTorch code: python -m utils.export checkpoint=<…> out=<file>.safetensors
 
-`checkpoint` is what evaluate.py takes: a step folder, a file, or a hub id. Names, shapes and dtypes in the new file are those
-of the PyTorch model's `state_dict`.
+`checkpoint` is what evaluate.py takes: a step folder, a file, or a hub id. Names, shapes and dtypes in the new file are
+those of the PyTorch model's `state_dict`.
 """
 
 from __future__ import annotations

@@ -9,6 +9,8 @@ import os
 from pathlib import Path
 from types import TracebackType
 
+from utils.errors import UserError
+
 HISTORY_FILE = "metrics.jsonl"
 
 
@@ -21,18 +23,23 @@ class History:
     """
 
     def __init__(self, checkpoint_path: Path, length: int = 0):
-        self._file = open(checkpoint_path / HISTORY_FILE, "ab")  # noqa: SIM115 - open until the end of the run
+        # Unbuffered: what could not be written must not come up again when the file is closed.
+        self._file = open(checkpoint_path / HISTORY_FILE, "ab", buffering=0)  # noqa: SIM115 - until the end of the run
         self._file.truncate(min(length, self._file.tell()))
 
     def log(self, metrics: dict[str, float], step: int) -> None:
         """Add a line. NaN and infinities, which JSON lacks, become null."""
         values = {name: value if math.isfinite(value) else None for name, value in metrics.items()}
-        self._file.write(json.dumps({"step": step} | values).encode() + b"\n")
-        self._file.flush()
+        try:
+            self._file.write(json.dumps({"step": step} | values).encode() + b"\n")
+        except OSError as error:
+            raise UserError(
+                f"{self._file.name} can't be written: {error.strerror}; the checkpoints so far are intact. Make room, "
+                "and continue with resume=auto"
+            ) from error
 
     def synced_length(self) -> int:
         """Bring the file to the disk; returns its length in bytes, for the checkpoint that is about to be written."""
-        self._file.flush()
         os.fsync(self._file.fileno())
         return os.fstat(self._file.fileno()).st_size
 

@@ -10,6 +10,7 @@ from types import TracebackType
 import mlx.core as mx
 import numpy as np
 
+from dataset.npy_stream import NpyStream
 from dataset.puzzle_dataset import Batch
 
 # How each key is stored. Labels are -100 where a token is not scored; tokens of the usual vocabularies fit into a byte.
@@ -43,20 +44,17 @@ class PredictionWriter:
         folder: the folder to make.
         keys: any of `inputs`, `labels`, `puzzle_identifiers`, `preds`, `logits`, `q_halt_logits`,
             `q_continue_logits`.
-        num_examples: the number of rows.
         vocab_size: number of tokens; above 256, tokens are stored as int32.
     """
 
-    def __init__(self, folder: Path, keys: Collection[str], num_examples: int, vocab_size: int):
+    def __init__(self, folder: Path, keys: Collection[str], vocab_size: int):
         self.folder = folder
         self._keys = list(dict.fromkeys(keys))
-        self._num_examples = num_examples
         self._dtypes = dict(_DTYPES)
         if vocab_size > np.iinfo(np.uint8).max + 1:
             self._dtypes |= dict.fromkeys(("inputs", "labels", "preds"), np.int32)
         self._partial = folder.with_name(f".{folder.name}.partial")
-        self._files: dict[str, np.memmap] = {}
-        self._rows_written = 0
+        self._files: dict[str, NpyStream] = {}
 
     def __enter__(self) -> PredictionWriter:
         shutil.rmtree(self._partial, ignore_errors=True)
@@ -65,27 +63,23 @@ class PredictionWriter:
 
     def write(self, batch: Batch, outputs: dict[str, mx.array]) -> None:
         """Append the real rows of a batch: what the data set provides from `batch`, the rest from `outputs`."""
-        start, stop = self._rows_written, self._rows_written + batch.num_examples
         for key in self._keys:
             array = to_numpy(outputs[key]) if key in outputs else getattr(batch, key)
             if key not in self._files:
-                self._files[key] = np.lib.format.open_memmap(
-                    self._partial / f"{key}.npy",
-                    mode="w+",
-                    dtype=self._dtypes[key],
-                    shape=(self._num_examples, *array.shape[1:]),
-                )
-            self._files[key][start:stop] = array[: batch.num_examples]
-        self._rows_written = stop
+                self._files[key] = NpyStream(self._partial / f"{key}.npy", array.shape[1:], self._dtypes[key])
+            self._files[key].append(array[: batch.num_examples])
 
     def __exit__(
         self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
     ) -> None:
-        for file in self._files.values():
-            file.flush()
-        self._files.clear()
-        if kind is not None:
+        try:
+            for file in self._files.values():
+                if kind is None:
+                    file.finish()
+                else:
+                    file.file.close()
+            if kind is None:
+                shutil.rmtree(self.folder, ignore_errors=True)
+                self._partial.replace(self.folder)
+        finally:
             shutil.rmtree(self._partial, ignore_errors=True)
-            return
-        shutil.rmtree(self.folder, ignore_errors=True)
-        self._partial.replace(self.folder)

@@ -5,7 +5,6 @@ from __future__ import annotations
 from dataclasses import dataclass
 from datetime import datetime, timezone
 
-import mlx.core as mx
 from tqdm import tqdm
 
 from dataset.puzzle_dataset import PuzzleDataset
@@ -14,10 +13,10 @@ from utils.checkpoint_record import CheckpointRecord, Evaluated, Progress, curre
 from utils.config import PretrainConfig
 from utils.evaluation import Evaluator
 from utils.interruption import Interruption
-from utils.metrics import TrainMetrics
+from utils.metrics import NonFiniteError, TrainMetrics
 from utils.stored_tensors import host_tensor
 from utils.tracking import Tracker
-from utils.train_state import TrainState
+from utils.train_state import TrainState, all_finite
 
 
 @dataclass
@@ -51,13 +50,15 @@ class Run:
         """Have a checkpoint of this moment written in the background, unless it would be the one that was last.
 
         Raises:
-            NonFiniteError: if a step since the last look was not finite.
+            NonFiniteError: if a step since the last look was not finite, or what would be saved is not.
             UserError: if the last checkpoint could not be written.
         """
         self.metrics.settle()
         if self.state.step == 0 or self.progress == self._saved:
             return
-        mx.eval(self.state.arrays, self.state.carry)
+        arrays = self.state.weights(), self.state.named_arrays()
+        if not all_finite(arrays).item():  # an update can overflow where loss and gradient have not
+            raise NonFiniteError(f"at step {self.state.step} weights, moments or states are not finite")
         self._saved = self.progress.model_copy(deep=True)
         record = CheckpointRecord(
             step=self.state.step,
@@ -70,8 +71,5 @@ class Run:
             wandb_run_id=self.tracker.run_id,
             versions=current_versions(),
         )
-        weights, training = (
-            {name: host_tensor(array) for name, array in arrays.items()}
-            for arrays in (self.state.weights(), self.state.named_arrays())
-        )
+        weights, training = ({name: host_tensor(array) for name, array in group.items()} for group in arrays)
         self.checkpoints.save(Snapshot(weights, training, record))

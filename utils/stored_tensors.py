@@ -129,7 +129,7 @@ class StoredTensor:
 
     def _fill(self, memory: np.ndarray, file: io.FileIO) -> None:
         file.seek(self.offset)
-        rest = memory.reshape(-1).view(np.uint8).data
+        rest = memory.data.cast("B")  # which fails where the array isn't contiguous; reshape would make a copy
         while rest:
             count = file.readinto(rest[:_READ_BYTES])
             if not count:
@@ -141,9 +141,13 @@ class StoredTensor:
         dtype = np.dtype(np.uint8) if self.dtype == "bool" else NUMPY_TYPES[self.dtype]
         with mmap.mmap(file, 0, access=mmap.ACCESS_READ) as mapped:
             strides = [stride * dtype.itemsize for stride in self.strides]
-            source = np.ndarray(self.shape, dtype, mapped, self.offset, strides)  # refuses to reach beyond the map
+            # numpy refuses strides that reach beyond the map.
+            source: np.ndarray = np.ndarray(self.shape, dtype, mapped, self.offset, strides)
             with np.errstate(all="ignore"):  # a float64 beyond float32 becomes infinite
-                np.copyto(memory, source if self.dtype != "bool" else source != 0, casting="same_kind")
+                if self.dtype == "bool":
+                    np.not_equal(source, 0, out=memory)
+                else:
+                    np.copyto(memory, source, casting="same_kind")
             del source  # or the map could not be closed
 
     def _cut_short(self) -> UserError:

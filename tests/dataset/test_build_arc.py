@@ -186,6 +186,7 @@ def test_fingerprints_tell_copies_apart_and_only_copies(tmp_path: Path) -> None:
         [([[1]], [[2]])],
         [([[0]], [[0]])],
         [(square, line), (augmented(square, 4, list(range(10))), line)],  # mirroring swaps the two pairs
+        [(square, line), (augmented(square, 4, list(range(10))), [[2, 1, 2]])],  # … now with the wrong outputs
         [(square, square), (square, square), (line, square)],
         [(line, augmented(line, 1, list(range(10))))],
         [([[1, 2]], [[1], [2]]), ([[1], [2]], [[1, 2]])],  # shapes that differ, with the same cells in order
@@ -217,22 +218,23 @@ def test_augmentations_are_drawn_from_all_there_are() -> None:
 def test_tasks_with_few_distinct_copies_get_each_once_and_one_line(tmp_path: Path) -> None:
     """The user would train on repeats; or hundreds of lines would bury the one that matters."""
     make_arc(tmp_path / "dataset-dir", training=1, evaluation=1)
-    for number, cell in enumerate((1, 0)):  # nine colours; nothing but the task itself
-        pairs = [{"input": [[cell]], "output": [[cell]]}]
-        write_task(tmp_path / "dataset-dir" / "training", f"few{number}", {"train": pairs, "test": pairs})
+    colours = {"few0": (1, 1), "few1": (0, 0), "few2": (0, 1)}  # nine colours; the task itself; a test of nine colours
+    for task_id, cells in colours.items():
+        pairs = [[{"input": [[cell]], "output": [[cell]]}] for cell in cells]
+        write_task(tmp_path / "dataset-dir" / "training", task_id, {"train": pairs[0], "test": pairs[1]})
     result = run_script(
         "python dataset/build_arc_dataset.py --dataset-dirs dataset-dir --num-aug 50 --output-dir out", tmp_path
     )
     assert result.returncode == 0, result.stderr
     assert result.stdout.splitlines() == [
-        "4 tasks, 1 of them to test on, as 112 puzzles",
-        "2 tasks have fewer than 50 distinct copies (in 5 times as many tries), from 0 (task few1) to 8",
+        "5 tasks, 1 of them to test on, as 121 puzzles",
+        "3 tasks have fewer than 50 distinct copies (in 5 times as many tries), from 0 (task few1) to 8",
         "ARC data set written to out",
     ]
     assert "100%" in result.stderr
     names = json.loads((tmp_path / "out" / "identifiers.json").read_text())
     assert sorted(name[-9] for name in names if name.startswith("few0_")) == list("23456789")
-    assert np.diff(load(tmp_path / "out", "train", "group_indices")).tolist() == [51, 9, 1, 51]
+    assert np.diff(load(tmp_path / "out", "train", "group_indices")).tolist() == [51, 9, 1, 9, 51]
 
 
 def test_tries_are_limited(monkeypatch: pytest.MonkeyPatch) -> None:

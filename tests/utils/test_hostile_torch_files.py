@@ -374,6 +374,10 @@ ZIPS: dict[str, tuple[Builder, str]] = {
     "a storage of declared 2**40 bytes": (changed(size=1 << 40, stored_size=1 << 40, **WIDE), "reaches beyond"),
     "a storage that grows unpacked": (changed(size=1 << 20), "has 24 bytes, and 1,048,576 unpacked"),
     "a storage up to the end of the file": (changed(size=700, stored_size=700), "reaches beyond|overlap"),
+    "a last entry into the directory": (
+        changed(3, size=25, stored_size=25),
+        "'archive/version' of 25 bytes reaches beyond",
+    ),
     "a byte order of 2**20 bytes": (changed(1, data=b"little" * 200_000), "byteorder has 1,200,000 bytes"),
     "a compressed storage": (changed(data=deflated(SIX), method=8, size=24), "'archive/data/0' is compressed"),
     "an encrypted storage": (changed(flags=0x0809), "'archive/data/0' is encrypted"),

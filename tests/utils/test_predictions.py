@@ -31,7 +31,7 @@ def batch(first: int, num_examples: int) -> tuple[Batch, dict[str, mx.array]]:
 
 def write(folder: Path, keys: list[str] = KEYS, vocab_size: int = VOCAB_SIZE) -> None:
     """Two full batches of 4 rows and one of 2."""
-    with PredictionWriter(folder, keys, 10, vocab_size) as writer:
+    with PredictionWriter(folder, keys, vocab_size) as writer:
         for first, num_examples in ((0, 4), (4, 4), (8, 2)):
             writer.write(*batch(first, num_examples))
 
@@ -68,7 +68,7 @@ def test_only_the_named_keys_and_each_once(tmp_path: Path) -> None:
 
 def test_large_vocabularies_keep_their_tokens(tmp_path: Path) -> None:
     """In a byte, token 300 would come back as 44."""
-    with PredictionWriter(tmp_path / "p", ["inputs", "preds"], 1, 301) as writer:
+    with PredictionWriter(tmp_path / "p", ["inputs", "preds"], 301) as writer:
         data, outputs = batch(300, 1)
         writer.write(data, outputs)
     for key in ("inputs", "preds"):
@@ -86,12 +86,12 @@ def test_a_writer_that_fails_leaves_the_older_predictions(tmp_path: Path) -> Non
             raise KeyboardInterrupt
 
     with pytest.raises(KeyboardInterrupt):
-        fail(PredictionWriter(folder, KEYS, 10, VOCAB_SIZE))
+        fail(PredictionWriter(folder, KEYS, VOCAB_SIZE))
     assert not list(tmp_path.iterdir())
 
     write(folder)
     with pytest.raises(KeyboardInterrupt):
-        fail(PredictionWriter(folder, ["preds"], 10, VOCAB_SIZE))
+        fail(PredictionWriter(folder, ["preds"], VOCAB_SIZE))
     assert [path.name for path in tmp_path.iterdir()] == [folder.name]
     assert len(list(folder.iterdir())) == len(KEYS)
 
@@ -99,7 +99,7 @@ def test_a_writer_that_fails_leaves_the_older_predictions(tmp_path: Path) -> Non
 def test_a_killed_writer_leaves_nothing_under_the_final_name(tmp_path: Path) -> None:
     """After kill -9 nobody cleans up: what is left must not pass for predictions, nor stop the next evaluation."""
     folder = tmp_path / "step_1_all_preds.0"
-    killed = PredictionWriter(folder, KEYS, 10, VOCAB_SIZE)
+    killed = PredictionWriter(folder, KEYS, VOCAB_SIZE)
     killed.__enter__()
     killed.write(*batch(0, 4))
     assert not list(tmp_path.glob("step_*"))

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import io
-import os
 import resource
 import struct
 import sys
@@ -217,7 +216,6 @@ def test_numbers_of_a_big_endian_machine_are_refused(tmp_path: Path) -> None:
         read(tmp_path, zip_file(entries))
 
 
-@pytest.mark.skipif(not hasattr(os, "posix_fallocate"), reason="needs a file with holes")
 def test_opening_a_file_reads_only_its_directory_and_its_pickle(tmp_path: Path) -> None:
     """The 2 GB of ARC's puzzle embeddings open at once, however slow the disk."""
     rows = 1 << 20
