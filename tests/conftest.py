@@ -4,8 +4,9 @@ from __future__ import annotations
 
 import utils.cpu  # noqa: F401
 
+import logging
 import sys
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from pathlib import Path
 from types import ModuleType
 
@@ -15,7 +16,7 @@ import pytest
 @pytest.fixture
 def call_script(
     monkeypatch: pytest.MonkeyPatch, tmp_path: Path, capsys: pytest.CaptureFixture[str]
-) -> Callable[..., tuple[int, str, str]]:
+) -> Iterator[Callable[..., tuple[int, str, str]]]:
     """Call a script's `main` in this process with the given arguments; returns (exit status, stdout, stderr)."""
     monkeypatch.chdir(tmp_path)
     monkeypatch.setenv("WANDB_MODE", "disabled")
@@ -31,4 +32,6 @@ def call_script(
         out, err = capsys.readouterr()
         return status, out, err
 
-    return call
+    handlers = logging.root.handlers[:]
+    yield call
+    logging.root.handlers[:] = handlers  # Hydra's write to the stdout of this test

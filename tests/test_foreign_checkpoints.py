@@ -1,0 +1,256 @@
+"""Checkpoints of the PyTorch code as users meet them: a file or a folder on the disk, an id on the hub. Evaluated,
+trained on, and exported back, without PyTorch."""
+
+from __future__ import annotations
+
+import json
+import os
+import re
+import shutil
+import subprocess
+import sys
+from collections.abc import Callable
+from pathlib import Path
+
+import mlx.core as mx
+import numpy as np
+import pytest
+
+import evaluate
+from tests.hub import serve_hub
+from tests.tiny_data import ROOT, make_tiny_data, run_script
+from utils import export
+from utils.config import CONFIG_FILE
+from utils.safetensors_file import read_safetensors
+from utils.torch_file import read_torch_file
+from utils.weights import find_weights
+
+GOLDEN = Path(__file__).parent / "golden"
+REPOSITORY = "sapientinc/HRM-checkpoint-golden"
+IDENTIFIERS = 5
+
+
+def golden_data(folder: Path, kind: str) -> tuple[Path, dict[str, np.ndarray]]:
+    """A data set whose test split is the batch that the reference evaluated, and the values that it found."""
+    with np.load(GOLDEN / kind / "golden.npz") as file:
+        golden = {name: file[name] for name in file.files if name.startswith("eval/")}
+    make_tiny_data(folder, identifiers=IDENTIFIERS)
+    for name, key in (("inputs", "inputs"), ("labels", "labels"), ("puzzle_identifiers", "puzzle_identifiers")):
+        np.save(folder / "test" / f"all__{name}.npy", golden[f"eval/batch/{key}"])
+    rows = len(golden["eval/batch/inputs"])
+    for name in ("puzzle_indices", "group_indices"):
+        np.save(folder / "test" / f"all__{name}.npy", np.arange(rows + 1, dtype=np.int32))
+    metadata = json.loads((folder / "test" / "dataset.json").read_text())
+    metadata |= {"ignore_label_id": -100, "total_groups": rows}
+    (folder / "test" / "dataset.json").write_text(json.dumps(metadata))
+    return folder, golden
+
+
+@pytest.mark.parametrize("kind", ["rope_stablemax", "learned_softmax"])
+def test_a_pytorch_file_evaluates_to_what_pytorch_found(
+    tmp_path: Path, call_script: Callable[..., tuple[int, str, str]], kind: str
+) -> None:
+    """The whole way: zip, pickle, names, configuration of the PyTorch code, model, outputs on disk."""
+    data, golden = golden_data(tmp_path / "data", kind)
+    arguments = [f"checkpoint={GOLDEN / kind / 'step_8'}", f"data_path={data}", f"output_path={tmp_path}"]
+    status, out, err = call_script(evaluate, *arguments, "save_outputs=[logits,q_halt_logits,q_continue_logits]")
+    assert status == 0, err
+    metrics = json.loads(out.splitlines()[-1])
+    assert metrics["step"] == 8
+    rows = len(golden["eval/logits"])
+    assert metrics["eval/lm_loss"] == pytest.approx(float(golden["eval/metrics/lm_loss"]) / rows, rel=1e-5)
+    assert metrics["eval/accuracy"] == pytest.approx(float(golden["eval/metrics/accuracy"]) / rows, rel=1e-6)
+    for name in ("logits", "q_halt_logits", "q_continue_logits"):
+        found = np.load(tmp_path / "step_8_all_preds.0" / f"{name}.npy")
+        np.testing.assert_allclose(found, golden[f"eval/{name}"], rtol=0, atol=1e-4)
+
+
+def test_training_starts_from_a_pytorch_file(tmp_path: Path) -> None:
+    """`step_0` is as torch.compile writes it, with a prefix on every name."""
+    data, _ = golden_data(tmp_path / "data", "rope_stablemax")
+    arch = ["hidden_size=32", "num_heads=2", "H_layers=2", "L_layers=2", "halt_max_steps=4", "forward_dtype=float32"]
+    still = ["lr=0", "puzzle_emb_lr=0", "epochs=1", "eval_interval=1", "global_batch_size=64"]
+    arguments = [*(f"arch.{key}" for key in arch), *still, f"data_path={data}", f"checkpoint_path={tmp_path / 'run'}"]
+    source = GOLDEN / "rope_stablemax" / "step_0"
+    result = run_script("pretrain.py", [*arguments, f"load_weights={source}"], tmp_path)
+    assert result.returncode == 0, result.stderr
+    saved = read_safetensors(tmp_path / "run" / "step_1" / "model.safetensors")
+    stored = read_torch_file(source)
+    assert {f"_orig_mod.{name}" for name in saved} == stored.keys()
+    for name, tensor in saved.items():
+        assert mx.array_equal(tensor.read(), stored[f"_orig_mod.{name}"].read()), name
+
+
+def run_evaluate(arguments: list[str], folder: Path, **environment: str) -> subprocess.CompletedProcess[str]:
+    """evaluate.py with a cache of the hub of its own."""
+    return run_script("evaluate.py", arguments, folder, HF_HOME=str(folder / "hub"), **environment)
+
+
+def test_a_hub_id_is_fetched_evaluated_and_found_again_without_a_network(tmp_path: Path) -> None:
+    """The README's three commands; the code in the repository is neither fetched nor run."""
+    data, golden = golden_data(tmp_path / "data", "rope_stablemax")
+    repository = tmp_path / "repository"
+    repository.mkdir()
+    shutil.copy(GOLDEN / "rope_stablemax" / "step_8", repository / "checkpoint")
+    shutil.copy(GOLDEN / "rope_stablemax" / CONFIG_FILE, repository)
+    (repository / "hrm_act_v1.py").write_text("raise SystemExit('run')")
+    arguments = [f"checkpoint={REPOSITORY}", f"data_path={data}"]
+    with serve_hub(REPOSITORY, repository) as hub:
+        result = run_evaluate(arguments, tmp_path, HF_ENDPOINT=hub.address)
+        assert result.returncode == 0, result.stderr
+        assert not any(request.path.endswith(".py") for request in hub.requests)
+    logged = json.loads(result.stdout.splitlines()[-1])
+    rows = len(golden["eval/logits"])
+    assert logged["eval/lm_loss"] == pytest.approx(float(golden["eval/metrics/lm_loss"]) / rows, rel=1e-5)
+    predictions = tmp_path / "checkpoints" / REPOSITORY / "step_0_all_preds.0"
+    assert (predictions / "preds.npy").is_file()  # not in the hub's cache
+
+    again = run_evaluate(arguments, tmp_path, HF_ENDPOINT=hub.address)  # nobody answers there any more
+    assert again.returncode == 0, again.stderr
+    assert "is taken from the cache" in again.stderr
+    assert json.loads(again.stdout.splitlines()[-1]) == logged
+
+
+def test_a_data_set_that_is_not_here_is_asked_for_in_one_line(
+    call_script: Callable[..., tuple[int, str, str]],
+) -> None:
+    status, _, err = call_script(evaluate, f"checkpoint={GOLDEN / 'rope_stablemax'}")
+    assert status == 1
+    assert err.count("\n") == 1
+    assert "was trained on data/golden, which is not here" in err
+    assert "data_path=<folder>" in err
+
+
+def test_puzzles_of_another_build_are_refused_plainly(
+    tmp_path: Path, call_script: Callable[..., tuple[int, str, str]]
+) -> None:
+    """Identifiers are numbers of one build: with another, every embedding would be some other puzzle's."""
+    data = make_tiny_data(tmp_path / "data", identifiers=4)
+    status, _, err = call_script(evaluate, f"checkpoint={GOLDEN / 'rope_stablemax' / 'step_8'}", f"data_path={data}")
+    assert status == 1
+    assert "embeddings of 5 puzzles, but the data set has 4 identifiers" in err
+
+
+def test_an_architecture_from_elsewhere_is_not_imported(
+    tmp_path: Path, call_script: Callable[..., tuple[int, str, str]]
+) -> None:
+    shutil.copytree(GOLDEN / "rope_stablemax", tmp_path / "run")
+    data, _ = golden_data(tmp_path / "data", "rope_stablemax")
+    config = (tmp_path / "run" / CONFIG_FILE).read_text()
+    (tmp_path / "evil.py").write_text(f"open({str(tmp_path / 'ran')!r}, 'w')")
+    for name in ("evil@Model", "..evil@Model", "os@system", "hrm.hrm_act_v1.os@system"):
+        text = re.sub(r"(?m)^  name: .*@.*$", f"  name: {name}", config)
+        (tmp_path / "run" / CONFIG_FILE).write_text(text)
+        status, _, err = call_script(evaluate, f"checkpoint={tmp_path / 'run'}", f"data_path={data}")
+        assert status == 1
+        assert err.startswith(f"error: architecture name '{name}'"), err
+    assert not (tmp_path / "ran").exists()
+
+
+# ---------------------------------------------------------------------------------------------------------- export
+
+
+def export_here(call_script: Callable[..., tuple[int, str, str]], *arguments: str) -> tuple[int, str, str]:
+    return call_script(export, *arguments)
+
+
+@pytest.mark.parametrize("kind", ["rope_stablemax", "learned_softmax"])
+def test_an_export_has_every_tensor_of_the_pytorch_file_bit_for_bit(
+    tmp_path: Path, call_script: Callable[..., tuple[int, str, str]], kind: str
+) -> None:
+    source, out = GOLDEN / kind / "step_8", tmp_path / "new" / "model.safetensors"
+    status, said, err = export_here(call_script, f"checkpoint={source}", f"out={out}")
+    assert status == 0, err
+    assert str(out) in said
+    stored, exported = read_torch_file(source), read_safetensors(out)
+    assert exported.keys() == stored.keys()
+    for name, tensor in stored.items():
+        assert (exported[name].dtype, exported[name].shape) == (tensor.dtype, tensor.shape)
+        assert np.array(exported[name].read()).tobytes() == np.array(tensor.read()).tobytes(), name
+    assert find_weights(str(out)).tensors().keys() == stored.keys()  # evaluate.py takes it too
+    assert (out.parent / CONFIG_FILE).read_text() == (GOLDEN / kind / CONFIG_FILE).read_text()
+
+
+def test_an_export_can_be_for_a_compiled_model_and_replaces_only_on_request(
+    tmp_path: Path, call_script: Callable[..., tuple[int, str, str]]
+) -> None:
+    source, out = GOLDEN / "rope_stablemax" / "step_0", tmp_path / "model.safetensors"
+    arguments = [f"checkpoint={source}", f"out={out}", "prefix=_orig_mod."]
+    assert export_here(call_script, *arguments)[0] == 0
+    assert read_safetensors(out).keys() == read_torch_file(source).keys()
+    status, _, err = export_here(call_script, *arguments)
+    assert (status, err.count("\n")) == (1, 1)
+    assert "exists; choose another name, or give overwrite=true" in err
+    assert export_here(call_script, *arguments, "overwrite=true")[0] == 0
+    assert export_here(call_script, f"checkpoint={source}", f"out={tmp_path / 'x.pt'}")[0] == 1
+    assert export_here(call_script, f"checkpoint={source}")[0] == 1
+
+
+def test_pytorch_takes_an_export_key_by_key(tmp_path: Path, call_script: Callable[..., tuple[int, str, str]]) -> None:
+    torch = pytest.importorskip("torch")
+    load_file = pytest.importorskip("safetensors.torch").load_file
+    source, out = GOLDEN / "learned_softmax" / "step_8", tmp_path / "model.safetensors"
+    assert export_here(call_script, f"checkpoint={source}", f"out={out}")[0] == 0
+    theirs, ours = torch.load(source, weights_only=True), load_file(out)
+    model = torch.nn.Module()
+    for name, tensor in theirs.items():
+        module = model
+        *parents, last = name.split(".")
+        for parent in parents:
+            if parent not in module._modules:
+                module.add_module(parent, torch.nn.Module())
+            module = module._modules[parent]
+        module.register_buffer(last, torch.full_like(tensor, 7))
+    model.load_state_dict(ours, strict=True)
+    for name, tensor in model.state_dict().items():
+        assert torch.equal(tensor, theirs[name]), name
+
+
+# ---------------------------------------------------------------------------------------------------------- memory
+
+
+def test_a_large_table_of_puzzles_is_held_once(tmp_path: Path) -> None:
+    """The ARC checkpoint has 2 GB of puzzle embeddings; twice that does not fit into a small Mac. Here it is 200 MB."""
+    program = """
+import sys
+import utils.cpu
+import mlx.core as mx
+import psutil, resource
+from types import SimpleNamespace
+from tests.configs import pretrain_config
+from tests.torch_files import torch_file
+from utils.train_state import build_model
+from utils.weights import find_weights, load_weights
+import numpy as np
+from mlx.utils import tree_flatten
+from pathlib import Path
+
+puzzles, folder = 100_000, Path(sys.argv[1])
+config = pretrain_config({"puzzle_emb_ndim": 512, "hidden_size": 512, "num_heads": 8})
+sizes = SimpleNamespace(seq_len=16, vocab_size=6, num_puzzle_identifiers=puzzles)
+if sys.argv[2] == "write":
+    head = build_model(config.arch, sizes, mx.random.key(0))
+    table = np.ones((puzzles, 512), np.float32)
+    arrays = {n: table if n.endswith("puzzle_emb.weights") else np.array(a) for n, a in tree_flatten(head.parameters())}
+    (folder / "checkpoint").write_bytes(torch_file({name: ("float32", data) for name, data in arrays.items()}))
+else:
+    mx.eval(mx.ones((512, 512)) @ mx.ones((512, 512)))
+    before = psutil.Process().memory_info().rss
+    head = build_model(config.arch, sizes, mx.random.key(0))
+    source = find_weights(str(folder / "checkpoint"))
+    load_weights(head, source.tensors(), source.name)
+    assert head.model.inner.puzzle_emb.weights[-1, -1].item() == 1
+    peak = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * (1 if sys.platform == "darwin" else 1024)
+    print((peak - before) / (folder / "checkpoint").stat().st_size)
+"""
+    for what in ("write", "read"):
+        result = subprocess.run(
+            [sys.executable, "-c", program, str(tmp_path), what],
+            cwd=ROOT,
+            env=os.environ | {"PYTHONPATH": str(ROOT)},
+            capture_output=True,
+            text=True,
+            check=False,
+        )
+        assert result.returncode == 0, result.stderr
+    assert float(result.stdout) < 1.1
