@@ -150,7 +150,8 @@ def go_on(run: Run) -> None:
         found = evaluate_and_log(run).metrics
         run.note_evaluation(found)
         progress.stopped = stopped or config.stop_when.reason(found)
-        progress.next_iteration(config.epochs_per_iteration, config.epochs)
+        if stopped is None:  # otherwise the rest of the iteration is left for whoever resumes with another stop_when
+            progress.next_iteration(config.epochs_per_iteration, config.epochs)
         last = progress.finished(config.epochs)
         if last and run.metrics.unread:  # steps after the last multiple of log_interval
             log_train_metrics(run)

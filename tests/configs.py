@@ -8,6 +8,7 @@ from typing import Any
 import mlx.core as mx
 
 from utils.config import PretrainConfig, parse_pretrain_config
+from utils.stored_tensors import host_tensor
 from utils.train_state import TrainState
 
 TINY_ARCH: dict[str, Any] = {
@@ -75,6 +76,12 @@ def random_batch(seed: int, *, batch: int = 8, seq_len: int = 16, vocab_size: in
 def train_state(config: PretrainConfig | None = None, metadata: Any = None, **options: Any) -> TrainState:
     """A training state in the sizes of `random_batch`."""
     return TrainState(config or pretrain_config(), metadata or sizes(), **({"total_steps": 100} | options))
+
+
+def bits_of(state: TrainState) -> dict[str, tuple[str, bytes]]:
+    """All that the next step depends on, bit for bit: weights, optimiser, random state and carry, by name."""
+    tensors = {name: host_tensor(array) for name, array in (state.weights() | state.named_arrays()).items()}
+    return {name: (tensor.dtype, tensor.data.tobytes()) for name, tensor in tensors.items()}
 
 
 def mlx_compiles() -> bool:

@@ -72,7 +72,9 @@ def all_finite(arrays: Any) -> mx.array:
     Judged by the sum of each array, the cheapest look at all of its elements: one that is not finite makes the sum so.
     Finite elements beyond 1e30 may overflow it as well, and are called what they are about to become.
     """
-    sums = [array.sum() for array in dict(tree_flatten(arrays)).values() if array is not None]
+    # In float32: the sum of a large float16 array overflows by nothing but the number of its elements.
+    found = dict(tree_flatten(arrays)).values()
+    sums = [array.astype(mx.float32).sum() for array in found if array is not None]
     return mx.isfinite(mx.stack(sums)).all()
 
 
@@ -209,7 +211,9 @@ class TrainState:
                 head.trainable_parameters(), puzzle_rows
             )
             gradient, row_gradients = (gradients, None) if puzzle_rows is None else gradients
-            finite = all_finite([loss, gradients])
+            # The squares, because AdamATan2's second moment is made of them. Once that is infinite, its parameter stays
+            # where it is for ever; and infinities of either sign don't cancel one another.
+            finite = all_finite([loss, tree_map(mx.square, gradients)])
 
             optimizer.learning_rate = lr
             optimizer.update_if(finite, head, gradient)

@@ -1,0 +1,133 @@
+"""pretrain.py taken up again in one process: what is said, what is refused, and what a change of mind leads to."""
+
+from __future__ import annotations
+
+import json
+import shutil
+from collections.abc import Callable
+from functools import partial
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+import pretrain
+from tests.checkpoints import names
+from tests.tiny_data import make_tiny_data, train_arguments
+
+RunHere = Callable[..., tuple[int, str, str]]
+
+
+@pytest.fixture(scope="module")
+def data(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    return make_tiny_data(tmp_path_factory.mktemp("data") / "sudoku-4x4")
+
+
+@pytest.fixture
+def run_here(call_script: Callable[..., Any]) -> RunHere:
+    """Call pretrain.py in this process; returns (exit status, stdout, stderr)."""
+    return partial(call_script, pretrain)
+
+
+@pytest.fixture
+def finished(data: Path, tmp_path: Path, run_here: RunHere) -> Path:
+    """The folder of a run of 16 steps, with checkpoints every 4."""
+    status, _, err = run_here(*train_arguments(data, tmp_path / "run", "checkpoint_interval=4", "resume=auto"))
+    assert status == 0, err
+    return tmp_path / "run"
+
+
+def history(run: Path) -> list[dict[str, Any]]:
+    return [json.loads(line) for line in (run / "metrics.jsonl").read_text().splitlines()]
+
+
+def weights(step_folder: Path) -> bytes:
+    return (step_folder / "model.safetensors").read_bytes()
+
+
+def test_a_finished_run_has_nothing_left_to_do(data: Path, finished: Path, run_here: RunHere) -> None:
+    """A job scheduler that starts it once more must not train on, nor log anything twice."""
+    before = {path: path.read_bytes() for path in finished.rglob("*") if path.is_file() and path.suffix != ".yaml"}
+    status, out, _ = run_here(*train_arguments(data, finished, "checkpoint_interval=4", "resume=auto"))
+    assert status == 0
+    assert f"resuming {finished / 'step_16'}" in out
+    assert "nothing left to do: all 2 epochs are done" in out
+    assert "changed since then" not in out
+    assert {path: path.read_bytes() for path in before} == before
+
+
+def test_a_longer_run_goes_on_and_says_what_has_changed(data: Path, finished: Path, run_here: RunHere) -> None:
+    status, out, err = run_here(*train_arguments(data, finished, "epochs=3", "lr=1e-3", "resume=auto"))
+    assert status == 0, err
+    said = [line for line in out.splitlines() if line.startswith("changed since then")]
+    assert said == [
+        "changed since then: checkpoint_interval: 4 → None",
+        "changed since then: epochs: 2 → 3",
+        "changed since then: lr: 0.002 → 0.001",
+    ]
+    assert names(finished)[-5:] == ["step_12", "step_16", "step_24", "step_4", "step_8"]
+    assert [row["step"] for row in history(finished) if "train/lr" in row] == list(range(1, 25))
+    assert [row["step"] for row in history(finished) if "eval/accuracy" in row] == [8, 16, 24]
+
+
+def test_a_resume_that_is_refused_changes_nothing(data: Path, finished: Path, run_here: RunHere) -> None:
+    """Steps that were set aside for it would not be found by the next resume=auto."""
+    before = names(finished)
+    arguments = train_arguments(data, finished, f"resume={finished / 'step_4'}", "arch.hidden_size=64")
+    status, _, err = run_here(*arguments)
+    assert (status, err.count("\n")) == (1, 1)
+    assert "step_4 can't be continued, because this differs: arch.hidden_size: 32 → 64" in err
+    assert names(finished) == before
+
+
+def test_an_earlier_step_is_taken_up_again(data: Path, finished: Path, run_here: RunHere) -> None:
+    """The same steps give the same weights, and the ones that were there before are kept under another name."""
+    status, out, err = run_here(
+        *train_arguments(data, finished, "checkpoint_interval=4", f"resume={finished / 'step_8'}")
+    )
+    assert status == 0, err
+    assert f"resuming {finished / 'step_8'}" in out
+    assert f"{finished / 'step_12'} is set aside as step_12.superseded" in out
+    for step in ("step_12", "step_16"):
+        assert weights(finished / step) == weights(finished / f"{step}.superseded")
+    assert [row["step"] for row in history(finished) if "train/lr" in row] == list(range(1, 17))
+
+
+def test_a_damaged_checkpoint_costs_the_steps_since_the_one_before(
+    data: Path, finished: Path, run_here: RunHere
+) -> None:
+    path = finished / "step_16" / "training.safetensors"
+    path.write_bytes(path.read_bytes()[:-1])
+    status, out, err = run_here(*train_arguments(data, finished, "checkpoint_interval=4", "resume=auto"))
+    assert status == 0, err
+    assert f"warning: {path} is damaged" in out
+    assert f"resuming {finished / 'step_12'}" in out
+    assert weights(finished / "step_16") == weights(finished / "step_16.damaged")
+
+
+def test_a_run_that_stopped_in_the_middle_of_an_iteration_can_go_on_from_there(
+    data: Path, finished: Path, tmp_path: Path, run_here: RunHere
+) -> None:
+    """The rest of the iteration, which may be a tenth of all data, would be left out, and the run end too early."""
+    stop = ["stop_when.metric=train/lm_loss", "stop_when.at_most=100", "stop_when.window=3"]
+    status, out, err = run_here(*train_arguments(data, tmp_path / "stopped", *stop))
+    assert status == 0, err
+    assert "over 3 steps, stopping" in out
+    assert [name for name in names(tmp_path / "stopped") if "step" in name] == ["step_3"]
+    status, out, _ = run_here(*train_arguments(data, tmp_path / "stopped", *stop, "resume=auto"))
+    assert (status, "nothing left to do: train/lm_loss = " in out) == (0, True)
+
+    status, out, err = run_here(*train_arguments(data, tmp_path / "stopped", "resume=auto"))
+    assert status == 0, err
+    assert weights(tmp_path / "stopped" / "step_16") == weights(finished / "step_16")
+
+
+def test_a_vanished_history_and_code_are_no_obstacle(data: Path, finished: Path, run_here: RunHere) -> None:
+    """Checkpoints copied to another machine without the rest go on there."""
+    for path in (finished / "metrics.jsonl", finished / ".lock", finished / "all_config.yaml"):
+        path.unlink()
+    shutil.rmtree(finished / "code")
+    status, out, err = run_here(*train_arguments(data, finished, "resume=auto", "epochs=3"))
+    assert status == 0, err
+    assert f"resuming {finished / 'step_16'}" in out
+    assert [row["step"] for row in history(finished)] == [*range(17, 25), 24]
