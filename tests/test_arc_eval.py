@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import base64
 import io
+import json
 import re
 from collections.abc import Callable
 from dataclasses import dataclass
@@ -28,6 +29,7 @@ TASKS = 3
 class Evaluated:
     data: Path
     predictions: str
+    printed: str  # by evaluate.py
 
 
 @pytest.fixture(scope="module")
@@ -44,7 +46,7 @@ def evaluated(tmp_path_factory: pytest.TempPathFactory) -> Evaluated:
     result = run_script("evaluate.py", [f"checkpoint={run}"], folder)
     assert result.returncode == 0, result.stderr
     (predictions,) = run.glob("step_*_all_preds.0")
-    return Evaluated(folder / "data", f"{str(predictions)[:-1]}*")
+    return Evaluated(folder / "data", f"{str(predictions)[:-1]}*", result.stdout)
 
 
 def read_notebook() -> Any:
@@ -79,6 +81,10 @@ def test_it_runs_and_shows_the_score_of_the_command_line(evaluated: Evaluated, c
     assert status == 0, err
     table = "\n".join(printed.splitlines()[:-1])  # without the JSON line
     assert f"ARC: {TASKS} tasks" in table
+    assert table in evaluated.printed  # as evaluate.py ended
+    scores, evaluation = (json.loads(said.splitlines()[-1]) for said in (printed, evaluated.printed))
+    assert {key for key in scores if key.startswith("pass@")} == {f"pass@{k}" for k in (1, 2, 10, 100, 1000)}
+    assert all(evaluation[key] == value for key, value in scores.items() if key.startswith("pass@"))
     assert table in text
     assert "left out" not in text, "the evaluation's rows were not recognised"
     assert f"{TASKS} of {TASKS} tasks are not solved" in text

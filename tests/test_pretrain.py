@@ -54,8 +54,13 @@ def wandb_records(path: Path) -> Iterator[wandb_internal_pb2.Record]:
 
 
 def read_wandb(folder: Path) -> dict[str, Any]:
-    """History rows, configuration, code files and run names of the one offline run below `folder`."""
+    """What the one offline run below `folder` recorded."""
     (path,) = folder.glob("wandb/offline-run-*/run-*.wandb")
+    return read_wandb_file(path)
+
+
+def read_wandb_file(path: Path) -> dict[str, Any]:
+    """History rows, configuration, code files and run names of a .wandb file."""
     found: dict[str, Any] = {"history": [], "config": {}, "artifacts": []}
     for record in wandb_records(path):
         kind = record.WhichOneof("record_type")

@@ -15,6 +15,7 @@ from typing import Any
 import pytest
 
 from tests.kill_runs import start, train_under_fire, wait_for_lines
+from tests.test_pretrain import read_wandb_file
 from tests.tiny_data import make_tiny_data, run_script, train_arguments
 
 KILLS = int(os.environ.get("HRM_KILLS", "24"))
@@ -109,6 +110,25 @@ def test_an_interrupted_run_saves_and_goes_on_as_if_nothing_had_been(
     assert (rest.returncode, whole.returncode) == (0, 0)
     ours, theirs = contents(tmp_path / "run"), contents(tmp_path / "whole")
     assert [name for name in theirs if ours[name] != theirs[name]] == []
+
+
+def test_wandb_gets_one_run_of_both_halves(data: Path, tmp_path: Path) -> None:
+    """Recorded offline here: `wandb sync` joins folders whose runs have the same id."""
+    arguments = [*arguments_of(data, tmp_path / "run", "log_interval=1"), "resume=auto"]
+    process = start(arguments, tmp_path, WANDB_MODE="offline")
+    wait_for_lines(process, tmp_path / "run" / "metrics.jsonl", 24)
+    process.send_signal(signal.SIGTERM)
+    output, _ = process.communicate(timeout=120)
+    assert process.returncode == 128 + signal.SIGTERM, output
+    rest = run_script("pretrain.py", arguments, tmp_path, WANDB_MODE="offline")
+    assert rest.returncode == 0, rest.stderr
+
+    halves = sorted(tmp_path.glob("wandb/offline-run-*/run-*.wandb"))
+    assert len({path.name for path in halves}) == 1  # run-<id>.wandb
+    steps = [{row["_step"] for row in read_wandb_file(path)["history"]} for path in halves]
+    assert len(steps) == 2
+    assert steps[0] | steps[1] == set(range(61))
+    assert len(steps[0] & steps[1]) <= 1  # what was logged is not logged again
 
 
 def test_an_interrupt_during_evaluation_does_not_wait_for_its_end(data: Path, tmp_path: Path) -> None:
