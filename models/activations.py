@@ -1,91 +1,149 @@
-"""SiLU and attention in the form that the device at hand computes fastest.
+"""SwiGLU's gate, RMSNorm and attention in the form that the device at hand computes fastest.
 
 GPUs have a fast exponential and fused kernels, which are used as they are. MLX's CPU backend calls the scalar
-exponential of the C library, at some ten nanoseconds an element, and small models would spend more time there than in
-their matrix products. The polynomial below is as accurate and several times faster: the compiler can vectorise it.
+exponential of the C library, at some ten nanoseconds an element, and fuses elementwise operations into C++ loops that
+the compiler vectorises only if they are free of library calls and of broadcast rows. The forms below are; their
+derivatives are written out, because the bits of a power of two have none.
 """
 
 from __future__ import annotations
+
+import math
+from collections.abc import Callable
 
 import mlx.core as mx
 import mlx.nn as nn
 
 from models.common import on_gpu
 
-_LOG2_E = 1.4426950408889634
-# ln 2 in two parts: multiples of the first are exact in float32, the second corrects it
-_LN2_HIGH, _LN2_LOW = 0.693359375, -2.12194440e-4
-# exp(f) ≈ 1 + f + f² · P(f) on |f| ≤ ln(2) / 2: the single precision fit of the Cephes library
-_EXP_P = (1.9875691500e-4, 1.3981999507e-3, 8.3334519073e-3, 4.1665795894e-2, 1.6666665459e-1, 5.0000001201e-1)
-_EXP_MIN, _EXP_MAX = -87.0, 88.0  # beyond these the result leaves the normal float32 numbers
-_FLOAT32_MANTISSA_BITS, _FLOAT32_EXPONENT_BIAS = 23, 127
+_LOG2_E = 1.0 / math.log(2.0)
+# 2^f on |f| ≤ 1/2: least squares on the relative error, at Chebyshev points; 2e-9 before rounding
+_EXP2_P = (
+    1.0000000005920209,
+    0.69314720560051,
+    0.24022646608714168,
+    0.05550328997517005,
+    0.009618519534335871,
+    0.0013399860363395102,
+    0.00015337576838842464,
+)
+_EXP2_MIN, _EXP2_MAX = -126.0, 126.0  # beyond these the result leaves the normal float32 numbers
+_ROUNDS = 1.5 * 2.0**23  # adding it to a small float32 leaves no digits after the point: its last bits are the integer
+_MANTISSA_BITS, _EXPONENT_OF_ONE = 23, 127 << 23
 
 
-def vectorised_exp(x: mx.array) -> mx.array:
-    """exp of float32 `x`, any shape, with a relative error below 2e-7; `x` is first clipped to [-87, 88].
+def vectorised_exp2(x: mx.array) -> mx.array:
+    """2^x of float32 `x`, any shape, with a relative error below 2e-7; `x` is first clipped to [-126, 126].
 
-    x = k ln 2 + f: a polynomial gives exp(f), and 2^k is written straight into the exponent bits of a float32.
+    x = k + f: a polynomial gives 2^f, and k is moved from the last bits of a float32 into its exponent.
     """
-    x = mx.clip(x, _EXP_MIN, _EXP_MAX)
-    k = mx.floor(x * _LOG2_E + 0.5)
-    f = (x - k * _LN2_HIGH) - k * _LN2_LOW
-    polynomial = f * _EXP_P[0] + _EXP_P[1]
-    for coefficient in _EXP_P[2:]:
-        polynomial = polynomial * f + coefficient
-    power_of_two = ((k.astype(mx.int32) + _FLOAT32_EXPONENT_BIAS) << _FLOAT32_MANTISSA_BITS).view(mx.float32)
-    return (polynomial * f * f + f + 1.0) * power_of_two
+    x = mx.minimum(mx.maximum(x, _EXP2_MIN), _EXP2_MAX)
+    shifted = x + _ROUNDS
+    # The sum of x and a second constant, not a difference with the first: a constant that two kernels share is formed
+    # as an array, and neither kernel is vectorised any more. Pairs of terms, because kernels end at eleven levels.
+    f = x - (shifted + -_ROUNDS)
+    c, square = _EXP2_P, f * f
+    low = (c[0] + c[1] * f) + square * (c[2] + c[3] * f)
+    high = (c[4] + c[5] * f) + square * c[6]
+    power_of_two = ((shifted.view(mx.int32) << _MANTISSA_BITS) + _EXPONENT_OF_ONE).view(mx.float32)
+    return (low + (square * square) * high) * power_of_two
 
 
-def _sigmoid(x: mx.array) -> mx.array:
-    return 1.0 / (1.0 + vectorised_exp(-x))
+def _differentiable(
+    function: Callable[..., mx.array], derivative: Callable[..., tuple[mx.array, ...]], *arrays: mx.array
+) -> mx.array:
+    """`function(*arrays)`, differentiated by `derivative(cotangent, output, *arrays)` on the same stream."""
+    stream = mx.default_stream(mx.default_device())
+    custom = mx.custom_function(function)
+
+    @custom.vjp
+    def vjp(
+        primals: mx.array | tuple[mx.array, ...], cotangent: mx.array, output: mx.array
+    ) -> mx.array | tuple[mx.array, ...]:
+        with mx.stream(stream):  # otherwise it would run where the backward pass was asked for
+            if isinstance(primals, mx.array):
+                return derivative(cotangent, output, primals)[0]
+            return derivative(cotangent, output, *primals)
+
+    result: mx.array = custom(*arrays)  # type: ignore[assignment]  # its stub says object
+    return result
 
 
-@mx.custom_function
-def _cpu_silu(x: mx.array) -> mx.array:
-    return x * _sigmoid(x)
+def _exp_of_minus(x: mx.array) -> mx.array:
+    return vectorised_exp2(x * -_LOG2_E)
 
 
-@_cpu_silu.vjp
-def _cpu_silu_vjp(x: mx.array, cotangent: mx.array, _: mx.array) -> mx.array:
-    # The derivative in closed form, because the bits of 2^k have none.
-    sigmoid = _sigmoid(x)
-    return cotangent * (sigmoid + x * sigmoid * (1.0 - sigmoid))
+def _cpu_swiglu(gate: mx.array, up: mx.array) -> mx.array:
+    return (gate * up) / (1.0 + _exp_of_minus(gate))
 
 
-@mx.custom_function
-def _cpu_softmax(x: mx.array) -> mx.array:
-    weights = vectorised_exp(x - mx.max(x, axis=-1, keepdims=True))
-    return weights / mx.sum(weights, axis=-1, keepdims=True)
+def _cpu_swiglu_derivative(cotangent: mx.array, _: mx.array, gate: mx.array, up: mx.array) -> tuple[mx.array, mx.array]:
+    sigmoid = mx.contiguous(1.0 / (1.0 + _exp_of_minus(gate)))  # formed once, used by both
+    weighted = cotangent * sigmoid
+    return weighted * up * (1.0 + gate * (1.0 - sigmoid)), weighted * gate
 
 
-@_cpu_softmax.vjp
-def _cpu_softmax_vjp(_: mx.array, cotangent: mx.array, softmax: mx.array) -> mx.array:
-    weighted = cotangent * softmax
-    return weighted - softmax * mx.sum(weighted, axis=-1, keepdims=True)
+def swiglu(x: mx.array, gate_up_weight: mx.array) -> mx.array:
+    """silu(x Gᵀ) · x Uᵀ, where `gate_up_weight` `[2 · inter, d]` holds G above U.
 
+    On a CPU the two products are taken apart, because halves of one array can't be gone through in a single run, and
+    the rest is computed in float32.
 
-def silu(x: mx.array) -> mx.array:
-    """x · sigmoid(x), any shape and float dtype; on a CPU computed in float32."""
+    Args:
+        x: `[..., d]`, any float dtype.
+        gate_up_weight: in the same dtype.
+
+    Returns:
+        `[..., inter]`, in the same dtype.
+    """
     if on_gpu():
-        return nn.silu(x)
-    y: mx.array = _cpu_silu(x.astype(mx.float32))  # type: ignore[assignment]  # its stub says object
-    return y.astype(x.dtype)
+        gate, up = mx.split(x @ gate_up_weight.T, 2, axis=-1)
+        return nn.silu(gate) * up
+    gate, up = ((x @ weight.T).astype(mx.float32) for weight in mx.split(gate_up_weight, 2))
+    return _differentiable(_cpu_swiglu, _cpu_swiglu_derivative, gate, up).astype(x.dtype)
+
+
+def _cpu_softmax2(x: mx.array) -> mx.array:
+    weights = vectorised_exp2(x - mx.max(x, axis=-1, keepdims=True))
+    return weights * (1.0 / mx.sum(weights, axis=-1))[..., None]
+
+
+def _cpu_softmax2_derivative(cotangent: mx.array, softmax: mx.array, _: mx.array) -> tuple[mx.array]:
+    weighted = cotangent * softmax
+    return ((weighted - softmax * mx.sum(weighted, axis=-1)[..., None]) * math.log(2.0),)
 
 
 def attention(q: mx.array, k: mx.array, v: mx.array, scale: float) -> mx.array:
     """softmax(scale · q kᵀ) v, every token attending to every token; the softmax is computed in float32.
 
-    On a GPU this is MLX's fused kernel. On a CPU the weights `[b, h, t, t]` are formed, as MLX itself does there.
+    On a GPU this is MLX's fused kernel. On a CPU the weights `[b, h, t, t]` are formed, as MLX itself does there, as
+    powers of two: the base is changed by the scale.
 
     Args:
-        q, k, v: `[b, h, t, head_dim]`, any float dtype.
+        q: `[b, h, tq, head_dim]`, any float dtype.
+        k, v: `[b, h, t, head_dim]`, same dtype.
         scale: factor of the scores.
 
     Returns:
-        `[b, h, t, head_dim]`, in the same dtype.
+        `[b, h, tq, head_dim]`, in the same dtype.
     """
     if on_gpu():
         return mx.fast.scaled_dot_product_attention(q, k, v, scale=scale)
-    scores = (q * scale) @ k.swapaxes(-1, -2)  # (b h t t)
-    weights: mx.array = _cpu_softmax(scores.astype(mx.float32))  # type: ignore[assignment]
+    scores = (q * (scale * _LOG2_E)) @ k.swapaxes(-1, -2)  # (b h tq t)
+    weights = _differentiable(_cpu_softmax2, _cpu_softmax2_derivative, scores.astype(mx.float32))
     return weights.astype(q.dtype) @ v
+
+
+def rms_norm(x: mx.array, eps: float) -> mx.array:
+    """x / sqrt(mean(x²) + eps) over the last axis, computed in float32, without a learned weight; same dtype."""
+    if on_gpu():
+        return mx.fast.rms_norm(x, None, eps)
+
+    def norm(x: mx.array) -> mx.array:
+        return x * mx.rsqrt(mx.mean(mx.square(x), axis=-1) + eps)[..., None]
+
+    def derivative(cotangent: mx.array, output: mx.array, x: mx.array) -> tuple[mx.array]:
+        scale = mx.rsqrt(mx.mean(mx.square(x), axis=-1) + eps)[..., None]
+        return ((cotangent - output * mx.mean(cotangent * output, axis=-1)[..., None]) * scale,)
+
+    return _differentiable(norm, derivative, x.astype(mx.float32)).astype(x.dtype)

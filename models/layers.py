@@ -12,7 +12,7 @@ from collections.abc import Iterator
 import mlx.core as mx
 import mlx.nn as nn
 
-from models.activations import attention, silu
+from models.activations import attention, rms_norm, swiglu
 from models.common import truncated_normal
 
 SWIGLU_MULTIPLE = 256  # the inner width is rounded up to a multiple of this
@@ -59,11 +59,6 @@ class Embedding(nn.Module):
         return self.embedding_weight.astype(self._dtype)
 
 
-def rms_norm(x: mx.array, eps: float) -> mx.array:
-    """x / sqrt(mean(x²) + eps) over the last axis, computed in float32, without a learned weight."""
-    return mx.fast.rms_norm(x, None, eps)
-
-
 class Attention(nn.Module):
     """Full (non-causal) multi-head self-attention, with optional rotary positions (rotate-half over the whole head).
 
@@ -108,8 +103,7 @@ class SwiGLU(nn.Module):
 
     def __call__(self, x: mx.array) -> mx.array:
         """Map `[..., d]` to `[..., d]`."""
-        gate, up = mx.split(self.gate_up_proj(x), 2, axis=-1)
-        return self.down_proj(silu(gate) * up)
+        return self.down_proj(swiglu(x, self.gate_up_proj.weight.astype(x.dtype)))
 
 
 class Block(nn.Module):
