@@ -74,8 +74,9 @@ def all_finite(arrays: Any) -> mx.array:
     """
     # In float32: the sum of a large float16 array overflows by nothing but the number of its elements.
     found = dict(tree_flatten(arrays)).values()
-    sums = [array.astype(mx.float32).sum() for array in found if array is not None]
-    return mx.isfinite(mx.stack(sums)).all()
+    # Columns first: they are added side by side, in half the time of the elements of a row.
+    columns = [array.astype(mx.float32).sum(axis=0) if array.ndim else array for array in found if array is not None]
+    return mx.isfinite(mx.stack([column.astype(mx.float32).sum() for column in columns])).all()
 
 
 def _assign(tree: Any, values: Any) -> None:
