@@ -2,8 +2,10 @@
 
 from __future__ import annotations
 
+import functools
 import math
-from collections.abc import Iterator
+import os
+from collections.abc import Callable, Iterator
 
 import mlx.core as mx
 
@@ -21,6 +23,36 @@ TRUNCATED_NORMAL_SCALE = 1.0 / math.sqrt(1.0 - 2.0 * _CUT * _DENSITY_AT_CUT / _M
 def on_gpu() -> bool:
     """Whether computations run on a GPU by default; a few functions have another form for CPUs."""
     return mx.default_device().type == mx.DeviceType.gpu
+
+
+@functools.cache
+def cpu_streams() -> tuple[mx.Stream, ...]:
+    """The streams for parts of a computation that don't depend on each other: HRM_STREAMS of them, by default one.
+
+    What is done on a stream of MLX's CPU backend is done by one thread, save matrix products, which BLAS may spread.
+    `utils.cpu` sets HRM_STREAMS, and BLAS's threads to match.
+    """
+    count = int(os.environ.get("HRM_STREAMS", "1"))
+    return (mx.default_stream(mx.cpu), *(mx.new_stream(mx.cpu) for _ in range(count - 1)))
+
+
+def map_rows(function: Callable[..., tuple[mx.array, ...]], *arrays: mx.array) -> tuple[mx.array, ...]:
+    """`function(*arrays)`; on a CPU each stream computes its share of the rows.
+
+    Args:
+        function: takes arrays `[b, …]` and returns arrays `[b, …]`, of which row i depends on row i of the arguments.
+        arrays: all with the same number of rows.
+    """
+    rows = arrays[0].shape[0]
+    parts = 1 if on_gpu() else min(len(cpu_streams()), rows)
+    if parts == 1:
+        return function(*arrays)
+    results = []
+    for part, stream in enumerate(cpu_streams()[:parts]):
+        begin, end = rows * part // parts, rows * (part + 1) // parts
+        with mx.stream(stream):
+            results.append(function(*(array[begin:end] for array in arrays)))
+    return tuple(mx.concatenate(list(column)) for column in zip(*results, strict=True))
 
 
 def truncated_normal(shape: tuple[int, ...], std: float, key: mx.array) -> mx.array:

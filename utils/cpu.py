@@ -17,8 +17,12 @@ g++ in PATH MLX itself runs the same graph unfused: slower, and nothing to do fo
 
 On macOS (Accelerate, Metal), with MLX's CUDA build and with an MLX built from source, nothing is done.
 
-Environment: `HRM_BLAS=system` or `wheel` admits only that source, `off` keeps MLX's own BLAS without a word. Threads:
-`OPENBLAS_NUM_THREADS`, `OMP_NUM_THREADS`, else this process's share of the cores.
+*A stream for each core.* MLX carries out the operations of a CPU stream one after the other, and all but matrix
+products on one core. So `models.common` deals out the rows of a batch to HRM_STREAMS streams, by default this process's
+share of the cores, and each has the BLAS threads that are left for it: on a desktop one.
+
+Environment: `HRM_BLAS=system` or `wheel` admits only that source, `off` keeps MLX's own BLAS without a word.
+`HRM_STREAMS`: number of streams. `OPENBLAS_NUM_THREADS`, `OMP_NUM_THREADS`: threads of BLAS for each of them.
 """
 
 from __future__ import annotations
@@ -43,6 +47,8 @@ SYMBOLS = (
     *("dorgqr_", "spotrf_", "dpotrf_", "strtri_", "dtrtri_"),
 )
 
+MAX_STREAMS = 8  # the graph of a step, and the time to build it, grow with their number
+
 ELF_MACHINES = {"x86_64": 62, "aarch64": 183}
 BUILT_IN = "built in"
 
@@ -65,15 +71,13 @@ def _has_mlx_cpu_wheel() -> bool:
     )
 
 
-def _share_the_cores() -> None:
-    """Lower OpenBLAS's thread count, by default all cores of the affinity mask, to what this process may really use.
+def _share_of_the_cores() -> int:
+    """How many cores this process may really use.
 
     Two ranks on two cores are a third faster with one thread each than with two (measured); a container with a quota of
     4 CPUs on a machine of 64 cores would be throttled most of the time.
     """
-    if "OPENBLAS_NUM_THREADS" in os.environ or "OMP_NUM_THREADS" in os.environ:
-        return
-    available = cores = len(os.sched_getaffinity(0))
+    cores = len(os.sched_getaffinity(0))
     try:
         quota, period = Path("/sys/fs/cgroup/cpu.max").read_text().split()
         cores = min(cores, -(-int(quota) // int(period)))
@@ -84,8 +88,22 @@ def _share_the_cores() -> None:
         cores //= hosts.count(hosts[int(os.environ["MLX_RANK"])])
     except (OSError, KeyError, ValueError, LookupError, TypeError, AttributeError):
         pass
-    if cores < available:
-        os.environ["OPENBLAS_NUM_THREADS"] = str(max(cores, 1))
+    return max(cores, 1)
+
+
+def _deal_out_the_cores() -> None:
+    """Set the number of streams, and of OpenBLAS's threads for each, where the user has not."""
+    cores = _share_of_the_cores()
+    threads = os.environ.get("OPENBLAS_NUM_THREADS", os.environ.get("OMP_NUM_THREADS"))
+    if "HRM_STREAMS" not in os.environ:
+        taken = int(threads) if threads and threads.isdecimal() else 1
+        os.environ["HRM_STREAMS"] = str(max(1, min(cores // max(taken, 1), MAX_STREAMS)))
+    streams = os.environ["HRM_STREAMS"]
+    if not streams.isdecimal() or int(streams) < 1:
+        _say(f"HRM_STREAMS={streams} is no number of streams, expected 1 or more: taken as 1")
+        streams = os.environ["HRM_STREAMS"] = "1"
+    if threads is None:
+        os.environ["OPENBLAS_NUM_THREADS"] = str(max(1, cores // int(streams)))
 
 
 def _absolute_symbols_elf(addresses: dict[str, int], machine: int) -> bytes:
@@ -162,7 +180,6 @@ def _prepare_blas() -> str:
     loaded = None
     why = "no OpenBLAS found"
     try:
-        _share_the_cores()
         loaded = (_load_system() if wanted != "wheel" else None) or (_load_wheel() if wanted != "system" else None)
     except Exception as error:  # whatever goes wrong here costs speed, never the run
         why = f"OpenBLAS could not be loaded ({error})"
@@ -203,6 +220,7 @@ def _prepare() -> str:
     if "mlx.core" in sys.modules:
         _say("imported after mlx, too late for a fast BLAS: move `import utils.cpu` above the first import of mlx")
         return BUILT_IN
+    _deal_out_the_cores()
     try:
         _prepare_kernel_folder()
     except OSError as error:  # no temporary folder at all

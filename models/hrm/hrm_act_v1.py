@@ -16,7 +16,7 @@ import mlx.core as mx
 import mlx.nn as nn
 from pydantic import BaseModel, ConfigDict, Field, model_validator
 
-from models.common import FORWARD_DTYPES, random_keys, truncated_normal
+from models.common import FORWARD_DTYPES, map_rows, random_keys, truncated_normal
 from models.layers import Block, Embedding, Linear
 from models.sparse_embedding import SparseEmbedding
 
@@ -251,7 +251,7 @@ class HierarchicalReasoningModel_ACTV1(nn.Module):
         c = self._config
         data = carry["current_data"]
         embeddings = self.inner.input_embeddings(data["inputs"], puzzle_rows)
-        z_H, z_L, logits, q_halt, q_continue = self.inner(carry["z_H"], carry["z_L"], embeddings)
+        z_H, z_L, logits, q_halt, q_continue = map_rows(self.inner, carry["z_H"], carry["z_L"], embeddings)
         outputs = {"logits": logits, "q_halt_logits": q_halt, "q_continue_logits": q_continue}
 
         steps = carry["steps"] + 1
@@ -268,7 +268,7 @@ class HierarchicalReasoningModel_ACTV1(nn.Module):
                 halted = halted & (steps >= mx.where(explores, min_steps, 0))
 
             # The target is what the model thinks of the state that it has just reached.
-            *_, next_q_halt, next_q_continue = self.inner(z_H, z_L, mx.stop_gradient(embeddings))
+            *_, next_q_halt, next_q_continue = map_rows(self.inner, z_H, z_L, mx.stop_gradient(embeddings))
             target = mx.sigmoid(mx.where(last, next_q_halt, mx.maximum(next_q_halt, next_q_continue)))
             outputs["target_q_continue"] = mx.stop_gradient(target)
 
