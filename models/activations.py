@@ -69,6 +69,24 @@ def _differentiable(
     return result
 
 
+def _cpu_linear_derivative(
+    cotangent: mx.array, _: mx.array, x: mx.array, weight: mx.array
+) -> tuple[mx.array, mx.array]:
+    rows = (array.reshape(-1, array.shape[-1]) for array in (cotangent, x))
+    return cotangent @ weight, next(rows).T @ next(rows)
+
+
+def linear(x: mx.array, weight: mx.array) -> mx.array:
+    """x Wᵀ: maps `[..., in]` by a weight `[out, in]` of the same dtype to `[..., out]`.
+
+    On a CPU the gradient of the weight is formed as it lies in memory. MLX's own is a transposed view, element by
+    element slow to combine with the moments of the optimiser.
+    """
+    if on_gpu():
+        return x @ weight.T
+    return _differentiable(lambda x, weight: x @ weight.T, _cpu_linear_derivative, x, weight)
+
+
 def _exp_of_minus(x: mx.array) -> mx.array:
     return vectorised_exp2(x * -_LOG2_E)
 
@@ -99,7 +117,7 @@ def swiglu(x: mx.array, gate_up_weight: mx.array) -> mx.array:
     if on_gpu():
         gate, up = mx.split(x @ gate_up_weight.T, 2, axis=-1)
         return nn.silu(gate) * up
-    gate, up = ((x @ weight.T).astype(mx.float32) for weight in mx.split(gate_up_weight, 2))
+    gate, up = (linear(x, weight).astype(mx.float32) for weight in mx.split(gate_up_weight, 2))
     return _differentiable(_cpu_swiglu, _cpu_swiglu_derivative, gate, up).astype(x.dtype)
 
 

@@ -12,7 +12,7 @@ from collections.abc import Iterator
 import mlx.core as mx
 import mlx.nn as nn
 
-from models.activations import attention, rms_norm, swiglu
+from models.activations import attention, linear, rms_norm, swiglu
 from models.common import truncated_normal
 
 SWIGLU_MULTIPLE = 256  # the inner width is rounded up to a multiple of this
@@ -39,7 +39,7 @@ class Linear(nn.Module):
         weight = self.weight.astype(x.dtype)
         if "bias" in self:
             return mx.addmm(self.bias.astype(x.dtype), x, weight.T)
-        return x @ weight.T
+        return linear(x, weight)
 
 
 class Embedding(nn.Module):
