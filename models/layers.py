@@ -72,19 +72,29 @@ class Attention(nn.Module):
         self._num_heads = num_heads
         self._rope_theta = rope_theta  # None: positions are not rotated
 
-    def __call__(self, x: mx.array) -> mx.array:
-        """Map `[b, t, d]` to `[b, t, d]`."""
+    def __call__(self, x: mx.array, *, first: int | None = None) -> mx.array:
+        """Map `[b, t, d]` to `[b, t, d]`, or to `[b, first, d]` if only the first tokens of that are wanted."""
         b, t, d = x.shape
-        h, head_dim = self._num_heads, d // self._num_heads
-
-        qkv = self.qkv_proj(x).reshape(b, t, 3 * h, head_dim).transpose(0, 2, 1, 3)  # (b 3h t head_dim)
-        q, k, v = qkv[:, :h], qkv[:, h : 2 * h], qkv[:, 2 * h :]
+        if first is None:
+            qkv = self._heads(self.qkv_proj(x))  # (b 3h t head_dim)
+            q, k, v = mx.split(qkv, 3, axis=1)
+        else:
+            weight, t = self.qkv_proj.weight.astype(x.dtype), first
+            q = self._heads(linear(x[:, :first], weight[:d]))
+            k, v = mx.split(self._heads(linear(x, weight[d:])), 2, axis=1)
         if self._rope_theta is not None:
             q, k = (
-                mx.fast.rope(a, head_dim, traditional=False, base=self._rope_theta, scale=1.0, offset=0) for a in (q, k)
+                mx.fast.rope(a, d // self._num_heads, traditional=False, base=self._rope_theta, scale=1.0, offset=0)
+                for a in (q, k)
             )
-        out = attention(q, k, v, 1.0 / math.sqrt(head_dim))
+        out = attention(q, k, v, 1.0 / math.sqrt(d // self._num_heads))
         return self.o_proj(out.transpose(0, 2, 1, 3).reshape(b, t, d))
+
+    def _heads(self, x: mx.array) -> mx.array:
+        """`[b, t, n · d]` as `[b, n · h, t, head_dim]`."""
+        b, t, width = x.shape
+        head_dim = self.o_proj.weight.shape[0] // self._num_heads
+        return x.reshape(b, t, width // head_dim, head_dim).transpose(0, 2, 1, 3)
 
 
 def swiglu_width(hidden_size: int, expansion: float) -> int:
@@ -124,7 +134,7 @@ class Block(nn.Module):
         self.mlp = SwiGLU(hidden_size, expansion, keys)
         self._eps = rms_norm_eps
 
-    def __call__(self, x: mx.array) -> mx.array:
-        """Map `[b, t, d]` to `[b, t, d]`."""
-        x = rms_norm(x + self.self_attn(x), self._eps)
+    def __call__(self, x: mx.array, *, first: int | None = None) -> mx.array:
+        """Map `[b, t, d]` to `[b, t, d]`, or to `[b, first, d]` if only the first tokens of that are wanted."""
+        x = rms_norm(x[:, :first] + self.self_attn(x, first=first), self._eps)
         return rms_norm(x + self.mlp(x), self._eps)

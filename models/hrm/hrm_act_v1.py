@@ -102,12 +102,13 @@ class ReasoningModule(nn.Module):
             for _ in range(num_layers)
         ]
 
-    def __call__(self, hidden: mx.array, injection: mx.array) -> mx.array:
-        """Map state `[b, t, d]` and injection `[b, t, d]` to the new state."""
+    def __call__(self, hidden: mx.array, injection: mx.array, *, first: int | None = None) -> mx.array:
+        """Map state `[b, t, d]` and injection `[b, t, d]` to the new state, or to its `first` tokens."""
+        *layers, last = self.layers
         hidden = hidden + injection
-        for layer in self.layers:
+        for layer in layers:
             hidden = layer(hidden)
-        return hidden
+        return last(hidden, first=first)
 
 
 class HierarchicalReasoningModel_ACTV1_Inner(nn.Module):
@@ -164,6 +165,20 @@ class HierarchicalReasoningModel_ACTV1_Inner(nn.Module):
             `(z_H, z_L, logits, q_halt, q_continue)`: the new states, cut off from differentiation; logits
             `[b, s, v]` in the forward dtype; the two Q logits, float32 `[b]`.
         """
+        z_H, z_L = self._cycle(z_H, z_L, embeddings)
+        z_H = self.H_level(z_H, z_L)
+
+        logits = self.lm_head(z_H[:, self._config.puzzle_emb_len :])
+        q_halt, q_continue = self._q_logits(z_H)
+        return mx.stop_gradient(z_H), mx.stop_gradient(z_L), logits, q_halt, q_continue
+
+    def next_q_logits(self, z_H: mx.array, z_L: mx.array, embeddings: mx.array) -> tuple[mx.array, mx.array]:
+        """The last two results of a call alone, for which the last block has to compute only the first token."""
+        z_H, z_L = self._cycle(z_H, z_L, embeddings)
+        return self._q_logits(self.H_level(z_H, z_L, first=1))
+
+    def _cycle(self, z_H: mx.array, z_L: mx.array, embeddings: mx.array) -> tuple[mx.array, mx.array]:
+        """All updates of the two states but the last one of z_H; of these the last one of z_L is differentiated."""
         c = self._config
         constant = mx.stop_gradient(embeddings)
         for h_cycle in range(c.H_cycles):
@@ -173,13 +188,11 @@ class HierarchicalReasoningModel_ACTV1_Inner(nn.Module):
             if not last_h:
                 z_H = self.H_level(z_H, z_L)
         z_H, z_L = mx.stop_gradient(z_H), mx.stop_gradient(z_L)
+        return z_H, self.L_level(z_L, z_H + embeddings)
 
-        z_L = self.L_level(z_L, z_H + embeddings)
-        z_H = self.H_level(z_H, z_L)
-
-        logits = self.lm_head(z_H[:, c.puzzle_emb_len :])
+    def _q_logits(self, z_H: mx.array) -> tuple[mx.array, mx.array]:
         q_logits = self.q_head(z_H[:, 0].astype(mx.float32))  # (b 2)
-        return mx.stop_gradient(z_H), mx.stop_gradient(z_L), logits, q_logits[:, 0], q_logits[:, 1]
+        return q_logits[:, 0], q_logits[:, 1]
 
 
 class HierarchicalReasoningModel_ACTV1(nn.Module):
@@ -268,7 +281,7 @@ class HierarchicalReasoningModel_ACTV1(nn.Module):
                 halted = halted & (steps >= mx.where(explores, min_steps, 0))
 
             # The target is what the model thinks of the state that it has just reached.
-            *_, next_q_halt, next_q_continue = map_rows(self.inner, z_H, z_L, mx.stop_gradient(embeddings))
+            next_q_halt, next_q_continue = map_rows(self.inner.next_q_logits, z_H, z_L, mx.stop_gradient(embeddings))
             target = mx.sigmoid(mx.where(last, next_q_halt, mx.maximum(next_q_halt, next_q_continue)))
             outputs["target_q_continue"] = mx.stop_gradient(target)
 
