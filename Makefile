@@ -7,6 +7,8 @@ MLX ?=
 PYTHON ?=
 CANDIDATES = python3 python3.14 python3.13 python3.12 python3.11 python3.10
 DEMO_SEED ?= 0
+# Arguments of `make bench`: quick=true out=<file> against=<file>
+BENCH ?=
 
 # An older PYTHONPATH or a pip that installs elsewhere must not leak into the venv.
 unexport PYTHONPATH PYTHONHOME PIP_USER PIP_TARGET PIP_PREFIX PIP_REQUIRE_VIRTUALENV
@@ -26,12 +28,13 @@ DATA = data/sudoku-6x6
 RUN = checkpoints/demo
 
 .DEFAULT_GOAL := help
-.PHONY: help install demo test clean check-switch
+.PHONY: help install demo test bench clean check-switch
 
 help:
 	@echo "make install   make .venv and install requirements.txt (Linux with NVIDIA: make install MLX=cuda13)"
 	@echo "make demo      build a small data set, train a small model on it and evaluate it (DEMO_SEED=0)"
 	@echo "make test      lint, types and all tests"
+	@echo "make bench     the speed of the default model on this machine, and its bound (BENCH='quick=true out=b.json')"
 	@echo "make clean     remove .venv, caches and what the demo made"
 	@echo "The Python to use, 3.10 or newer: PYTHON=/path/to/python"
 
@@ -99,6 +102,9 @@ test: .venv/installed-dev
 	.venv/bin/python -m ruff format --check .
 	.venv/bin/python -m mypy
 	.venv/bin/python -m pytest
+
+bench: .venv/installed
+	.venv/bin/python -m utils.bench $(BENCH)
 
 # Nothing but what these targets made: other data sets, checkpoints and runs stay.
 clean:

@@ -1,4 +1,4 @@
-"""The `key=value` command lines of evaluate.py, utils.export and utils.arc: their keys, checked one by one."""
+"""The `key=value` command lines of evaluate.py and of the modules of utils that are run: their keys, checked."""
 
 from __future__ import annotations
 
@@ -21,6 +21,7 @@ class EvaluateConfig(BaseModel):
     data_path: str | None = None
     save_outputs: list[PredictionKey] = list(DEFAULT_PREDICTION_KEYS)
     output_path: str | None = None
+    eval_halt: Literal["max", "q"] | None = None
     global_batch_size: int | None = Field(default=None, ge=1)
     max_examples: int | None = Field(default=None, ge=1)
     forward_dtype: Literal["bfloat16", "float16", "float32"] | None = None
@@ -59,7 +60,21 @@ class ArcConfig(BaseModel):
     table: str | None = None
 
 
-CommandLine = TypeVar("CommandLine", EvaluateConfig, ExportConfig, ArcConfig)
+class BenchConfig(BaseModel):
+    """All keys of `python -m utils.bench`.
+
+    `quick`: Sudoku only, and every time measured twice. `out`: a file for the JSON line. `against`: such a file of an
+    earlier run to compare with.
+    """
+
+    model_config = ConfigDict(extra="forbid", coerce_numbers_to_str=True)
+
+    quick: bool = False
+    out: str | None = None
+    against: str | None = None
+
+
+CommandLine = TypeVar("CommandLine", EvaluateConfig, ExportConfig, ArcConfig, BenchConfig)
 
 
 def parse_evaluate_config(arguments: list[str]) -> EvaluateConfig:
@@ -88,6 +103,15 @@ def parse_arc_config(arguments: list[str]) -> ArcConfig:
         UserError: one line that names the key, what was found and what is expected.
     """
     return _parse(arguments, ArcConfig, "python -m utils.arc", predictions="<folder or pattern>")
+
+
+def parse_bench_config(arguments: list[str]) -> BenchConfig:
+    """Check the `key=value` arguments of `python -m utils.bench`.
+
+    Raises:
+        UserError: one line that names the key, what was found and what is expected.
+    """
+    return _parse(arguments, BenchConfig, "python -m utils.bench")
 
 
 def _parse(arguments: list[str], kind: type[CommandLine], command: str, **required: str) -> CommandLine:

@@ -35,7 +35,7 @@ class Evaluator:
             return carry, metrics | {"loss": loss}, outputs
 
         self.uncompiled_step = step
-        self._compiled_step = mx.compile(step, inputs=head.state)
+        self.step = mx.compile(step, inputs=head.state)
 
     def outer_steps(self, batch: dict[str, mx.array]) -> Iterator[tuple[Carry, Metrics, dict[str, mx.array]]]:
         """Think about a batch; yields carry, metric sums and outputs after each of the halt_max_steps outer steps.
@@ -46,7 +46,7 @@ class Evaluator:
         carry = self.head.model.initial_carry(batch)
         for _ in range(self.head.model.config.halt_max_steps):
             earlier = carry
-            carry, metrics, outputs = self._compiled_step(carry, batch)
+            carry, metrics, outputs = self.step(carry, batch)
             mx.async_eval(carry)  # the metrics and outputs of all but the last step are never asked for
             mx.eval(earlier)  # one step ahead of the device is enough, and the caller may want to end here
             yield carry, metrics, outputs
