@@ -240,7 +240,12 @@ else:
     source = find_weights(str(folder / "checkpoint"))
     load_weights(head, source.tensors(), source.name)
     assert head.model.inner.puzzle_emb.weights[-1, -1].item() == 1
-    peak = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * (1 if sys.platform == "darwin" else 1024)
+    status = Path("/proc/self/status")
+    if status.exists():  # there ru_maxrss begins with the memory of the process that started this one
+        (line,) = [line for line in status.read_text().splitlines() if line.startswith("VmHWM:")]
+        peak = int(line.split()[1]) * 1024
+    else:
+        peak = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
     print((peak - before) / (folder / "checkpoint").stat().st_size)
 """
     for what in ("write", "read"):
