@@ -14,13 +14,13 @@ import pytest
 
 
 @pytest.fixture(autouse=True)
-def _logging_as_it_was() -> Iterator[None]:
-    """Hydra, where a test calls pretrain.py, makes all logging go to the stdout of that test, which is closed soon."""
-    before, level = logging.root.handlers[:], logging.root.level
+def logging_as_before() -> Iterator[None]:
+    """Hydra makes the root logger talkative, on the stdout of the test that called it."""
+    root = logging.getLogger()
+    handlers, level = root.handlers[:], root.level
     yield
-    for handler in set(logging.root.handlers) - set(before):
-        logging.root.removeHandler(handler)
-    logging.root.setLevel(level)
+    root.handlers[:] = handlers
+    root.setLevel(level)
 
 
 @pytest.fixture
