@@ -99,7 +99,7 @@ class PretrainConfig(BaseModel):
     checkpoint_every_eval: bool = False
     checkpoint_interval: int | None = Field(default=None, ge=1)
     keep_checkpoints: int | None = Field(default=None, ge=1)
-    resume: str | None = None
+    resume: str | None = Field(default=None, min_length=1)
 
     lr: float = Field(ge=0)
     lr_min_ratio: float = Field(ge=0)
