@@ -15,8 +15,9 @@ from utils.errors import UserError, describe_validation_error
 
 CONFIG_FILE = "all_config.yaml"  # beside the step folders of a run; the same name as in the PyTorch code
 
+# step_preds: the prediction after every outer step and, in step_q_halt_logits and step_q_continue_logits, its Q values
 PredictionKey = Literal[
-    "inputs", "labels", "puzzle_identifiers", "preds", "logits", "q_halt_logits", "q_continue_logits"
+    "inputs", "labels", "puzzle_identifiers", "preds", "logits", "q_halt_logits", "q_continue_logits", "step_preds"
 ]
 DEFAULT_PREDICTION_KEYS: tuple[PredictionKey, ...] = (
     "inputs",
