@@ -14,7 +14,7 @@ from typing import TypeGuard
 
 import numpy as np
 
-from utils.errors import UserError
+from utils.errors import UserError, shown
 from utils.stored_tensors import (
     MAX_DIMENSIONS,
     MAX_SIZE,
@@ -22,7 +22,6 @@ from utils.stored_tensors import (
     HostTensor,
     StoredTensor,
     dense_strides,
-    shown,
 )
 
 _CODES = {
