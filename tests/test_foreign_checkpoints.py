@@ -15,6 +15,7 @@ from pathlib import Path
 import mlx.core as mx
 import numpy as np
 import pytest
+import yaml
 
 import evaluate
 from tests.hub import serve_hub
@@ -145,6 +146,57 @@ def test_an_architecture_from_elsewhere_is_not_imported(
         assert status == 1
         assert err.startswith(f"error: architecture name '{name}'"), err
     assert not (tmp_path / "ran").exists()
+
+
+def with_config(folder: Path, **changes: object) -> Path:
+    """A copy of a golden checkpoint with other values in its configuration; those of `arch` are merged."""
+    shutil.copytree(GOLDEN / "rope_stablemax", folder)
+    config = yaml.safe_load((folder / CONFIG_FILE).read_text())
+    changes["arch"] = config["arch"] | changes.get("arch", {})  # type: ignore[operator]
+    (folder / CONFIG_FILE).write_text(yaml.safe_dump(config | changes))
+    return folder / "step_8"
+
+
+def test_training_keys_of_other_code_are_no_obstacle(
+    tmp_path: Path, call_script: Callable[..., tuple[int, str, str]]
+) -> None:
+    data, golden = golden_data(tmp_path / "data", "rope_stablemax")
+    checkpoint = with_config(tmp_path / "run", ema=False, epochs=7, eval_interval=3, beta1=None, eval_save_outputs="no")
+    status, out, err = call_script(evaluate, f"checkpoint={checkpoint}", f"data_path={data}", "save_outputs=[]")
+    assert status == 0, err
+    loss = float(golden["eval/metrics/lm_loss"]) / len(golden["eval/logits"])
+    assert json.loads(out.splitlines()[-1])["eval/lm_loss"] == pytest.approx(loss, rel=1e-5)
+
+    checkpoint = with_config(tmp_path / "other", arch={"gate": True})  # another model: these weights mean nothing here
+    status, _, err = call_script(evaluate, f"checkpoint={checkpoint}", f"data_path={data}")
+    assert (status, err.count("\n")) == (1, 1)
+    assert "unknown key 'arch.gate'" in err
+
+
+@pytest.mark.parametrize(
+    ("arch", "message"),
+    [
+        ({"H_layers": 1_000_000_000}, "arch.H_layers = 1000000000"),
+        ({"H_cycles": 1_000_000}, "arch.H_cycles = 1000000"),
+        ({"expansion": 1e300}, "arch.expansion = 1e+300"),
+        ({"hidden_size": 1_000_000_000}, "arch.hidden_size = 1000000000"),
+        ({"hidden_size": 16_384, "expansion": 64, "puzzle_emb_ndim": 16_384}, "compare the arch keys"),
+        ({"H_layers": 256, "L_layers": 256, "hidden_size": 16_384}, "step_8 lacks"),
+    ],
+    ids=str,
+)
+def test_a_model_of_any_size_is_refused_before_it_takes_memory(
+    tmp_path: Path, call_script: Callable[..., tuple[int, str, str]], arch: dict[str, float], message: str
+) -> None:
+    """Within the bounds too, terabytes of weights: names and shapes are compared before one of them is drawn."""
+    data, _ = golden_data(tmp_path / "data", "rope_stablemax")
+    checkpoint = with_config(tmp_path / "run", arch=arch)
+    mx.reset_peak_memory()
+    before = mx.get_active_memory()
+    status, _, err = call_script(evaluate, f"checkpoint={checkpoint}", f"data_path={data}")
+    assert (status, err.count("\n")) == (1, 1), err
+    assert message in err
+    assert mx.get_peak_memory() - before < 1 << 20
 
 
 # ---------------------------------------------------------------------------------------------------------- export
