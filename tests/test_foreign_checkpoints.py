@@ -238,6 +238,42 @@ def test_an_export_can_be_for_a_compiled_model_and_replaces_only_on_request(
     assert export_here(call_script, f"checkpoint={source}")[0] == 1
 
 
+def test_an_export_never_stands_beside_another_models_configuration(
+    tmp_path: Path, call_script: Callable[..., tuple[int, str, str]]
+) -> None:
+    """evaluate.py would rebuild the other model, or the right one with other positions, without a word."""
+    first, second = GOLDEN / "rope_stablemax", GOLDEN / "learned_softmax"
+    assert export_here(call_script, f"checkpoint={first / 'step_8'}", f"out={tmp_path / 'a.safetensors'}")[0] == 0
+    assert export_here(call_script, f"checkpoint={first / 'step_0'}", f"out={tmp_path / 'b.safetensors'}")[0] == 0
+
+    arguments = [f"checkpoint={second / 'step_8'}", f"out={tmp_path / 'c.safetensors'}"]
+    status, _, err = export_here(call_script, *arguments)
+    assert (status, err.count("\n")) == (1, 1)
+    assert f"{tmp_path / CONFIG_FILE} belongs to other weights" in err
+    assert (tmp_path / CONFIG_FILE).read_bytes() == (first / CONFIG_FILE).read_bytes()
+    names = {"a.safetensors", "b.safetensors", CONFIG_FILE}
+    assert {path.name for path in tmp_path.iterdir()} == names
+
+    assert export_here(call_script, *arguments, "overwrite=true")[0] == 0
+    assert (tmp_path / CONFIG_FILE).read_bytes() == (second / CONFIG_FILE).read_bytes()
+    assert {path.name for path in tmp_path.iterdir()} == {*names, "c.safetensors"}
+
+
+def test_an_export_is_evaluated_under_the_step_that_it_was_saved_at(
+    tmp_path: Path, call_script: Callable[..., tuple[int, str, str]]
+) -> None:
+    """All of them at step 0, the predictions of the second file in a folder would replace those of the first."""
+    data, _ = golden_data(tmp_path / "data", "rope_stablemax")
+    for step in (0, 8):
+        out = tmp_path / f"{step}.safetensors"
+        source = GOLDEN / "rope_stablemax" / f"step_{step}"
+        assert export_here(call_script, f"checkpoint={source}", f"out={out}")[0] == 0
+        status, said, err = call_script(evaluate, f"checkpoint={out}", f"data_path={data}")
+        assert status == 0, err
+        assert json.loads(said.splitlines()[-1])["step"] == step
+        assert (tmp_path / f"step_{step}_all_preds.0" / "preds.npy").is_file()
+
+
 def test_pytorch_takes_an_export_key_by_key(tmp_path: Path, call_script: Callable[..., tuple[int, str, str]]) -> None:
     torch = pytest.importorskip("torch")
     load_file = pytest.importorskip("safetensors.torch").load_file
