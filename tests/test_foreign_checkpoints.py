@@ -20,7 +20,7 @@ import yaml
 import evaluate
 from tests.hub import serve_hub
 from tests.tiny_data import ROOT, make_tiny_data, run_script
-from utils import export
+from utils import arc, export
 from utils.config import CONFIG_FILE
 from utils.safetensors_file import read_safetensors
 from utils.torch_file import read_torch_file
@@ -272,6 +272,19 @@ def test_an_export_is_evaluated_under_the_step_that_it_was_saved_at(
         assert status == 0, err
         assert json.loads(said.splitlines()[-1])["step"] == step
         assert (tmp_path / f"step_{step}_all_preds.0" / "preds.npy").is_file()
+
+
+def test_an_unknown_home_is_told_in_one_line(call_script: Callable[..., tuple[int, str, str]]) -> None:
+    """`~name/…` of a user of another machine, in a command that was copied from there."""
+    known = GOLDEN / "rope_stablemax" / "step_8"
+    for script, arguments in (
+        (evaluate, ["checkpoint=~no-such-user/run"]),
+        (export, [f"checkpoint={known}", "out=~no-such-user/x.safetensors"]),
+        (arc, ["predictions=~no-such-user/run/step_1*"]),
+    ):
+        status, _, err = call_script(script, *arguments)
+        assert (status, err.count("\n")) == (1, 1), err
+        assert "~no-such-user is no known home" in err
 
 
 def test_pytorch_takes_an_export_key_by_key(tmp_path: Path, call_script: Callable[..., tuple[int, str, str]]) -> None:

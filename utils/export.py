@@ -13,6 +13,7 @@ import shutil
 import sys
 from pathlib import Path
 
+from dataset.common import expand_user
 from utils import errors
 from utils.command_line import ExportConfig, parse_export_config
 from utils.config import CONFIG_FILE
@@ -29,7 +30,7 @@ def export(config: ExportConfig) -> Path:
         UserError: if there are no such weights, or a file is in the way: `out`, or another model's configuration.
         OSError: if a file can't be written, as the system reports it.
     """
-    out = Path(config.out).expanduser()
+    out = expand_user(config.out)
     if out.suffix != ".safetensors":
         raise UserError(f"out = {config.out!r} must end in .safetensors, the only format written")
     if out.exists() and not config.overwrite:

@@ -11,6 +11,7 @@ from pathlib import Path
 import mlx.core as mx
 from mlx.utils import tree_flatten
 
+from dataset.common import expand_user
 from models.losses import ACTLossHead
 from utils.checkpoint_record import (
     RECORD_FILE,
@@ -71,8 +72,9 @@ def find_weights(checkpoint: str) -> WeightsSource:
 
     Raises:
         UserError: if there is nothing of the kind, or it is damaged.
+        DatasetError: if it begins with `~` and a user who is not known.
     """
-    path = Path(checkpoint).expanduser()
+    path = expand_user(checkpoint)
     if path.is_dir():
         if (path / CONFIG_FILE).is_file():
             path = _newest_in(path)
