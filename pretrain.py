@@ -37,7 +37,7 @@ from utils.resume import (
     progress_from,
     with_saved_names,
 )
-from utils.run import Run
+from utils.run import Run, is_over
 from utils.run_folder import RunFolder
 from utils.safetensors_file import read_safetensors
 from utils.tracking import Tracker
@@ -84,11 +84,14 @@ def reason_to_stop(run: Run) -> str | None:
     return stop.reason(run.metrics.over_window(), f" over {stop.window} steps")
 
 
-def train(run: Run) -> str | None:
-    """Train up to the next evaluation; returns why `stop_when` asks to end the run, if it does."""
+def train(run: Run) -> tuple[bool, str | None]:
+    """Train up to the next evaluation.
+
+    Returns whether the iteration is complete, and why `stop_when` asks to end the run, if it does.
+    """
     config, state, progress = run.config, run.state, run.progress
     if progress.batches and (stop := reason_to_stop(run)):  # a run that was interrupted right there
-        return stop
+        return False, stop
     batches = run.train_set.train_batches(
         progress.iteration, epochs=progress.iteration_epochs, start_batch=progress.batches
     )
@@ -97,7 +100,7 @@ def train(run: Run) -> str | None:
             run.interruption.check()
             run.checkpoints.check()
             if state.step >= state.total_steps:
-                break
+                return False, None
             step_metrics, _ = state.train_step(to_device(batch))
             mx.async_eval(state.arrays, state.carry, step_metrics)
             run.metrics.add(state.step, step_metrics)
@@ -114,8 +117,8 @@ def train(run: Run) -> str | None:
             if config.checkpoint_interval is not None and state.step % config.checkpoint_interval == 0:
                 run.save()
             if stop:
-                return stop
-    return None
+                return next(prepared, None) is None, stop
+    return True, None
 
 
 def evaluate_and_log(run: Run) -> Evaluation:
@@ -144,18 +147,18 @@ def evaluate_and_log(run: Run) -> Evaluation:
 def go_on(run: Run) -> None:
     """(train → evaluate → checkpoint)*, from where the run stands to its end."""
     config, progress = run.config, run.progress
-    while not progress.finished(config.epochs):
-        stopped = train(run)
+    while not run.over():
+        complete, stopped = train(run)
         run.interruption.check()
         found = evaluate_and_log(run).metrics
-        run.note_evaluation(found)
+        best = run.note_evaluation(found)
         progress.stopped = stopped or config.stop_when.reason(found)
-        if stopped is None:  # otherwise the rest of the iteration is left for whoever resumes with another stop_when
+        if complete:  # otherwise its rest is left for whoever resumes with another stop_when, or with more epochs
             progress.next_iteration(config.epochs_per_iteration, config.epochs)
-        last = progress.finished(config.epochs)
+        last = run.over()
         if last and run.metrics.unread:  # steps after the last multiple of log_interval
             log_train_metrics(run)
-        if config.checkpoint_every_eval or last:
+        if config.checkpoint_every_eval or last or (best and config.keep_checkpoints is not None):
             run.save()
         if progress.stopped is not None:
             tqdm.write(f"step {run.state.step}: {progress.stopped}, stopping")
@@ -174,10 +177,12 @@ def end_in_order(run: Run) -> None:
         run.checkpoints.wait()
         steps = step_folders(run.checkpoints.path)
         kept = f"{steps[0].name} is the last good checkpoint" if steps else "there is no checkpoint yet"
+        skipping = run.config.on_nonfinite == "skip"
+        again = "continue with resume=auto and" if steps else "start anew with"
         raise errors.UserError(
             f"{error}; training is stopped, and {kept}. Late in training on few examples this happens: stop earlier "
-            "(stop_when.metric=train/exact_accuracy stop_when.at_least=0.999), or continue with resume=auto and a "
-            "lower lr or on_nonfinite=skip"
+            f"(stop_when.metric=train/exact_accuracy stop_when.at_least=0.999), or {again} a lower lr"
+            + ("" if skipping else " or on_nonfinite=skip")
         ) from error
 
 
@@ -227,7 +232,7 @@ def launch(hydra_config: DictConfig) -> None:
             tqdm.write(f"no checkpoint in {path} yet, starting anew" if point is None else f"resuming {point.folder}")
         for change in changes:
             tqdm.write(f"changed since then: {change}")
-        if progress.finished(config.epochs):
+        if is_over(config, state, progress):
             tqdm.write(f"nothing left to do: {progress.stopped or f'all {config.epochs} epochs are done'}")
             return
         if point is not None:
@@ -237,7 +242,7 @@ def launch(hydra_config: DictConfig) -> None:
         with (
             Interruption() as interruption,
             History(path, history_bytes) as history,
-            Tracker(config, run_id, history) as tracker,
+            Tracker(config, run_id, history, step=state.step) as tracker,
             CheckpointWriter(path, config.keep_checkpoints) as checkpoints,
             tqdm(total=state.total_steps, initial=state.step, desc="train", unit="step", dynamic_ncols=True) as bar,
         ):

@@ -147,10 +147,11 @@ class TrainState:
         self.carry = self.head.model.initial_carry(blank)
         for name, own in self.named_arrays().items():
             found = arrays.get(name)
-            if found is None or (found.shape, found.dtype) != (own.shape, str(own.dtype).removeprefix("mlx.core.")):
+            dtype = str(own.dtype).rpartition(".")[2]
+            if found is None or (found.shape, found.dtype) != (own.shape, dtype):
                 what = "is missing" if found is None else f"is {found.dtype} {found.shape}"
                 raise UserError(
-                    f"{origin}: {name} {what}, expected {own.dtype} {own.shape}; was it made by another version?"
+                    f"{origin}: {name} {what}, expected {dtype} {own.shape}; was it made by another version?"
                 )
         stored = tree_unflatten([(name, arrays[name].read()) for name in self.named_arrays()])
         _assign(self.optimizer.state, stored["optimizer"])
