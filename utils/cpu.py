@@ -47,6 +47,9 @@ SYMBOLS = (
     *("dorgqr_", "spotrf_", "dpotrf_", "strtri_", "dtrtri_"),
 )
 
+_LARGEST_KEPT = 1 << 30  # buffers beyond this, bytes, are few, and come from the system
+_LARGE_PAGE = 1 << 21
+MAX_HEAP = 16 << 30  # bytes of addresses set aside for large pages
 MAX_STREAMS = 8  # the graph of a step, and the time to build it, grow with their number
 
 ELF_MACHINES = {"x86_64": 62, "aarch64": 183}
@@ -104,6 +107,10 @@ def _deal_out_the_cores() -> None:
         streams = os.environ["HRM_STREAMS"] = "1"
     if threads is None:
         os.environ["OPENBLAS_NUM_THREADS"] = str(max(1, cores // int(streams)))
+    if int(streams) > 1:
+        # MLX hands out work level by level of the graph only as long as a level is narrower than this, by default 20;
+        # after that one branch after the other, so that one stream waits for the other throughout a backward pass.
+        os.environ.setdefault("MLX_BFS_MAX_WIDTH", "1000")
 
 
 def _absolute_symbols_elf(addresses: dict[str, int], machine: int) -> bytes:
@@ -191,6 +198,38 @@ def _prepare_blas() -> str:
     return loaded or BUILT_IN
 
 
+def _keep_memory() -> None:
+    """Have malloc keep what is freed, in large pages.
+
+    MLX takes the memory of every intermediate result from malloc, which would give buffers of this size back to the
+    system and get them anew, cleared, page by page: up to a sixth of a step. As a side effect the process never gives
+    back what it once used. Works with glibc; elsewhere nothing happens.
+    """
+    libc = ctypes.CDLL(None)
+    if not hasattr(libc, "mallopt"):
+        return
+    m_trim_threshold, m_mmap_threshold, m_arena_max = -1, -3, -8
+    libc.mallopt(m_mmap_threshold, _LARGEST_KEPT)
+    libc.mallopt(m_trim_threshold, -1)
+    libc.mallopt(m_arena_max, 1)  # one heap, the main one, for all threads
+    # The heap is made to grow, marked for large pages, and left empty: none of it takes memory before it is used.
+    libc.malloc.restype, libc.malloc.argtypes = ctypes.c_void_p, [ctypes.c_size_t]
+    libc.free.argtypes = [ctypes.c_void_p]
+    libc.madvise.argtypes = [ctypes.c_void_p, ctypes.c_size_t, ctypes.c_int]
+    size, madv_hugepage = _LARGEST_KEPT - (1 << 12), 14
+    blocks = []
+    for _ in range(max(1, min(MAX_HEAP, os.sysconf("SC_PHYS_PAGES") * os.sysconf("SC_PAGE_SIZE") // 2) // size)):
+        block = libc.malloc(size)
+        if not block:
+            break
+        blocks.append(block)
+    for block in blocks:
+        begin = -(-block // _LARGE_PAGE) * _LARGE_PAGE
+        libc.madvise(begin, (block + size - begin) // _LARGE_PAGE * _LARGE_PAGE, madv_hugepage)
+    for block in reversed(blocks):
+        libc.free(block)
+
+
 def _prepare_kernel_folder() -> None:
     """Keep `mx.compile` from failing where its folder belongs to somebody else, or its libraries can't be mapped."""
     if shutil.which("g++") is None:
@@ -221,6 +260,7 @@ def _prepare() -> str:
         _say("imported after mlx, too late for a fast BLAS: move `import utils.cpu` above the first import of mlx")
         return BUILT_IN
     _deal_out_the_cores()
+    _keep_memory()
     try:
         _prepare_kernel_folder()
     except OSError as error:  # no temporary folder at all
