@@ -91,7 +91,7 @@ def main() -> None:
             vocab_size = test_set.metadata.vocab_size
             writer = stack.enter_context(PredictionWriter(predictions, config.save_outputs, vocab_size))
         result = evaluate(
-            Evaluator(head),
+            Evaluator(head, config.eval_halt),
             test_set,
             max_examples=config.max_examples,
             writer=writer,

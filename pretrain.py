@@ -255,7 +255,7 @@ def launch(hydra_config: DictConfig) -> None:
                 test_set=test_set,
                 data=data,
                 state=state,
-                evaluator=Evaluator(state.head),
+                evaluator=Evaluator(state.head, config.eval_halt),
                 progress=progress,
                 metrics=metrics,
                 tracker=tracker,

@@ -111,38 +111,42 @@ class ACTLossHead(nn.Module):
             over halted rows with at least one label (float32 scalars); the outputs of the model.
         """
         carry, outputs = self.model(carry, puzzle_rows, training=training, key=key)
-        labels = carry["current_data"]["labels"]  # (b s)
+        loss, metrics = self.loss(carry, outputs)
+        return loss, carry, metrics, outputs
 
+    def loss(self, carry: Carry, outputs: dict[str, mx.array]) -> tuple[mx.array, dict[str, mx.array]]:
+        """Loss and metrics of what the model made of a carry; shapes as `__call__`."""
+        rows = self.row_metrics(carry, outputs)
+        metrics = {
+            name: (value if name.endswith("loss") else mx.where(carry["halted"], value, 0)).sum()
+            for name, value in rows.items()
+        }
+        q_loss = metrics["q_halt_loss"]
+        if "target_q_continue" in outputs:
+            q_continue, target = outputs["q_continue_logits"], outputs["target_q_continue"]
+            metrics["q_continue_loss"] = nn.losses.binary_cross_entropy(q_continue, target, reduction="sum")
+            q_loss = q_loss + metrics["q_continue_loss"]
+        return metrics["lm_loss"] + Q_LOSS_WEIGHT * q_loss, metrics
+
+    def row_metrics(self, carry: Carry, outputs: dict[str, mx.array]) -> dict[str, mx.array]:
+        """What each row adds to the metrics, float32 `[b]`; nothing but the losses where a row has no label."""
+        labels = carry["current_data"]["labels"]  # (b s)
         labelled = labels != IGNORE_LABEL_ID
         label_count = labelled.sum(axis=-1)  # (b)
         divisor = mx.maximum(label_count, 1)
         correct = labelled & (mx.argmax(outputs["logits"], axis=-1) == labels)  # (b s)
         correct_count = correct.sum(axis=-1)
         row_correct = correct_count == label_count
-        q_halt, q_continue = outputs["q_halt_logits"], outputs["q_continue_logits"]
+        q_halt = outputs["q_halt_logits"]
 
-        token_loss = self._token_loss(outputs["logits"], labels)
-        lm_loss = (token_loss.sum(axis=-1) / divisor).sum()
-        q_halt_loss = nn.losses.binary_cross_entropy(q_halt, row_correct.astype(q_halt.dtype), reduction="sum")
-        q_loss = q_halt_loss
-
-        counted = carry["halted"] & (label_count > 0)
-
-        def total(x: mx.array) -> mx.array:
-            return mx.where(counted, x, 0).sum().astype(mx.float32)
-
-        metrics = {
-            "count": total(mx.ones_like(label_count)),
-            "accuracy": total(correct_count / divisor),
-            "exact_accuracy": total(row_correct),
-            "q_halt_accuracy": total((q_halt >= 0) == row_correct),
-            "steps": total(carry["steps"]),
-            "lm_loss": lm_loss,
-            "q_halt_loss": q_halt_loss,
+        counted = {
+            "count": mx.ones_like(label_count),
+            "accuracy": correct_count / divisor,
+            "exact_accuracy": row_correct,
+            "q_halt_accuracy": (q_halt >= 0) == row_correct,
+            "steps": carry["steps"],
         }
-        if "target_q_continue" in outputs:
-            q_continue_loss = nn.losses.binary_cross_entropy(q_continue, outputs["target_q_continue"], reduction="sum")
-            metrics["q_continue_loss"] = q_continue_loss
-            q_loss = q_loss + q_continue_loss
-
-        return lm_loss + Q_LOSS_WEIGHT * q_loss, carry, metrics, outputs
+        return {name: mx.where(label_count > 0, value, 0).astype(mx.float32) for name, value in counted.items()} | {
+            "lm_loss": self._token_loss(outputs["logits"], labels).sum(axis=-1) / divisor,
+            "q_halt_loss": nn.losses.binary_cross_entropy(q_halt, row_correct.astype(q_halt.dtype), reduction="none"),
+        }

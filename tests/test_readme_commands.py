@@ -155,7 +155,13 @@ def test_defaults_are_the_documented_ones() -> None:
     assert config["defaults"][-1] == "_self_"
     assert config["hydra"]["output_subdir"] is None
     off = {"eval_max_examples": None, "log_interval": 1, "log_examples": 0, "load_weights": None}
-    off |= {"resume": None, "checkpoint_interval": None, "keep_checkpoints": None, "on_nonfinite": "stop"}
+    off |= {
+        "eval_halt": "max",
+        "resume": None,
+        "checkpoint_interval": None,
+        "keep_checkpoints": None,
+        "on_nonfinite": "stop",
+    }
     assert {key: config[key] for key in off} == off
     assert config["stop_when"]["metric"] is None
     assert config.keys() == documented.keys() | off.keys() | {"defaults", "hydra", "stop_when"}

@@ -6,9 +6,9 @@ from typing import Annotated, Literal, TypeVar
 
 import yaml
 from omegaconf import OmegaConf
-from pydantic import BaseModel, BeforeValidator, ConfigDict, Field, ValidationError
+from pydantic import BaseModel, BeforeValidator, ConfigDict, Field, ValidationError, model_validator
 
-from utils.config import DEFAULT_PREDICTION_KEYS, PredictionKey
+from utils.config import DEFAULT_PREDICTION_KEYS, PredictionKey, check_film
 from utils.errors import UserError, describe_validation_error
 
 
@@ -21,11 +21,16 @@ class EvaluateConfig(BaseModel):
     data_path: str | None = None
     save_outputs: list[PredictionKey] = list(DEFAULT_PREDICTION_KEYS)
     output_path: str | None = None
-    eval_halt: Literal["max", "q"] | None = None
+    eval_halt: Literal["max", "q"] = "max"
     global_batch_size: int | None = Field(default=None, ge=1)
     max_examples: int | None = Field(default=None, ge=1)
     forward_dtype: Literal["bfloat16", "float16", "float32"] | None = None
     show_examples: int = Field(default=0, ge=0)
+
+    @model_validator(mode="after")
+    def _film_is_complete(self) -> EvaluateConfig:
+        check_film(self.eval_halt, self.save_outputs, "save_outputs")
+        return self
 
 
 class ExportConfig(BaseModel):

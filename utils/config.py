@@ -31,6 +31,19 @@ DEFAULT_PREDICTION_KEYS: tuple[PredictionKey, ...] = (
 )
 
 
+def check_film(eval_halt: str, save_outputs: list[PredictionKey], key: str) -> None:
+    """Refuse what can't be had: predictions after outer steps that are not taken.
+
+    Raises:
+        ValueError: if `save_outputs`, the value of the configuration's `key`, has step_preds while rows stop by Q.
+    """
+    if eval_halt == "q" and "step_preds" in save_outputs:
+        raise ValueError(
+            f"{key} has step_preds, the predictions after every outer step, and with eval_halt = 'q' examples take "
+            f"different numbers of them; use eval_halt=max, or leave step_preds out"
+        )
+
+
 class LossConfig(BaseModel):
     """The loss head: `name` is `module@Class` below `models`."""
 
@@ -119,6 +132,7 @@ class PretrainConfig(BaseModel):
     seed: int = Field(default=0, ge=0, lt=2**64)
     eval_save_outputs: list[PredictionKey] = []
 
+    eval_halt: Literal["max", "q"] = "max"
     eval_max_examples: int | None = Field(default=None, ge=1)
     log_interval: int = Field(default=1, ge=1)
     log_examples: int = Field(default=0, ge=0)
@@ -134,6 +148,11 @@ class PretrainConfig(BaseModel):
                 f"epochs = {self.epochs} is not a multiple of eval_interval = {self.eval_interval}; "
                 f"try epochs={nearest}, or an eval_interval that divides it"
             )
+        return self
+
+    @model_validator(mode="after")
+    def _film_is_complete(self) -> PretrainConfig:
+        check_film(self.eval_halt, self.eval_save_outputs, "eval_save_outputs")
         return self
 
     @property

@@ -1,19 +1,22 @@
-"""Evaluation: every example once, in order, through all outer steps. Metrics are summed, predictions streamed."""
+"""Evaluation: every example once, in order, through all outer steps or until the model halts. Metrics are summed,
+predictions streamed."""
 
 from __future__ import annotations
 
 import time
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass
+from typing import Literal
 
 import mlx.core as mx
 import numpy as np
 from tqdm import tqdm
 
-from dataset.puzzle_dataset import PuzzleDataset, prefetch
+from dataset.puzzle_dataset import Batch, PuzzleDataset, prefetch
 from models.hrm.hrm_act_v1 import Carry
 from models.losses import ACTLossHead
 from utils.predictions import PredictionWriter, to_numpy
+from utils.q_halting import finished_batches
 from utils.train_state import Metrics, to_device
 from utils.validity import answer_checks
 
@@ -21,10 +24,16 @@ METRICS = ("accuracy", "exact_accuracy", "q_halt_accuracy", "steps", "lm_loss", 
 
 
 class Evaluator:
-    """The compiled evaluation step of a model, and its outer loop. Reads the weights that `head` has at each call."""
+    """The compiled evaluation step of a model, and its outer loop. Reads the weights that `head` has at each call.
 
-    def __init__(self, head: ACTLossHead):
+    Args:
+        head: the model.
+        halt: `max`, every example takes all halt_max_steps outer steps; `q`, it stops where q_halt > q_continue.
+    """
+
+    def __init__(self, head: ACTLossHead, halt: Literal["max", "q"] = "max"):
         self.head = head
+        self.halt = halt
         self.trace_count = 0  # how often MLX traced the step; more than once means that a shape or dtype changed
 
         def step(carry: Carry, batch: dict[str, mx.array]) -> tuple[Carry, Metrics, dict[str, mx.array]]:
@@ -34,8 +43,16 @@ class Evaluator:
             outputs["preds"] = mx.argmax(outputs["logits"], axis=-1)
             return carry, metrics | {"loss": loss}, outputs
 
+        def halting_step(carry: Carry, batch: dict[str, mx.array]) -> tuple[Carry, Metrics, dict[str, mx.array]]:
+            self.trace_count += 1
+            carry = head.model.begin_step(carry, batch)
+            carry, outputs = head.model(carry, head.model.puzzle_rows(carry), training=False, halt_by_q=True)
+            outputs["preds"] = mx.argmax(outputs["logits"], axis=-1)
+            return carry, head.row_metrics(carry, outputs), outputs
+
         self.uncompiled_step = step
         self.step = mx.compile(step, inputs=head.state)
+        self._halting_step = mx.compile(halting_step, inputs=head.state)
 
     def outer_steps(self, batch: dict[str, mx.array]) -> Iterator[tuple[Carry, Metrics, dict[str, mx.array]]]:
         """Think about a batch; yields carry, metric sums and outputs after each of the halt_max_steps outer steps.
@@ -50,6 +67,24 @@ class Evaluator:
             mx.async_eval(carry)  # the metrics and outputs of all but the last step are seldom asked for
             mx.eval(earlier)  # one step ahead of the device is enough, and the caller may want to end here
             yield carry, metrics, outputs
+
+    def results(
+        self, batches: Iterator[Batch], writer: PredictionWriter | None, after_step: Callable[[], None]
+    ) -> Iterator[tuple[Batch, Metrics | dict[str, float], dict[str, mx.array] | dict[str, np.ndarray]]]:
+        """Think about all examples; yields each batch with its metric sums and outputs, `preds` among them.
+
+        `writer` is told of every outer step where all examples take the same ones; `after_step` is called after each.
+        """
+        if self.halt == "q":
+            wanted = {"preds", *(writer.keys if writer is not None else ())}
+            yield from finished_batches(self._halting_step, self.head.model.initial_carry, batches, wanted, after_step)
+            return
+        for batch in batches:
+            for *_, metrics, outputs in self.outer_steps(to_device(batch)):  # noqa: B007 - the last step's count
+                if writer is not None:
+                    writer.write_step(outputs)
+                after_step()
+            yield batch, metrics, outputs
 
 
 @dataclass(frozen=True)
@@ -115,11 +150,7 @@ def evaluate(
             leave=False,
         ) as bar,
     ):
-        for batch in batches:
-            for *_, metrics, outputs in evaluator.outer_steps(to_device(batch)):  # noqa: B007 - the last step's count
-                if writer is not None:
-                    writer.write_step(outputs)
-                after_step()
+        for batch, metrics, outputs in evaluator.results(batches, writer, after_step):
             if writer is not None:
                 writer.write(batch, outputs)
             for row in range(min(num_samples - len(samples), batch.num_examples)):

@@ -35,8 +35,10 @@ _STEP_FILES = {
 }
 
 
-def to_numpy(array: mx.array) -> np.ndarray:
+def to_numpy(array: mx.array | np.ndarray) -> np.ndarray:
     """A numpy copy; bfloat16, which numpy lacks, becomes float32."""
+    if isinstance(array, np.ndarray):
+        return array
     return np.array(array.astype(mx.float32) if array.dtype == mx.bfloat16 else array)
 
 
@@ -78,7 +80,7 @@ class PredictionWriter:
             for key, output in _STEP_FILES.items():
                 self._steps[key].append(to_numpy(outputs[output]).astype(self._dtypes[key]))
 
-    def write(self, batch: Batch, outputs: dict[str, mx.array]) -> None:
+    def write(self, batch: Batch, outputs: dict[str, mx.array] | dict[str, np.ndarray]) -> None:
         """Append the real rows of a batch: what the data set provides from `batch`, the rest from `outputs`."""
         for key in self.keys:
             if key == STEP_PREDS:

@@ -266,16 +266,23 @@ class HierarchicalReasoningModel_ACTV1(nn.Module):
         return self.inner.puzzle_emb(carry["current_data"]["puzzle_identifiers"])
 
     def __call__(
-        self, carry: Carry, puzzle_rows: mx.array | None, *, training: bool, key: mx.array | None = None
+        self,
+        carry: Carry,
+        puzzle_rows: mx.array | None,
+        *,
+        training: bool,
+        key: mx.array | None = None,
+        halt_by_q: bool = False,
     ) -> tuple[Carry, dict[str, mx.array]]:
         """One outer step for every row.
 
         Args:
             carry: what `begin_step` returned.
             puzzle_rows: what `puzzle_rows` returned, or a copy with respect to which to differentiate.
-            training: evaluation always runs halt_max_steps steps; training lets rows halt by their Q values, with
-                exploration, and computes the target of Q-continue.
+            training: evaluation runs halt_max_steps steps; training lets rows halt by their Q values, with exploration,
+                and computes the target of Q-continue.
             key: random key of the exploration; needed when training.
+            halt_by_q: let rows halt by their Q values in evaluation too.
 
         Returns:
             The new carry and the outputs: `logits` `[b, s, v]`, `q_halt_logits` and `q_continue_logits` float32 `[b]`,
@@ -290,8 +297,9 @@ class HierarchicalReasoningModel_ACTV1(nn.Module):
         steps = carry["steps"] + 1
         last = steps >= c.halt_max_steps
         halted = last
-        if training and c.halt_max_steps > 1:
+        if training or halt_by_q:
             halted = halted | (mx.stop_gradient(q_halt) > mx.stop_gradient(q_continue))
+        if training and c.halt_max_steps > 1:
             if c.halt_exploration_prob > 0:
                 if key is None:
                     raise ValueError("training with halt_exploration_prob > 0 needs a random key")
