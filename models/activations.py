@@ -14,7 +14,7 @@ from collections.abc import Callable
 import mlx.core as mx
 import mlx.nn as nn
 
-from models.common import on_gpu
+from models.common import cpu_streams, distinct_shape, on_gpu
 
 _LOG2_E = 1.0 / math.log(2.0)
 # 2^f on |f| ≤ 1/2: least squares on the relative error, at Chebyshev points; 2e-9 before rounding
@@ -69,6 +69,14 @@ def _differentiable(
     return result
 
 
+def _elementwise(
+    function: Callable[..., mx.array], derivative: Callable[..., tuple[mx.array, ...]], *arrays: mx.array
+) -> mx.array:
+    """`_differentiable` for arrays of one shape, in a shape that no other stream computes with."""
+    own = distinct_shape(arrays[0].shape, cpu_streams().index(mx.default_stream(mx.cpu)))
+    return _differentiable(function, derivative, *(array.reshape(own) for array in arrays)).reshape(arrays[0].shape)
+
+
 def _cpu_linear_derivative(
     cotangent: mx.array, _: mx.array, x: mx.array, weight: mx.array
 ) -> tuple[mx.array, mx.array]:
@@ -118,7 +126,7 @@ def swiglu(x: mx.array, gate_up_weight: mx.array) -> mx.array:
         gate, up = mx.split(x @ gate_up_weight.T, 2, axis=-1)
         return nn.silu(gate) * up
     gate, up = (linear(x, weight).astype(mx.float32) for weight in mx.split(gate_up_weight, 2))
-    return _differentiable(_cpu_swiglu, _cpu_swiglu_derivative, gate, up).astype(x.dtype)
+    return _elementwise(_cpu_swiglu, _cpu_swiglu_derivative, gate, up).astype(x.dtype)
 
 
 def _cpu_softmax2(x: mx.array) -> mx.array:
@@ -148,7 +156,7 @@ def attention(q: mx.array, k: mx.array, v: mx.array, scale: float) -> mx.array:
     if on_gpu():
         return mx.fast.scaled_dot_product_attention(q, k, v, scale=scale)
     scores = (q * (scale * _LOG2_E)) @ k.swapaxes(-1, -2)  # (b h tq t)
-    weights = _differentiable(_cpu_softmax2, _cpu_softmax2_derivative, scores.astype(mx.float32))
+    weights = _elementwise(_cpu_softmax2, _cpu_softmax2_derivative, scores.astype(mx.float32))
     return weights.astype(q.dtype) @ v
 
 
@@ -164,4 +172,4 @@ def rms_norm(x: mx.array, eps: float) -> mx.array:
         scale = mx.rsqrt(mx.mean(mx.square(x), axis=-1) + eps)[..., None]
         return ((cotangent - output * mx.mean(cotangent * output, axis=-1)[..., None]) * scale,)
 
-    return _differentiable(norm, derivative, x.astype(mx.float32)).astype(x.dtype)
+    return _elementwise(norm, derivative, x.astype(mx.float32)).astype(x.dtype)

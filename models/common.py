@@ -36,6 +36,15 @@ def cpu_streams() -> tuple[mx.Stream, ...]:
     return (mx.default_stream(mx.cpu), *(mx.new_stream(mx.cpu) for _ in range(count - 1)))
 
 
+def distinct_shape(shape: tuple[int, ...], stream: int) -> tuple[int, ...]:
+    """`shape` behind as many axes of length 1 as make it another than on the other `cpu_streams()`.
+
+    `mx.compile` broadcasts equal constants to equal shapes only once, on one stream. A kernel of another stream reads
+    that copy element by element, where the constant could be part of its code, and is not vectorised.
+    """
+    return (1,) * (1 + stream) + tuple(shape)  # one axis on the first stream too, which keeps all graphs equally deep
+
+
 def map_rows(function: Callable[..., tuple[mx.array, ...]], *arrays: mx.array) -> tuple[mx.array, ...]:
     """`function(*arrays)`; on a CPU each stream computes its share of the rows.
 

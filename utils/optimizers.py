@@ -9,7 +9,7 @@ import mlx.core as mx
 import mlx.nn as nn
 import mlx.optimizers as optim
 
-from models.common import cpu_streams, on_gpu
+from models.common import cpu_streams, distinct_shape, on_gpu
 
 
 def learning_rate(step: int, *, base: float, warmup_steps: int, total_steps: int, min_ratio: float) -> float:
@@ -118,8 +118,12 @@ class AdamATan2(optim.Optimizer):
             return self._updated(gradient, parameter, state)
         least = self._elements.index(min(self._elements))
         self._elements[least] += parameter.size
+        shape, own = parameter.shape, distinct_shape(parameter.shape, least)
         with mx.stream(cpu_streams()[least]):
-            return self._updated(gradient, parameter, state)
+            state["m"], state["v"] = state["m"].reshape(own), state["v"].reshape(own)
+            updated = self._updated(gradient.reshape(own), parameter.reshape(own), state)
+            state["m"], state["v"] = state["m"].reshape(shape), state["v"].reshape(shape)
+            return updated.reshape(shape)
 
     def _updated(self, gradient: mx.array, parameter: mx.array, state: dict) -> mx.array:
         keep, rate, correction, applies = self._factors
