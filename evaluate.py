@@ -117,7 +117,7 @@ def run(arguments: list[str], ranks: Ranks) -> None:
     arc = arc_score(test_set, writer, folders)
     report(result, source.step, source.name, test_set.metadata.vocab_size, arc)
     if writer is not None:
-        print(f"predictions: {', '.join(map(str, folders))}", file=sys.stderr)
+        print(f"predictions: {writer.folder if ranks.size == 1 else writer.folder.with_suffix('.*')}", file=sys.stderr)
 
 
 @errors.one_line

@@ -169,6 +169,19 @@ def open_set(folder: Path, name: str, metadata: PuzzleDatasetMetadata) -> Exampl
     )
 
 
+def read_rows(tokens: np.ndarray, rows: np.ndarray) -> np.ndarray:
+    """Some rows of a memory-mapped array `[n, S]`, read past the map: scattered over gigabytes, they would draw most of
+    the file into this process's memory, since the system maps what surrounds a page as well."""
+    assert isinstance(tokens, np.memmap)
+    found: np.ndarray = np.empty((len(rows), tokens.shape[1]), tokens.dtype)
+    bytes_per_row = tokens.shape[1] * tokens.itemsize
+    with open(tokens.filename or "", "rb", buffering=0) as stream:
+        for place, row in enumerate(rows):
+            stream.seek(tokens.offset + int(row) * bytes_per_row)
+            found[place] = np.fromfile(stream, tokens.dtype, tokens.shape[1])
+    return found
+
+
 def _token_out_of_range(file: Path, tokens: np.ndarray, vocab_size: int, ignored: int | None) -> int | None:
     """A token outside 0..vocab_size-1 and not `ignored`, or None.
 

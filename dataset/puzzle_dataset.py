@@ -17,7 +17,7 @@ from typing import Generic, TypeVar
 import numpy as np
 
 from dataset.common import DatasetError, PuzzleDatasetMetadata
-from dataset.dataset_files import ExampleSet, build_command, open_set, read_metadata
+from dataset.dataset_files import ExampleSet, build_command, open_set, read_metadata, read_rows
 
 FINGERPRINT_ROWS = 1024
 # The metadata that a model trained on the split depends on; keys added to the format later are not among them
@@ -98,9 +98,9 @@ class PuzzleDataset:
         digest = hashlib.sha256(self.metadata.model_dump_json(include=_IDENTITY).encode())
         for data in self._sets:
             rows = np.linspace(0, len(data.inputs) - 1, FINGERPRINT_ROWS).astype(np.int64)
-            for array in (data.group_indices, data.puzzle_indices, data.puzzle_identifiers, data.inputs, data.labels):
-                sample = array[rows] if array.ndim == 2 else array
-                digest.update(np.ascontiguousarray(sample, np.int64).data)  # whatever integer type the file holds
+            indices = (data.group_indices, data.puzzle_indices, data.puzzle_identifiers)
+            for array in (*indices, read_rows(data.inputs, rows), read_rows(data.labels, rows)):
+                digest.update(np.ascontiguousarray(array, np.int64).data)  # whatever integer type the file holds
         return digest.hexdigest()
 
     def train_batches(self, iteration: int, *, epochs: int, start_batch: int = 0) -> Iterator[Batch]:

@@ -13,10 +13,20 @@ from types import ModuleType
 import pytest
 
 
+@pytest.fixture(autouse=True)
+def logging_as_before() -> Iterator[None]:
+    """Hydra makes the root logger talkative, on the stdout of the test that called it."""
+    root = logging.getLogger()
+    handlers, level = root.handlers[:], root.level
+    yield
+    root.handlers[:] = handlers
+    root.setLevel(level)
+
+
 @pytest.fixture
 def call_script(
     monkeypatch: pytest.MonkeyPatch, tmp_path: Path, capsys: pytest.CaptureFixture[str]
-) -> Iterator[Callable[..., tuple[int, str, str]]]:
+) -> Callable[..., tuple[int, str, str]]:
     """Call a script's `main` in this process with the given arguments; returns (exit status, stdout, stderr)."""
     monkeypatch.chdir(tmp_path)
     monkeypatch.setenv("WANDB_MODE", "disabled")
@@ -32,6 +42,4 @@ def call_script(
         out, err = capsys.readouterr()
         return status, out, err
 
-    handlers = logging.root.handlers[:]
-    yield call
-    logging.root.handlers[:] = handlers  # Hydra's write to the stdout of this test
+    return call

@@ -215,9 +215,9 @@ def test_a_large_table_of_puzzles_is_held_once(tmp_path: Path) -> None:
 import sys
 import utils.cpu
 import mlx.core as mx
-import psutil, resource
 from types import SimpleNamespace
 from tests.configs import pretrain_config
+from tests.memory import peak_bytes
 from tests.torch_files import torch_file
 from utils.train_state import build_model
 from utils.weights import find_weights, load_weights
@@ -235,13 +235,12 @@ if sys.argv[2] == "write":
     (folder / "checkpoint").write_bytes(torch_file({name: ("float32", data) for name, data in arrays.items()}))
 else:
     mx.eval(mx.ones((512, 512)) @ mx.ones((512, 512)))
-    before = psutil.Process().memory_info().rss
+    before = peak_bytes()
     head = build_model(config.arch, sizes, mx.random.key(0))
     source = find_weights(str(folder / "checkpoint"))
     load_weights(head, source.tensors(), source.name)
     assert head.model.inner.puzzle_emb.weights[-1, -1].item() == 1
-    peak = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * (1 if sys.platform == "darwin" else 1024)
-    print((peak - before) / (folder / "checkpoint").stat().st_size)
+    print((peak_bytes() - before) / (folder / "checkpoint").stat().st_size)
 """
     for what in ("write", "read"):
         result = subprocess.run(

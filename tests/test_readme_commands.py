@@ -81,9 +81,9 @@ def test_every_command_takes_its_first_step(
     trained: set[str] = set()
     steps: list[tuple[TrainState, float]] = []
 
-    def first_step(state: TrainState, batch: dict[str, mx.array]) -> Any:
+    def first_step(state: TrainState, batch: dict[str, mx.array], flag: float) -> Any:
         before = state.head.model.inner.lm_head.weight
-        metrics, _ = train_step(state, batch)
+        metrics, _ = train_step(state, batch, flag)
         arch = state.config.arch.model_dump_json()
         if arch not in trained:
             trained.add(arch)
@@ -156,6 +156,7 @@ def test_defaults_are_the_documented_ones() -> None:
     assert config["hydra"]["output_subdir"] is None
     off = {"eval_max_examples": None, "log_interval": 1, "log_examples": 0, "load_weights": None}
     off |= {"resume": None, "checkpoint_interval": None, "keep_checkpoints": None, "on_nonfinite": "stop"}
+    off |= {"rank_timeout": 300}
     assert {key: config[key] for key in off} == off
     assert config["stop_when"]["metric"] is None
     assert config.keys() == documented.keys() | off.keys() | {"defaults", "hydra", "stop_when"}

@@ -76,7 +76,7 @@ class Ranks:
             UserError: on every rank, naming those that differ from rank 0.
         """
         values = self.gather(value)
-        others = [str(rank) for rank, found in enumerate(values) if found != values[0]]
+        others = [str(rank) for rank, found in enumerate(values[1:], start=1) if found != values[0]]
         if others:
             raise UserError(
                 f"{what} of rank {', '.join(others)} differ from those of rank 0; all ranks need the same data set, "

@@ -195,23 +195,23 @@ class RankWatch:
         selector = selectors.DefaultSelector()
         for rank, connection in self._connections.items():
             selector.register(connection, selectors.EVENT_READ, rank)
-        before = time.monotonic()
-        last_sign = 0.0
+        before = next_sign = time.monotonic()
         while not self._ending:
-            interval = min(1.0, self.timeout / 4)
-            for key, _ in selector.select(interval):
-                if not self._receive(key.data):
-                    selector.unregister(key.fileobj)
-                    self._lost(key.data)
+            interval = min(1.0, self.timeout / 8)
+            found = selector.select(max(0.0, next_sign - time.monotonic()))
             now = time.monotonic()
             # If this process was stopped itself, all others seem to have been silent meanwhile.
             passed = min(now - before, 2 * interval)
             before = now
-            if now - last_sign >= interval:
-                last_sign = now
-                self._send_all({"moves": self._moves, "waits": self._waits > 0})
             for rank in self._silence:
                 self._silence[rank] += passed
+            for key, _ in found:
+                if not self._receive(key.data):
+                    selector.unregister(key.fileobj)
+                    self._lost(key.data)
+            if now >= next_sign:
+                next_sign = now + interval
+                self._send_all({"moves": self._moves, "waits": self._waits > 0})
             self._judge(now, passed)
 
     def _receive(self, rank: int) -> bool:
@@ -241,6 +241,8 @@ class RankWatch:
             self._report = rank, message["failed"], time.monotonic()
         elif "leaving" in message:
             self._leaving.add(rank)
+        elif "end" in message and self._rank == 0:  # this process has been stopped, and was given up
+            self._exit(None)
         elif "end" in message:
             self._dismissed = time.monotonic()
             self._fails = not message["in order"]
@@ -310,8 +312,7 @@ class RankWatch:
                 advice = "; all ranks end here. Start them again, for training with resume=auto" if advise else ""
                 sys.stderr.flush()
                 os.write(2, f"\nerror: {' '.join(reason.split())}{advice}\n".encode())
-            if self._rank == 0:
-                self._send_all({"end": True, "in order": False})
+            self._send_all({"end": True, "in order": False})
         if self.before_exit is not None:
             with contextlib.suppress(Exception):
                 self.before_exit(_SAVE_SECONDS)

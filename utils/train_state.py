@@ -160,11 +160,10 @@ class TrainState:
         expected = self._named(self.head.model.initial_carry(blank))
         for name, own in expected.items() if self.ranks.first else ():
             found = arrays.get(name)
-            if found is None or (found.shape, found.dtype) != (own.shape, str(own.dtype).removeprefix("mlx.core.")):
+            dtype = str(own.dtype).rpartition(".")[2]
+            if found is None or (found.shape, found.dtype) != (own.shape, dtype):
                 what = "is missing" if found is None else f"is {found.dtype} {found.shape}"
-                raise UserError(
-                    f"{origin}: {name} {what}, expected {own.dtype} {own.shape}; was it made by another version?"
-                )
+                raise UserError(f"{origin}: {name} {what}, expected {dtype} {own.shape}; another version wrote it")
         restored = {}
         for name, own in expected.items():
             array = self.ranks.share(arrays[name].read() if self.ranks.first else own)

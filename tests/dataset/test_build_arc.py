@@ -451,10 +451,10 @@ def test_build_is_fast_and_small(tmp_path: Path) -> None:
     """The README's data set (960 tasks x 1001) would take an hour or all memory; this is a fiftieth of it."""
     make_arc(tmp_path / "arc", training=13, evaluation=7)
     code = (
-        "import resource, sys; from dataset.build_arc_dataset import *; before = resource.getrusage(0).ru_maxrss;"
+        "import resource; from dataset.build_arc_dataset import *; from tests.memory import peak_bytes;"
+        "before = peak_bytes();"
         "build(ArcOptions(dataset_dirs=['arc'], output_dir='out', num_aug=1000));"
-        "unit = 1 if sys.platform == 'darwin' else 1024;"
-        "print((resource.getrusage(0).ru_maxrss - before) * unit, resource.getrusage(0).ru_utime)"
+        "print(peak_bytes() - before, resource.getrusage(0).ru_utime)"
     )
     result = subprocess.run(
         [sys.executable, "-c", code],

@@ -412,10 +412,10 @@ def test_build_is_fast_and_small(tmp_path: Path) -> None:
     """The README's data set (1000 x 1001) would take minutes or gigabytes; this is a tenth of it."""
     make_source(tmp_path / "source", train=100)
     code = (
-        "import resource, sys; from dataset.build_sudoku_dataset import *; before = resource.getrusage(0).ru_maxrss;"
+        "import resource; from dataset.build_sudoku_dataset import *; from tests.memory import peak_bytes;"
+        "before = peak_bytes();"
         "build(SudokuOptions(source_repo='source', output_dir='out', num_aug=1000));"
-        "unit = 1 if sys.platform == 'darwin' else 1024;"
-        "print((resource.getrusage(0).ru_maxrss - before) * unit, resource.getrusage(0).ru_utime)"
+        "print(peak_bytes() - before, resource.getrusage(0).ru_utime)"
     )
     result = subprocess.run(
         [sys.executable, "-c", code],

@@ -16,6 +16,7 @@ from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
 from dataset.common import DatasetError
+from dataset.dataset_files import read_rows
 from dataset.puzzle_dataset import Batch, PuzzleDataset
 from tests.dataset.conftest import example_numbers, write_split
 
@@ -455,3 +456,12 @@ def test_bad_arguments_are_named(tmp_path: Path) -> None:
     ):
         with pytest.raises(DatasetError, match=message):
             PuzzleDataset(tmp_path, "train", **options)
+
+
+def test_rows_read_past_the_map_are_the_maps(tmp_path: Path) -> None:
+    """The fingerprint of a data set, and with it the right to resume, is made of them."""
+    for dtype in (np.uint8, np.int64):
+        np.save(tmp_path / "tokens.npy", np.arange(40, dtype=dtype).reshape(10, 4))
+        mapped = np.load(tmp_path / "tokens.npy", mmap_mode="r")
+        rows = np.array([9, 0, 3, 3])
+        np.testing.assert_array_equal(read_rows(mapped, rows), mapped[rows])

@@ -52,7 +52,6 @@ def take_steps(state: TrainState, first: int, last: int) -> list[dict[str, float
         ({"forward_dtype": "float32"}, True),
         ({"forward_dtype": "bfloat16"}, False),
         ({"forward_dtype": "float16", "pos_encodings": "learned"}, True),
-        ({"puzzle_emb_ndim": 0}, False),
     ],
     ids=str,
 )
