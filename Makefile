@@ -24,6 +24,8 @@ endif
 PIP_INSTALL = .venv/bin/python -m pip install -qq --disable-pip-version-check
 DATA = data/sudoku-6x6
 RUN = checkpoints/demo
+# What the viewer shows, the film of the model's thinking included.
+SHOWN = [inputs,labels,puzzle_identifiers,preds,q_halt_logits,q_continue_logits,step_preds]
 
 .DEFAULT_GOAL := help
 .PHONY: help install demo test clean check-switch
@@ -82,16 +84,19 @@ check-switch:
 	@$(PIP_INSTALL) -r $(REQUIREMENTS) -r requirements-dev.txt
 	@touch .venv/installed-dev
 
-# Every command is echoed in the form that can be typed by hand.
+# Every command is echoed in the form that can be typed by hand, also in zsh, which takes a bare [ for a pattern.
 demo: .venv/installed
-	@run() { echo; echo "\$$ $$*"; env "$$@"; }; set -e; \
+	@run() { line=; for word; do case $$word in *\[*) line="$$line '$$word'";; *) line="$$line $$word";; esac; done; \
+	  echo; echo "\$$$$line"; env "$$@"; }; set -e; \
 	WANDB_MODE=$${WANDB_MODE:-disabled}; python=.venv/bin/python; \
 	run $$python dataset/build_mini_sudoku_dataset.py --output-dir $(DATA) --blanks 6 --seed $(DEMO_SEED); \
 	run rm -rf $(RUN); \
 	run WANDB_MODE=$$WANDB_MODE $$python pretrain.py --config-name cfg_demo seed=$(DEMO_SEED) checkpoint_path=$(RUN); \
 	checkpoint=$$(ls -t $(RUN)/step_*/model.safetensors | head -n 1); checkpoint=$${checkpoint%/*}; \
-	run $$python evaluate.py checkpoint=$$checkpoint show_examples=1; \
+	run $$python evaluate.py checkpoint=$$checkpoint show_examples=1 "save_outputs=$(SHOWN)"; \
 	echo; echo "The checkpoint is $$checkpoint."; \
+	echo "See the puzzles, and the model think: open puzzle_visualizer.html in a browser, choose the data set $(DATA)"; \
+	echo "and the predictions $${checkpoint}_all_preds.0."; \
 	echo "Next: change a value, such as --blanks 12 or arch.halt_max_steps=8, or train on 9x9 puzzles: README.md, Run Experiments."
 
 test: .venv/installed-dev

@@ -36,7 +36,7 @@ from utils.resume import (
     progress_from,
     with_saved_names,
 )
-from utils.run import Run
+from utils.run import Run, is_over
 from utils.run_folder import RunFolder
 from utils.safetensors_file import read_safetensors
 from utils.tracking import Tracker
@@ -90,11 +90,14 @@ def reason_to_stop(run: Run) -> str | None:
     return stop.reason(run.metrics.over_window(), f" over {stop.window} steps")
 
 
-def train(run: Run) -> str | None:
-    """Train up to the next evaluation; returns why `stop_when` asks to end the run, if it does."""
+def train(run: Run) -> tuple[bool, str | None]:
+    """Train up to the next evaluation.
+
+    Returns whether the iteration is complete, and why `stop_when` asks to end the run, if it does.
+    """
     config, state, progress = run.config, run.state, run.progress
     if progress.batches and (stop := reason_to_stop(run)):  # a run that was interrupted right there
-        return stop
+        return False, stop
     batches = run.train_set.train_batches(
         progress.iteration, epochs=progress.iteration_epochs, start_batch=progress.batches
     )
@@ -104,7 +107,7 @@ def train(run: Run) -> str | None:
             if run.checkpoints is not None:
                 run.checkpoints.check()
             if state.step >= state.total_steps:
-                break
+                return False, None
             run.step(to_device(batch))
             progress.batches += 1
             run.bar.update()
@@ -119,8 +122,8 @@ def train(run: Run) -> str | None:
             if config.checkpoint_interval is not None and state.step % config.checkpoint_interval == 0:
                 run.save()
             if stop:
-                return stop
-    return None
+                return next(prepared, None) is None, stop
+    return True, None
 
 
 def evaluate_and_log(run: Run) -> Evaluation:
@@ -154,18 +157,18 @@ def evaluate_and_log(run: Run) -> Evaluation:
 def go_on(run: Run) -> None:
     """(train → evaluate → checkpoint)*, from where the run stands to its end."""
     config, progress = run.config, run.progress
-    while not progress.finished(config.epochs):
-        stopped = train(run)
+    while not run.over():
+        complete, stopped = train(run)
         run.pause(steps_ahead=0)
         found = evaluate_and_log(run).metrics
-        run.note_evaluation(found)
+        best = run.note_evaluation(found)
         progress.stopped = stopped or config.stop_when.reason(found)
-        if stopped is None:  # otherwise the rest of the iteration is left for whoever resumes with another stop_when
+        if complete:  # otherwise its rest is left for whoever resumes with another stop_when, or with more epochs
             progress.next_iteration(config.epochs_per_iteration, config.epochs)
-        last = progress.finished(config.epochs)
+        last = run.over()
         if last and run.metrics.unread:  # steps after the last multiple of log_interval
             log_train_metrics(run)
-        if config.checkpoint_every_eval or last:
+        if config.checkpoint_every_eval or last or (best and config.keep_checkpoints is not None):
             run.save()
         if progress.stopped is not None:
             tqdm.write(f"step {run.state.step}: {progress.stopped}, stopping")
@@ -187,10 +190,12 @@ def end_in_order(run: Run) -> None:
         run.checkpoints.wait()
         steps = step_folders(run.checkpoints.path)
         kept = f"{steps[0].name} is the last good checkpoint" if steps else "there is no checkpoint yet"
+        skipping = run.config.on_nonfinite == "skip"
+        again = "continue with resume=auto and" if steps else "start anew with"
         raise errors.UserError(
             f"{error}; training is stopped, and {kept}. Late in training on few examples this happens: stop earlier "
-            "(stop_when.metric=train/exact_accuracy stop_when.at_least=0.999), or continue with resume=auto and a "
-            "lower lr or on_nonfinite=skip"
+            f"(stop_when.metric=train/exact_accuracy stop_when.at_least=0.999), or {again} a lower lr"
+            + ("" if skipping else " or on_nonfinite=skip")
         ) from error
 
 
@@ -255,7 +260,7 @@ def launch(hydra_config: DictConfig, ranks: Ranks) -> None:
             tqdm.write(f"no checkpoint in {path} yet, starting anew" if point is None else f"resuming {point.folder}")
         for change in changes:
             tqdm.write(f"changed since then: {change}")
-        if progress.finished(config.epochs):
+        if is_over(config, state, progress):
             tqdm.write(f"nothing left to do: {progress.stopped or f'all {config.epochs} epochs are done'}")
             return
         if point is not None and ranks.first:
@@ -273,7 +278,9 @@ def launch(hydra_config: DictConfig, ranks: Ranks) -> None:
                 dynamic_ncols=True,
             ) as bar,
         ):
-            tracker, checkpoints = open_records(config, path, point, records) if ranks.first else (None, None)
+            tracker, checkpoints = (
+                open_records(config, path, point, state.step, records) if ranks.first else (None, None)
+            )
             if tracker is not None and checkpoints is not None:
                 if point is None:
                     tracker.log({"num_params": parameters}, 0)
@@ -299,12 +306,12 @@ def launch(hydra_config: DictConfig, ranks: Ranks) -> None:
 
 
 def open_records(
-    config: PretrainConfig, path: Path, point: ResumePoint | None, stack: ExitStack
+    config: PretrainConfig, path: Path, point: ResumePoint | None, step: int, stack: ExitStack
 ) -> tuple[Tracker, CheckpointWriter]:
     """Open what a run is recorded in, until `stack` closes it: metrics, W&B and checkpoints."""
     history_bytes, run_id = (0, None) if point is None else (point.record.history_bytes, point.record.wandb_run_id)
     history = stack.enter_context(History(path, history_bytes))
-    tracker = stack.enter_context(Tracker(config, run_id, history))
+    tracker = stack.enter_context(Tracker(config, run_id, history, step=step))
     return tracker, stack.enter_context(CheckpointWriter(path, config.keep_checkpoints))
 
 

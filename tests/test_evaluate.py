@@ -127,6 +127,31 @@ def test_save_outputs_chooses_the_files(trained: Trained, metrics_of: Callable[.
     assert {path.name for path in trained.run.iterdir()} == RUN_FILES
 
 
+def test_step_preds_are_what_the_model_thinks_on_the_way(
+    trained: Trained, metrics_of: Callable[..., dict[str, Any]]
+) -> None:
+    """The film of the viewer must be the model's own, and end with the predictions that are scored."""
+    metrics_of("save_outputs=[preds,q_halt_logits,q_continue_logits,step_preds]", "max_examples=11")
+    steps = trained.predictions("step_preds")
+    assert (steps.dtype, steps.shape) == (np.uint8, (11, 3, 16))
+    np.testing.assert_array_equal(steps[:, -1], trained.predictions("preds"))
+    for name in ("q_halt_logits", "q_continue_logits"):
+        assert trained.predictions(f"step_{name}").dtype == np.float32
+        np.testing.assert_array_equal(trained.predictions(f"step_{name}")[:, -1], trained.predictions(name))
+
+    # A model that may think for one step only ends where this one's film begins.
+    run = trained.run.with_name("one-step")
+    shutil.copytree(trained.run, run)
+    config = yaml.safe_load((run / "all_config.yaml").read_text())
+    config["arch"]["halt_max_steps"] = 1
+    (run / "all_config.yaml").write_text(yaml.safe_dump(config))
+    metrics_of(f"checkpoint={run / 'step_16'}", "save_outputs=[preds,q_halt_logits]", "max_examples=11")
+    folder = run / f"step_{STEP}_all_preds.0"
+    np.testing.assert_array_equal(np.load(folder / "preds.npy"), steps[:, 0])
+    first = trained.predictions("step_q_halt_logits")[:, 0]
+    np.testing.assert_allclose(np.load(folder / "q_halt_logits.npy"), first, rtol=1e-5)
+
+
 def test_batch_size_changes_no_metric_but_the_loss_of_padding(metrics_of: Callable[..., dict[str, Any]]) -> None:
     """Whoever has less memory must get the same result.
 

@@ -120,7 +120,7 @@ def test_a_damaged_checkpoint_is_named_and_the_one_before_it_taken(data: Path, t
     arguments = train_arguments(data, run, "checkpoint_interval=4")
     assert run_script("pretrain.py", arguments, tmp_path).returncode == 0
     log = log_of(run)
-    name = {"record": "checkpoint.json", "missing file": "model.safetensors"}.get(damage, "training.safetensors")
+    name = {"record": "checkpoint.json", "flipped bit": "training.safetensors"}.get(damage, "model.safetensors")
     path = run / "step_16" / name
     content = bytearray(path.read_bytes())
     if damage == "missing file":
@@ -132,8 +132,11 @@ def test_a_damaged_checkpoint_is_named_and_the_one_before_it_taken(data: Path, t
         path.write_bytes(content)
 
     evaluated = run_script("evaluate.py", [f"checkpoint={run / 'step_16'}"], tmp_path)
-    assert evaluated.returncode == 1
-    assert str(path) in error_line(evaluated.stderr)
+    if name == "training.safetensors":
+        assert evaluated.returncode == 0  # the weights are whole
+    else:
+        assert evaluated.returncode == 1
+        assert str(path) in error_line(evaluated.stderr)
 
     explicit = run_script("pretrain.py", [*arguments, f"resume={run / 'step_16'}"], tmp_path)
     assert explicit.returncode == 1

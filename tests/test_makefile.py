@@ -193,15 +193,20 @@ def test_demo_runs_the_documented_commands(checkout):
     assert build == "dataset/build_mini_sudoku_dataset.py --output-dir data/sudoku-6x6 --blanks 6 --seed 3"
     assert train.startswith("pretrain.py --config-name cfg_demo seed=3")
     assert train.endswith("WANDB_MODE=disabled")
-    assert evaluate.startswith("evaluate.py checkpoint=checkpoints/demo/step_10")
+    assert evaluate.startswith("evaluate.py checkpoint=checkpoints/demo/step_10 ")
+    assert evaluate.endswith("q_continue_logits,step_preds]")
     shown = [line for line in done.stdout.splitlines() if line.startswith("$ ")]
     assert shown.pop(1) == "$ rm -rf checkpoints/demo"  # of the demo before, which pretrain.py would not overwrite
-    assert [command.split(".venv/bin/python ")[1] for command in shown] == [
+    assert "'save_outputs=[inputs," in shown[-1]  # without quotes zsh would look for files of that name
+    assert [command.split(".venv/bin/python ")[1].replace("'", "") for command in shown] == [
         build,
         train.removesuffix(" WANDB_MODE=disabled"),
         evaluate,
     ]
-    assert "checkpoints/demo/step_10" in done.stdout.splitlines()[-2]
+    *_, checkpoint, data, predictions, _ = done.stdout.splitlines()
+    assert checkpoint.endswith(" checkpoints/demo/step_10.")
+    assert data.endswith(" data/sudoku-6x6")
+    assert predictions.endswith(" checkpoints/demo/step_10_all_preds.0.")
     assert checkout.make("demo", WANDB_MODE="offline").returncode == 0
     assert checkout.log[6].endswith("WANDB_MODE=offline")
     assert len(checkout.log) == 8

@@ -137,3 +137,37 @@ def test_a_vanished_history_and_code_are_no_obstacle(data: Path, finished: Path,
     assert status == 0, err
     assert f"resuming {finished / 'step_16'}" in out
     assert [row["step"] for row in history(finished)] == [*range(17, 25), 24]
+
+
+def test_a_run_that_was_cut_short_in_an_iteration_and_then_extended_does_all_its_steps(
+    data: Path, tmp_path: Path, run_here: RunHere
+) -> None:
+    run, long = tmp_path / "run", ["eval_interval=2", "checkpoint_interval=4"]
+    status, _, err = run_here(*train_arguments(data, run, *long))
+    assert status == 0, err
+    for step in (8, 12, 16):
+        shutil.rmtree(run / f"step_{step}")
+    assert run_here(*train_arguments(data, run, "epochs=1", "resume=auto"))[0] == 0
+    assert names(run)[-1] == "step_8"
+    status, out, err = run_here(*train_arguments(data, run, *long, "resume=auto"))
+    assert status == 0, err
+    assert "nothing left" not in out
+    assert [row["step"] for row in history(run) if "train/lr" in row] == list(range(1, 17))
+
+
+def test_a_run_stopped_at_the_end_of_an_iteration_is_not_evaluated_twice(
+    data: Path, tmp_path: Path, run_here: RunHere
+) -> None:
+    """An evaluation of a full test set takes hours."""
+    stop = ["stop_when.metric=train/lm_loss", "stop_when.at_most=100", "stop_when.window=8"]
+    assert run_here(*train_arguments(data, tmp_path / "run", *stop))[0] == 0
+    assert run_here(*train_arguments(data, tmp_path / "run", "resume=auto"))[0] == 0
+    assert [row["step"] for row in history(tmp_path / "run") if "eval/accuracy" in row] == [8, 16]
+
+
+def test_the_best_is_saved_where_only_few_are_kept(data: Path, tmp_path: Path, run_here: RunHere) -> None:
+    few = ["checkpoint_every_eval=False", "keep_checkpoints=1", "lr=0", "puzzle_emb_lr=0", "epochs=3"]
+    status, _, err = run_here(*train_arguments(data, tmp_path / "run", *few, "checkpoint_interval=5"))
+    assert status == 0, err
+    kept = {path.name for path in (tmp_path / "run").glob("step_*")}
+    assert kept == {"step_8", "step_24"}  # without learning, the first evaluation remains the best

@@ -51,7 +51,8 @@ class Progress(BaseModel):
     """Where a run stands in its data, and what it found on its way.
 
     `iteration` counts the stretches from one evaluation to the next; the one under way has `iteration_epochs` epochs,
-    comes after `epochs_done`, and `batches` of it have been trained on. `stopped` says why `stop_when` ended the run.
+    comes after `epochs_done`, and `batches` of it have been trained on. `evaluated`: the step of the last evaluation.
+    `stopped` says why `stop_when` ended the run.
     """
 
     model_config = ConfigDict(extra="forbid")
@@ -60,6 +61,7 @@ class Progress(BaseModel):
     epochs_done: int = Field(default=0, ge=0)
     iteration_epochs: int = Field(ge=1)
     batches: int = Field(default=0, ge=0)
+    evaluated: int | None = None
     best: Evaluated | None = None
     stopped: str | None = None
 
@@ -149,8 +151,12 @@ def read_record(folder: Path) -> CheckpointRecord:
         raise DamagedCheckpointError(describe_validation_error(error, f"{path}, written by another version")) from error
 
 
-def verify(folder: Path) -> CheckpointRecord:
-    """Read the record of a step folder and compare the folder's name and every file with it.
+def verify(folder: Path, *names: str) -> CheckpointRecord:
+    """Read the record of a step folder and compare the folder's name and its files with it.
+
+    Args:
+        folder: the step folder.
+        names: the files that matter; all of them if none is named.
 
     Raises:
         DamagedCheckpointError: naming the first file that is missing or not as it was written.
@@ -159,6 +165,8 @@ def verify(folder: Path) -> CheckpointRecord:
     if STEP_FOLDER.fullmatch(folder.name) and step_of(folder) != record.step:
         raise DamagedCheckpointError(f"{folder} holds step {record.step}; rename it to what it was, step_{record.step}")
     for name, expected in record.files.items():
+        if names and name not in names:
+            continue
         path = folder / name
         digest = hashlib.sha256()
         try:

@@ -16,8 +16,9 @@ from utils.rank_watch import DEFAULT_TIMEOUT
 
 CONFIG_FILE = "all_config.yaml"  # beside the step folders of a run; the same name as in the PyTorch code
 
+# step_preds: the prediction after every outer step and, in step_q_halt_logits and step_q_continue_logits, its Q values
 PredictionKey = Literal[
-    "inputs", "labels", "puzzle_identifiers", "preds", "logits", "q_halt_logits", "q_continue_logits"
+    "inputs", "labels", "puzzle_identifiers", "preds", "logits", "q_halt_logits", "q_continue_logits", "step_preds"
 ]
 DEFAULT_PREDICTION_KEYS: tuple[PredictionKey, ...] = (
     "inputs",
@@ -100,7 +101,7 @@ class PretrainConfig(BaseModel):
     checkpoint_every_eval: bool = False
     checkpoint_interval: int | None = Field(default=None, ge=1)
     keep_checkpoints: int | None = Field(default=None, ge=1)
-    resume: str | None = None
+    resume: str | None = Field(default=None, min_length=1)
 
     lr: float = Field(ge=0)
     lr_min_ratio: float = Field(ge=0)

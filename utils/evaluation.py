@@ -49,7 +49,7 @@ class Evaluator:
         for _ in range(self.head.model.config.halt_max_steps):
             earlier = carry
             carry, metrics, outputs = self._compiled_step(carry, batch)
-            mx.async_eval(carry)  # the metrics and outputs of all but the last step are never asked for
+            mx.async_eval(carry)  # the metrics and outputs of all but the last step are seldom asked for
             mx.eval(earlier)  # one step ahead of the device is enough, and the caller may want to end here
             yield carry, metrics, outputs
 
@@ -168,6 +168,8 @@ def _evaluate_share(
     ):
         for number, batch in enumerate(batches):
             for *_, metrics, outputs in evaluator.outer_steps(to_device(batch)):  # noqa: B007 - the last step's count
+                if writer is not None:
+                    writer.write_step(outputs)
                 ranks.moved()
                 after_step()
             if writer is not None:

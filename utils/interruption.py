@@ -87,7 +87,8 @@ class Interruption:
         self._thread = threading.Thread(target=self._listen, name="interruption", daemon=True)
         self._thread.start()
         self._wakeup_before = signal.set_wakeup_fd(self._sender.fileno())
-        self._before = {number: signal.signal(number, lambda *_: None) for number in self.SIGNALS}
+        heeded = [number for number in self.SIGNALS if signal.getsignal(number) != signal.SIG_IGN]  # as under nohup
+        self._before = {number: signal.signal(number, lambda *_: None) for number in heeded}
         return self
 
     def __exit__(

@@ -22,6 +22,16 @@ _DTYPES = {
     "logits": np.float32,
     "q_halt_logits": np.float32,
     "q_continue_logits": np.float32,
+    "step_preds": np.uint8,
+    "step_q_halt_logits": np.float32,
+    "step_q_continue_logits": np.float32,
+}
+STEP_PREDS = "step_preds"
+# What this key stores: the named outputs after every outer step instead of after the last, rows `[steps, …]`.
+_STEP_FILES = {
+    STEP_PREDS: "preds",
+    "step_q_halt_logits": "q_halt_logits",
+    "step_q_continue_logits": "q_continue_logits",
 }
 
 
@@ -52,16 +62,17 @@ class PredictionWriter:
     Args:
         folder: the folder to make.
         keys: any of `inputs`, `labels`, `puzzle_identifiers`, `preds`, `logits`, `q_halt_logits`,
-            `q_continue_logits`.
+            `q_continue_logits`; and `step_preds`, which brings `step_q_halt_logits` and `step_q_continue_logits` along.
         vocab_size: number of tokens; above 256, tokens are stored as int32.
     """
 
     def __init__(self, folder: Path, keys: Collection[str], vocab_size: int):
         self.folder = folder
         self.keys = list(dict.fromkeys(keys))
+        self._steps: dict[str, list[np.ndarray]] = {key: [] for key in _STEP_FILES}  # of the batch being worked on
         self._dtypes = dict(_DTYPES)
         if vocab_size > np.iinfo(np.uint8).max + 1:
-            self._dtypes |= dict.fromkeys(("inputs", "labels", "preds"), np.int32)
+            self._dtypes |= dict.fromkeys(("inputs", "labels", "preds", "step_preds"), np.int32)
         self._partial = folder.with_name(f".{folder.name}.partial")
         self._files: dict[str, NpyStream] = {}
 
@@ -70,13 +81,28 @@ class PredictionWriter:
         self._partial.mkdir(parents=True)
         return self
 
+    def write_step(self, outputs: dict[str, mx.array]) -> None:
+        """Keep what a batch's film needs of an outer step; call it after each, before `write`. Else nothing is done."""
+        if STEP_PREDS in self.keys:
+            for key, output in _STEP_FILES.items():
+                self._steps[key].append(to_numpy(outputs[output]).astype(self._dtypes[key]))
+
     def write(self, batch: Batch, outputs: dict[str, mx.array]) -> None:
         """Append the real rows of a batch: what the data set provides from `batch`, the rest from `outputs`."""
         for key in self.keys:
+            if key == STEP_PREDS:
+                continue
             array = to_numpy(outputs[key]) if key in outputs else getattr(batch, key)
-            if key not in self._files:
-                self._files[key] = NpyStream(self._partial / f"{key}.npy", array.shape[1:], self._dtypes[key])
-            self._files[key].append(array[: batch.num_examples])
+            self._append(key, array[: batch.num_examples])
+        if STEP_PREDS in self.keys:
+            for key, steps in self._steps.items():
+                self._append(key, np.stack(steps, axis=1)[: batch.num_examples])
+                steps.clear()
+
+    def _append(self, key: str, rows: np.ndarray) -> None:
+        if key not in self._files:
+            self._files[key] = NpyStream(self._partial / f"{key}.npy", rows.shape[1:], self._dtypes[key])
+        self._files[key].append(rows)
 
     def __exit__(
         self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None

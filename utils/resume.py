@@ -13,6 +13,7 @@ from utils.checkpoint_record import (
     CheckpointRecord,
     DamagedCheckpointError,
     Progress,
+    current_versions,
     step_folders,
     step_of,
     verify,
@@ -131,7 +132,7 @@ def check_same_run(config: PretrainConfig, data: dict[str, str], point: ResumePo
         point: the checkpoint to be continued.
 
     Returns:
-        The harmless changes, each as `key: old → new`.
+        The harmless changes, of the configuration and of versions, each as `key: old → new`.
 
     Raises:
         UserError: if something differs that the checkpoint's arrays depend on, naming the keys.
@@ -144,11 +145,15 @@ def check_same_run(config: PretrainConfig, data: dict[str, str], point: ResumePo
         if data[split] != fingerprint:
             refused.append(f"the {split} split of the data set ({_change('data_path', old, new)})")
     if refused:
+        fitting = "if they fit the changed model, " if any(change.startswith("arch.") for change in refused) else ""
         raise UserError(
-            f"{point.folder} can't be continued, because this differs: {'; '.join(refused)}. Give what it was trained "
-            f"with, or start a new run from its weights with load_weights={point.folder}"
+            f"{point.folder} can't be continued, because this differs: {'; '.join(refused)}. Type the run's whole "
+            f"command again, with resume added, or start a new run from its weights, {fitting}with "
+            f"load_weights={point.folder}"
         )
-    return [_change(key, old, new) for key in changed]
+    then, now = point.record.versions, current_versions()
+    differing = [name for name in then if then[name] != now.get(name)]
+    return [_change(key, old, new) for key in changed] + [_change(name, then, now) for name in differing]
 
 
 def progress_from(point: ResumePoint, config: PretrainConfig) -> Progress:

@@ -22,6 +22,12 @@ from utils.tracking import Tracker
 from utils.train_state import TrainState, all_finite
 
 
+def is_over(config: PretrainConfig, state: TrainState, progress: Progress) -> bool:
+    """Whether a run that stands there has nothing left to do."""
+    all_steps = state.step >= state.total_steps and progress.evaluated == state.step
+    return all_steps or progress.finished(config.epochs)
+
+
 @dataclass
 class Run:
     """A run under way. `state`, `progress` and `metrics` move; a checkpoint holds the three.
@@ -72,11 +78,18 @@ class Run:
             self.ranks.moved()
             self.interruption.check_sum(flags)
 
-    def note_evaluation(self, metrics: dict[str, float]) -> None:
-        """Remember an evaluation of the current step if it is the best so far."""
+    def over(self) -> bool:
+        """Whether there is nothing left to do."""
+        return is_over(self.config, self.state, self.progress)
+
+    def note_evaluation(self, metrics: dict[str, float]) -> bool:
+        """Remember an evaluation of the current step; returns whether it is the best so far."""
         found = Evaluated(step=self.state.step, metrics=metrics)
-        if self.progress.best is None or found.rank > self.progress.best.rank:
+        self.progress.evaluated = found.step
+        better = self.progress.best is None or found.rank > self.progress.best.rank
+        if better:
             self.progress.best = found
+        return better
 
     def save(self) -> None:
         """Have a checkpoint of this moment written in the background, unless it would be the one that was last.

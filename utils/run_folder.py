@@ -94,6 +94,8 @@ def set_aside(folder: Path, why: str) -> Path:
 
 def _tidy(path: Path) -> None:
     """Finish renamings of step folders that were cut off, and remove what was not finished."""
+    for child in path.glob(".step_*_all_preds.*.partial"):
+        shutil.rmtree(child, ignore_errors=True)
     leftovers = [
         child
         for child in path.iterdir()

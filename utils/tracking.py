@@ -10,10 +10,11 @@ from typing import Any
 import numpy as np
 import wandb
 from pydantic import ValidationError
+from tqdm import tqdm
 
 from utils.config import PretrainConfig
 from utils.errors import UserError, describe_validation_error
-from utils.history import History
+from utils.history import HISTORY_FILE, History
 from utils.interruption import Interrupted
 from utils.puzzle_view import draw_puzzle
 
@@ -28,9 +29,10 @@ class Tracker:
         config: the run's configuration, names included; it is recorded whole.
         run_id: the id of the W&B run to continue, or None for a new one.
         history: where the metrics go besides.
+        step: the step from which the run goes on.
     """
 
-    def __init__(self, config: PretrainConfig, run_id: str | None, history: History):
+    def __init__(self, config: PretrainConfig, run_id: str | None, history: History, step: int = 0):
         self.history = history
         options: dict[str, Any] = {
             "project": config.project_name,
@@ -48,8 +50,13 @@ class Tracker:
             reason = str(error).splitlines()[0].rstrip(".")
             print(f"wandb: {reason}; this run is recorded offline, `wandb sync` uploads it later", file=sys.stderr)
             self.run = wandb.init(mode="offline", **options)
-        # What the run had logged beyond its checkpoint is there already, and the steps that are repeated give the same.
+        # W&B takes no step twice: what the run had logged beyond its checkpoint stays there as it is.
         self._first_step = self.run.step if run_id is not None else 0
+        if self._first_step > step + 1:
+            tqdm.write(
+                f"W&B has this run up to step {self._first_step - 1} already and keeps those values; "
+                f"{HISTORY_FILE} gets the new ones from step {step + 1} on"
+            )
 
     @property
     def run_id(self) -> str:
@@ -61,6 +68,10 @@ class Tracker:
         self.history.log(metrics, step)
         if step >= self._first_step:
             self.run.log(metrics, step=step)
+        elif step == self._first_step - 1:  # W&B closed this step with its training metrics, before its evaluation
+            late = {name: value for name, value in metrics.items() if name.startswith("eval/")}
+            if late:
+                self.run.log(late, step=self._first_step)
 
     def log_examples(self, samples: list[dict[str, np.ndarray]], vocab_size: int, step: int) -> None:
         """Record a picture of each sample: puzzle, prediction and truth side by side (`eval/examples`)."""

@@ -163,7 +163,9 @@ class TrainState:
             dtype = str(own.dtype).rpartition(".")[2]
             if found is None or (found.shape, found.dtype) != (own.shape, dtype):
                 what = "is missing" if found is None else f"is {found.dtype} {found.shape}"
-                raise UserError(f"{origin}: {name} {what}, expected {dtype} {own.shape}; another version wrote it")
+                raise UserError(
+                    f"{origin}: {name} {what}, expected {dtype} {own.shape}; was it made by another version?"
+                )
         restored = {}
         for name, own in expected.items():
             array = self.ranks.share(arrays[name].read() if self.ranks.first else own)

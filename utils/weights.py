@@ -74,9 +74,7 @@ def find_weights(checkpoint: str) -> WeightsSource:
     """
     path = Path(checkpoint).expanduser()
     if path.is_dir():
-        if (path / CONFIG_FILE).is_file():
-            path = _newest_in(path)
-        return _step_folder(path) if path.is_dir() else _file(path)
+        return _in_run(path) if (path / CONFIG_FILE).is_file() else _step_folder(path)
     if path.is_file():
         return _step_folder(path.parent) if (path.parent / RECORD_FILE).is_file() else _file(path)
     if is_hub_id(checkpoint) and not _TORCH_STEP.fullmatch(path.name):  # `run/step_5` is a path that has a mistake
@@ -90,6 +88,17 @@ def find_weights(checkpoint: str) -> WeightsSource:
         f"checkpoint {checkpoint} is neither a folder or file here nor owner/name on the Hugging Face hub; expected "
         "something like checkpoints/<project>/<run>/step_<N>"
     )
+
+
+def _in_run(folder: Path) -> WeightsSource:
+    """The newest weights of a run, which may be under way and pruning its checkpoints."""
+    while True:
+        newest = _newest_in(folder)
+        try:
+            return _step_folder(newest) if newest.is_dir() else _file(newest)
+        except UserError:
+            if newest.exists():
+                raise
 
 
 def _newest_in(folder: Path) -> Path:
@@ -113,7 +122,7 @@ def _step_in_name(path: Path) -> int:
 def _step_folder(folder: Path) -> WeightsSource:
     step = step_of(folder)
     if (folder / RECORD_FILE).exists():
-        verify(folder)
+        verify(folder, WEIGHTS_FILE)
     elif not (folder / WEIGHTS_FILE).is_file():
         raise UserError(f"{folder / WEIGHTS_FILE} is missing; the checkpoint is not complete")
     return WeightsSource(str(folder), folder / WEIGHTS_FILE, folder.parent, folder.parent, step)

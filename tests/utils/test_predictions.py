@@ -66,6 +66,25 @@ def test_only_the_named_keys_and_each_once(tmp_path: Path) -> None:
     assert [path.name for path in (tmp_path / "p").iterdir()] == ["preds.npy"]
 
 
+def test_step_preds_hold_every_outer_step_of_every_example(tmp_path: Path) -> None:
+    """The viewer would show another puzzle's thinking, or its steps in another order."""
+    with PredictionWriter(tmp_path / "p", ["step_preds"], VOCAB_SIZE) as writer:
+        for first, num_examples in ((0, 4), (4, 4), (8, 2)):
+            for step in range(3):
+                data, outputs = batch(first, num_examples)
+                writer.write_step({key: array + 20 * step for key, array in outputs.items()})
+            writer.write(data, outputs)
+    found = {path.name: np.load(path) for path in (tmp_path / "p").iterdir()}
+    assert found.keys() == {"step_preds.npy", "step_q_halt_logits.npy", "step_q_continue_logits.npy"}
+    preds, q_halt = found["step_preds.npy"], found["step_q_halt_logits.npy"]
+    assert (preds.dtype, preds.shape) == (np.uint8, (10, 3, SEQ_LEN))
+    assert (q_halt.dtype, q_halt.shape) == (np.float32, (10, 3))
+    expected = np.arange(10)[:, None] + 20 * np.arange(3)
+    np.testing.assert_array_equal(preds[:, :, 1], expected)
+    np.testing.assert_array_equal(q_halt, expected)
+    np.testing.assert_array_equal(found["step_q_continue_logits.npy"][:, 0], -np.arange(10))
+
+
 def test_large_vocabularies_keep_their_tokens(tmp_path: Path) -> None:
     """In a byte, token 300 would come back as 44."""
     with PredictionWriter(tmp_path / "p", ["inputs", "preds"], 301) as writer:

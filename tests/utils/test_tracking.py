@@ -19,7 +19,7 @@ from utils.tracking import Tracker
 
 
 class FakeRun:
-    """Takes what a W&B run takes, and remembers it. `step` is where the server stands."""
+    """Takes what a W&B run takes, and remembers it. `step` is the first that it takes, as in a run that goes on."""
 
     id = "abc123"
 
@@ -127,6 +127,28 @@ def test_a_resumed_run_goes_on_as_the_same_and_repeats_nothing(
     assert isinstance(tracker.run, FakeRun)
     assert tracker.run.rows == [(8, {"train/lr": 0.8})]
     assert [row["step"] for row in logged(history)] == [6, 7, 8]  # this file was cut at the checkpoint
+
+
+def test_an_evaluation_after_the_last_logged_step_is_not_lost(
+    wandb_init: list[dict[str, Any]], history: History, capsys: pytest.CaptureFixture[str]
+) -> None:
+    """A job that is ended during its evaluation has logged the step's training metrics already."""
+    wandb.init.step = 9  # type: ignore[attr-defined]
+    with Tracker(with_names(pretrain_config()), "abc123", history, step=8) as tracker:
+        tracker.log({"eval/accuracy": 0.5}, 8)
+    assert isinstance(tracker.run, FakeRun)
+    assert tracker.run.rows == [(9, {"eval/accuracy": 0.5})]
+    assert "keeps those values" not in capsys.readouterr().out
+
+
+def test_a_run_taken_up_far_back_says_what_wandb_keeps(
+    wandb_init: list[dict[str, Any]], history: History, capsys: pytest.CaptureFixture[str]
+) -> None:
+    """With another learning rate from step 4 on, W&B would silently show the old curve up to step 16."""
+    wandb.init.step = 17  # type: ignore[attr-defined]
+    with Tracker(with_names(pretrain_config()), "abc123", history, step=4):
+        pass
+    assert "W&B has this run up to step 16 already and keeps those values; metrics.jsonl" in capsys.readouterr().out
 
 
 @pytest.mark.usefixtures("wandb_init")

@@ -1,0 +1,304 @@
+// The present example on the page and in saved pictures: what it is, its boards, and the other ones of its puzzle.
+// Works on page.js's `view` and `player`.
+"use strict";
+
+const LARGEST_CELL = { sudoku: 46, tokens: 34, maze: 30, arc: 40 }; // CSS pixels
+// Boards stand in one line while cells are at least as large as the first number, else in pairs down to the second.
+const SMALLEST_CELL = { sudoku: [22, 14], tokens: [24, 18], maze: [8, 6], arc: [8, 6] };
+const TALLEST_BOARD = 480;
+const GAP = 24;
+const MOST_SIBLINGS = 16;
+
+/** Tell of a token that the vocabulary lacks; the example is shown all the same. */
+function warnOfUnknownTokens() {
+  const vocabulary = view.dataset?.metadata[view.split].vocab_size ?? Infinity;
+  for (const kind of ["inputs", "labels"]) {
+    const wrong = view.current[kind].find(
+      (token) => (token >= vocabulary || token < 0) && !view.set.ignored.includes(token),
+    );
+    if (wrong !== undefined) {
+      const found = `${view.set[kind].path}: token ${wrong} in example ${view.example}`;
+      tell(new FileProblem(`${found}, expected 0 to ${vocabulary - 1}; build the data set again`));
+    }
+  }
+}
+
+/** Everything about the current example but its thumbnails. */
+function showPuzzle() {
+  const { set, example, current } = view;
+  const puzzle = set.puzzleOf(example);
+  const group = set.groupOf(puzzle);
+  const identifier = set.identifiers[puzzle];
+  byId("jump").value = example;
+  byId("name").textContent = titleOf(identifier) ?? `Example ${grouped(example)}`;
+  const where = [
+    view.dataset
+      ? `${view.dataset.name} / ${view.split}${byId("set-label").hidden ? "" : ` / ${view.setName}`}`
+      : view.predictions.name,
+  ];
+  where.push(`group ${grouped(group)}, puzzle ${grouped(puzzle)}, identifier ${grouped(identifier)}`);
+  const size = (tokens) => sizeOf(gridArea(tokens)).join(" × ");
+  if (view.kind === "arc" && set.seqLen === ARC_SIDE * ARC_SIDE) {
+    where.push(`input ${size(current.inputs)}, label ${size(current.shownLabels)}`);
+  } else {
+    const clues = current.inputs.filter((token) => token > 1).length;
+    where.push(`${view.rows} × ${view.columns}${view.kind === "sudoku" ? `, ${plural(clues, "clue")}` : ""}`);
+  }
+  byId("place").textContent = where.join(" · ");
+  const [result, details] = verdict();
+  byId("verdict").firstChild.textContent = result;
+  byId("verdict").lastChild.textContent = details;
+  byId("verdict").className = current.preds ? (count(current.wrong) ? "wrong" : "exact") : "";
+  byId("crop-label").hidden = view.kind !== "arc";
+  byId("film").hidden = !current.film;
+  byId("readout").textContent = "";
+  layOut();
+  const present = entryAt(view.entries.starts, example);
+  list.select(present >= 0 && example < endOfEntry(present) ? present : -1);
+}
+
+/** How the prediction does, and what the model thought of it. */
+function verdict() {
+  const { current, scores } = view;
+  if (!current.preds) return [scores ? "No prediction for this example" : "", ""];
+  const wrong = count(current.wrong);
+  const scored = current.unscored.length - count(current.unscored);
+  const details = [];
+  if (current.qHalt !== null)
+    details.push(`q_halt ${signed(current.qHalt)} (${(100 / (1 + Math.exp(-current.qHalt))).toFixed(0)}\u00a0% sure)`);
+  if (current.qContinue !== null) details.push(`q_continue ${signed(current.qContinue)}`);
+  if (current.film?.margin) details.push(current.film.describeHalt());
+  return [
+    wrong ? `✗ ${grouped(wrong)} of ${plural(scored, "cell")} wrong` : "✓ Exact",
+    details.map((text) => ` · ${text}`).join(""),
+  ];
+}
+
+/** The boards of the current example: input, prediction (of a film's step) and label. */
+function boardsAt(step) {
+  const { kind, columns, rows, box, current } = view;
+  const isArc = kind === "arc" && view.set.seqLen === ARC_SIDE * ARC_SIDE;
+  const whole = { top: 0, left: 0, bottom: rows, right: columns };
+  const crop = isArc && byId("crop").checked;
+  const board = (tokens, area, more) => ({ kind, columns, box, tokens, area: crop ? area : whole, ...more });
+  const clue = kind === "sudoku" ? Uint8Array.from(current.inputs, (token) => token > 1) : null;
+  const labelArea = crop ? gridArea(current.shownLabels) : whole;
+  const panels = [
+    { title: "Input", role: "input", board: board(current.inputs, crop ? gridArea(current.inputs) : whole, { clue }) },
+  ];
+  if (current.preds) {
+    const { film } = current;
+    const title = film ? `Prediction, step ${step + 1} of ${film.steps}` : "Prediction";
+    panels.push({
+      title,
+      role: "prediction",
+      board: board(film ? film.tokens(step) : current.preds, crop ? predictionArea(labelArea) : whole, {
+        clue,
+        wrong: byId("marks").checked ? (film ? film.wrong[step] : current.wrong) : null,
+        changed: film ? film.changed(step) : null,
+        unscored: isArc ? current.unscored : null,
+      }),
+    });
+  }
+  panels.push({ title: "Label", role: "label", board: board(current.shownLabels, labelArea, { clue }) });
+  return panels;
+}
+
+/** Where to crop a prediction: at the label's grid, and one line further where the model missed the grid's end. */
+function predictionArea(area) {
+  const { film, wrong } = view.current;
+  const isWrong = (row, column) => (film?.wrong ?? [wrong]).some((flags) => flags[row * ARC_SIDE + column]);
+  const range = (from, to) => Array.from({ length: to - from }, (_, i) => from + i);
+  const below = area.bottom < ARC_SIDE && range(area.left, area.right).some((column) => isWrong(area.bottom, column));
+  const beside = area.right < ARC_SIDE && range(area.top, area.bottom).some((row) => isWrong(row, area.right));
+  return { ...area, bottom: area.bottom + below, right: area.right + beside };
+}
+
+/** Make the figures for the current example, with cells as large as the page's width allows. */
+function layOut() {
+  const panels = boardsAt(player.step);
+  const box = byId("panels");
+  const available = box.clientWidth;
+  const sizes = panels.map(({ board }) => sizeOf(board.area));
+  const allColumns = sizes.reduce((sum, [, columns]) => sum + columns, 0);
+  const [mostRows, mostColumns] = [0, 1].map((axis) => Math.max(...sizes.map((size) => size[axis])));
+  const [inOneLine, inPairs] = SMALLEST_CELL[view.kind];
+  let cell = (available - GAP * (panels.length - 1)) / allColumns;
+  if (cell < inOneLine) cell = (available - GAP) / (2 * mostColumns);
+  if (cell < inPairs) cell = available / mostColumns;
+  cell = Math.min(cell, LARGEST_CELL[view.kind], TALLEST_BOARD / mostRows);
+  const ratio = window.devicePixelRatio || 1;
+  const pixels = Math.max(2, Math.floor(cell * ratio)); // of the device, so that lines are crisp
+  view.cellPixels = pixels;
+  view.panels = panels.map(({ role }, i) => {
+    const figure = document.createElement("figure");
+    const [caption, canvas, text] = ["figcaption", "canvas", "pre"].map((tag) =>
+      figure.appendChild(document.createElement(tag)),
+    );
+    const [rows, columns] = sizes[i];
+    Object.assign(canvas, { width: columns * pixels, height: rows * pixels });
+    canvas.style.width = `${(columns * pixels) / ratio}px`;
+    figure.style.width = `max(${canvas.style.width}, 76px)`;
+    canvas.setAttribute("role", "img");
+    figure.dataset.role = role;
+    text.className = "as-text";
+    canvas.addEventListener("pointermove", (event) => readOut(event, i));
+    canvas.addEventListener("pointerdown", (event) => readOut(event, i));
+    canvas.addEventListener("pointerleave", () => {
+      byId("readout").textContent = "";
+    });
+    return { figure, caption, canvas, text };
+  });
+  box.replaceChildren(...view.panels.map(({ figure }) => figure));
+  drawStep(0.25, panels);
+}
+
+/** Draw the boards, and the film's controls at its present step. */
+function drawStep(flash, panels = boardsAt(player.step)) {
+  const colours = themeColours();
+  view.panels.forEach(({ caption, canvas, text }, i) => {
+    const { title, board } = panels[i];
+    caption.textContent = title;
+    canvas.setAttribute("aria-label", `${title}: ${KINDS[board.kind].title}, ${sizeOf(board.area).join(" by ")} cells`);
+    drawBoard(canvas.getContext("2d"), board, colours, 0, 0, view.cellPixels, flash);
+    const lines = boardText(board);
+    if (text.textContent !== lines) text.textContent = lines;
+  });
+  const { film } = player;
+  if (!film) return;
+  Object.assign(byId("step"), { max: film.steps, value: player.step + 1 });
+  byId("step").setAttribute("aria-valuetext", film.describe(player.step));
+  byId("step-text").textContent = film.describe(player.step);
+  byId("play").textContent = player.playing ? "Pause" : "Play";
+  const plot = byId("plot");
+  const ratio = window.devicePixelRatio || 1;
+  Object.assign(plot, { width: Math.round(plot.clientWidth * ratio), height: Math.round(plot.clientHeight * ratio) });
+  const context = plot.getContext("2d");
+  context.scale(ratio, ratio);
+  drawPlot(context, film, player.step, colours, 0, 0, plot.clientWidth, plot.clientHeight);
+  const halt = film.describeHalt();
+  plot.setAttribute(
+    "aria-label",
+    `Wrong cells after each step: ${film.wrongCells.join(", ")}${halt ? `; ${halt}` : ""}`,
+  );
+}
+
+/** A board as lines of text, for screen readers. */
+function boardText({ kind, tokens, columns, area }) {
+  const texts = Array.from(tokens, (token) => KINDS[kind].text(token));
+  const width = texts.reduce((most, text) => Math.max(most, text.length), 1);
+  const lines = [];
+  for (let row = area.top; row < area.bottom; row++) {
+    const line = texts.slice(row * columns + area.left, row * columns + area.right);
+    lines.push(line.map((text) => text.padStart(width)).join(width > 1 || kind === "sudoku" ? " " : ""));
+  }
+  return lines.join("\n");
+}
+
+/** Say what the cell under the pointer is. */
+function readOut(event, i) {
+  const { board } = boardsAt(player.step)[i];
+  const box = view.panels[i].canvas.getBoundingClientRect();
+  const { top, left, bottom, right } = board.area;
+  const row = top + Math.floor(((event.clientY - box.top) / box.height) * (bottom - top));
+  const column = left + Math.floor(((event.clientX - box.left) / box.width) * (right - left));
+  const token = board.tokens[row * board.columns + column];
+  if (token === undefined) return;
+  const label = view.current.shownLabels[row * board.columns + column];
+  const wrong = board.wrong?.[row * board.columns + column] ? `, label ${KINDS[view.kind].name(label)}` : "";
+  byId("readout").textContent =
+    `row ${row}, column ${column}: ${KINDS[view.kind].name(token)} (token ${token})${wrong}`;
+}
+
+/** Thumbnails of the puzzle's examples, where it has several: an ARC task's pairs. */
+async function showSiblings() {
+  const { set, example, kind, ticket } = view;
+  const puzzle = set.puzzleOf(example);
+  const [start, end] = [
+    set.puzzleIndices[puzzle],
+    Math.min(set.puzzleIndices[puzzle + 1], set.puzzleIndices[puzzle] + MOST_SIBLINGS),
+  ];
+  const section = byId("siblings");
+  section.hidden = end - start < 2;
+  if (section.hidden) return;
+  const key = `${puzzle} ${kind} ${byId("theme-name").textContent} ${byId("crop").checked}`;
+  if (view.siblingsOf !== key) {
+    const [inputs, labels] = await Promise.all([set.inputs.rows(start, end), set.labels.rows(start, end)]);
+    if (ticket !== view.ticket) return;
+    view.siblingsOf = key;
+    const total = set.puzzleIndices[puzzle + 1] - set.puzzleIndices[puzzle];
+    section.querySelector("h3").textContent =
+      `${plural(total, "example")} of this puzzle${total > end - start ? `, the first ${end - start}` : ""}`;
+    section.querySelector("div").replaceChildren(
+      ...Array.from({ length: end - start }, (_, i) => {
+        const button = document.createElement("button");
+        Object.assign(button, { type: "button", ariaLabel: `Example ${start + i}`, onclick: () => show(start + i) });
+        for (const tokens of [inputs, labels]) {
+          const row = tokens.subarray(i * set.seqLen, (i + 1) * set.seqLen).map((token) => Math.max(0, token));
+          button.append(thumbnail(row));
+        }
+        return button;
+      }),
+    );
+  }
+  Array.from(section.querySelectorAll("button"), (button, i) =>
+    button.setAttribute("aria-current", start + i === example),
+  );
+}
+
+function thumbnail(tokens) {
+  const { kind, columns, rows, box } = view;
+  const crop = kind === "arc" && tokens.length === ARC_SIDE * ARC_SIDE && byId("crop").checked;
+  const area = crop ? gridArea(tokens) : { top: 0, left: 0, bottom: rows, right: columns };
+  const [height, width] = [area.bottom - area.top, area.right - area.left];
+  const ratio = window.devicePixelRatio || 1;
+  const cell = Math.max(1, Math.floor((72 * ratio) / Math.max(height, width)));
+  const canvas = document.createElement("canvas");
+  Object.assign(canvas, { width: width * cell, height: height * cell });
+  canvas.style.width = `${(width * cell) / ratio}px`;
+  const clue = kind === "sudoku" ? tokens.map((token) => token > 1) : null;
+  drawBoard(canvas.getContext("2d"), { kind, columns, box, tokens, area, clue }, themeColours(), 0, 0, cell);
+  return canvas;
+}
+
+// -------------------------------------------------------------------------------------------------------------- saving
+
+/** The data set (or predictions) and the split on show. */
+const origin = () => [view.dataset?.name ?? view.predictions.name, view.split].filter(Boolean).join(" ");
+
+const headline = () => `${byId("name").textContent} · ${origin()} ${view.example}`;
+
+const fileName = (what) => `${origin().replace(/[^\w.-]+/g, "-")}-${view.example}${what}.png`;
+
+async function savePicture() {
+  const { film } = player;
+  const canvas = drawPicture(headline(), boardsAt(player.step), themeColours(), {
+    film,
+    step: player.step,
+    flash: 0.25,
+  });
+  saveBlob(await toPng(canvas), fileName(film ? `-step-${player.step + 1}` : ""));
+}
+
+async function saveFilm() {
+  const { film, speed } = player;
+  const colours = themeColours();
+  const draw = (step) => drawPicture(headline(), boardsAt(step), colours, { film, step, flash: 0.7 });
+  const milliseconds = (step) => Math.round((step === film.steps - 1 ? 4000 : 1000) / speed);
+  saveBlob(await animatedPng(film.steps, draw, milliseconds), fileName("-film"));
+}
+
+async function saveStrip() {
+  const { film } = player;
+  const [input, , label] = boardsAt(0);
+  const steps = Array.from({ length: film.steps }, (_, step) => {
+    const wrong = film.wrongCells[step];
+    return {
+      title: `Step ${step + 1}: ${wrong ? `${wrong} wrong` : "right"}${step === film.halt ? ", halt" : ""}`,
+      board: boardsAt(step)[1].board,
+    };
+  });
+  const panels = [input, ...steps, label];
+  const perLine = Math.ceil(Math.sqrt(1.6 * panels.length));
+  saveBlob(await toPng(drawPicture(headline(), panels, themeColours(), { perLine, flash: 0.25 })), fileName("-strip"));
+}

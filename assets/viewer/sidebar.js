@@ -1,0 +1,157 @@
+// What stands beside the puzzle: the choices, how many predictions are right, the list and facts about the data set.
+// Works on page.js's `view`.
+"use strict";
+
+function setOptions(select, values, chosen, label = (value) => value) {
+  select.replaceChildren(
+    ...values.map((value) => {
+      const option = document.createElement("option");
+      Object.assign(option, { value, textContent: label(value), selected: value === chosen });
+      return option;
+    }),
+  );
+}
+
+/** A choice between several folders that were found; hidden where there is only one. */
+function fillChoices(id, folders, chosen, open) {
+  byId(`${id}-label`).hidden = folders.length < 2;
+  setOptions(byId(id), folders, chosen);
+  byId(id).onchange = (event) => {
+    clearProblems();
+    attempt(() => open(event.target.value));
+  };
+}
+
+function fillControls() {
+  document.querySelector("main").hidden = false;
+  byId("welcome").hidden = true;
+  if (!view.dataset) byId("dataset-label").hidden = true;
+  if (!view.predictions) byId("predictions-label").hidden = true;
+  const splits = view.dataset?.splits ?? ["predictions"];
+  setOptions(byId("split"), splits, view.split ?? "predictions");
+  const sets = view.dataset?.metadata[view.split].sets ?? [];
+  byId("set-label").hidden = sets.length < 2;
+  setOptions(byId("set"), sets, view.setName);
+  setOptions(byId("kind"), Object.keys(KINDS), view.kind, (kind) => KINDS[kind].title);
+  byId("total").textContent = `0–${grouped(view.set.numExamples - 1)}`;
+  byId("marks-label").hidden = byId("scores").hidden = !view.scores;
+  if (view.scores) showScores(view.scores);
+  showFacts();
+  document.title = `${view.dataset?.name ?? view.predictions.name} · Puzzle visualizer`;
+}
+
+function showFacts() {
+  const { set, dataset, predictions } = view;
+  const metadata = dataset?.metadata[view.split];
+  const kind = `${KINDS[view.recognised].title}${metadata ? "" : " (by its tokens)"}`;
+  const boxes = view.box ? `, boxes of ${view.box.join(" × ")}` : "";
+  const type = set.inputs.array.name.replace("Array", "").toLowerCase();
+  const unnamed = dataset?.names ? "" : " (identifiers.json wasn't chosen)";
+  const films = predictions?.steps ? `, films of ${predictions.steps} steps` : "";
+  const facts = {
+    Folder: dataset ? dataset.folder || dataset.name : predictions.folder,
+    Kind: `${kind}, ${view.rows} × ${view.columns} cells${boxes}`,
+    Vocabulary: metadata && plural(metadata.vocab_size, "token"),
+    Examples: grouped(set.numExamples),
+    "Puzzles, groups": `${grouped(set.identifiers.length)}, ${grouped(set.groupIndices.length - 1)}`,
+    "Mean examples": metadata?.mean_puzzle_examples?.toFixed(3),
+    Identifiers: metadata && `${grouped(metadata.num_puzzle_identifiers)}${unnamed}`,
+    "Stored as": `${type}, ${(set.inputs.file.size / 1e6).toFixed(1)} MB of inputs`,
+    Predictions: predictions && `${predictions.name}: ${plural(predictions.numExamples, "example")}${films}`,
+  };
+  byId("facts").replaceChildren(
+    ...Object.entries(facts)
+      .filter(([, value]) => value)
+      .flatMap(([name, value]) => [
+        Object.assign(document.createElement("dt"), { textContent: name }),
+        Object.assign(document.createElement("dd"), { textContent: value }),
+      ]),
+  );
+}
+
+function showScores(scores) {
+  const { count: total, done, exact, cells, wrongCells } = scores;
+  const counting = done < total ? ` (counted ${grouped(done)} of ${grouped(total)})` : "";
+  const missing = scores.set.numExamples - total;
+  const without = missing ? `; ${plural(missing, "example")} without prediction` : "";
+  byId("score-text").textContent =
+    `${grouped(exact)} of ${plural(done, "prediction")} exact, ${percent(exact, done)}; ` +
+    `${percent(cells - wrongCells, cells)} of cells right${counting}${without}`;
+  document.querySelector("#scores .meter span").style.width = `${(100 * exact) / Math.max(1, done)}%`;
+  const counts = { exact, wrong: done - exact, sure: 0, unsure: 0 };
+  if (scores.qHalt && scores.qContinue) {
+    for (let i = 0; i < done; i++) {
+      if (scores.passes("sure", i)) counts.sure++;
+      else if (scores.passes("unsure", i)) counts.unsure++;
+    }
+  }
+  const offered = Object.keys(FILTERS).filter((filter) => filter in counts && (scores.qHalt || !/sure/.test(filter)));
+  setOptions(
+    byId("filter"),
+    ["all", ...offered],
+    view.filter,
+    (filter) => `${FILTERS[filter]} (${grouped(counts[filter] ?? done)})`,
+  );
+}
+
+// ---------------------------------------------------------------------------------------------------------------- list
+
+/** Make the list anew after a search or a filter; `follow` shows its first entry if the present example isn't in it. */
+function refreshEntries(follow = false) {
+  const query = byId("search").value;
+  view.entries = listEntries(view.set, view.names, query, view.scores, view.filter);
+  const { unit, starts } = view.entries;
+  const filtered = query.trim() || view.filter !== "all";
+  byId("found").textContent =
+    filtered && !starts.length ? "Nothing found" : `${plural(starts.length, unit)}${filtered ? " found" : ""}`;
+  list.reset(starts.length);
+  const present = entryAt(starts, view.example);
+  const isThere = present >= 0 && (unit === "group" || view.example < endOfEntry(present));
+  if (follow && starts.length && !isThere) show(starts[0]);
+  else list.select(isThere ? present : -1);
+}
+
+/** The example after the last one of an entry. */
+function endOfEntry(i) {
+  const {
+    set,
+    entries: { unit, starts },
+  } = view;
+  if (unit === "example") return starts[i] + 1;
+  if (unit === "group") return starts[i + 1] ?? set.numExamples;
+  return set.puzzleIndices[set.puzzleOf(starts[i]) + 1];
+}
+
+function renderEntry(row, i) {
+  const {
+    set,
+    scores,
+    entries: { unit, starts },
+  } = view;
+  if (!row.firstChild) {
+    for (const name of ["name", "detail", "detail score"])
+      row.append(Object.assign(document.createElement("span"), { className: name }));
+  }
+  const [name, detail, score] = row.children;
+  const [start, end] = [starts[i], endOfEntry(i)];
+  const puzzle = set.puzzleOf(start);
+  name.textContent =
+    titleOf(set.identifiers[puzzle]) ?? (unit === "group" ? `Group ${grouped(i)}` : `Example ${grouped(start)}`);
+  name.title = name.textContent;
+  const puzzles = unit === "group" ? set.groupIndices[i + 1] - set.groupIndices[i] : 1;
+  detail.textContent =
+    puzzles > 1 ? plural(puzzles, "puzzle") : end - start > 1 ? plural(end - start, "example") : `#${grouped(start)}`;
+  const scored = scores ? Math.min(end, scores.done) - start : 0;
+  let exact = 0;
+  for (let example = start; example < start + scored; example++) if (!scores.wrong[example]) exact++;
+  score.className = `detail score ${scored > 0 && exact === scored ? "good" : "bad"}`;
+  if (scored <= 0) score.textContent = "";
+  else if (scored > 1) score.textContent = `${grouped(exact)}/${grouped(scored)}`;
+  else score.textContent = exact ? "✓" : `✗ ${scores.wrong[start]}`;
+}
+
+/** A puzzle's name, or null for the blank identifier that puzzles without names share. */
+function titleOf(identifier) {
+  const blank = view.dataset?.metadata[view.split].blank_identifier_id ?? 0;
+  return identifier === blank ? null : nameOfIdentifier(view.names, identifier);
+}
