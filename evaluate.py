@@ -23,7 +23,7 @@ from utils.arc import format_score
 from utils.arc_predictions import KEYS
 from utils.arc_scoring import ArcScore, score_predictions
 from utils.command_line import parse_evaluate_config
-from utils.config import ArchConfig, read_saved_config
+from utils.config import ArchConfig, read_trained_config
 from utils.distribution import Ranks, connected
 from utils.evaluation import Evaluation, Evaluator, evaluate
 from utils.predictions import PredictionWriter, predictions_folder, remove_surplus
@@ -71,7 +71,7 @@ def run(arguments: list[str], ranks: Ranks) -> None:
     if ranks.watch is not None:
         ranks.watch.timeout = config.rank_timeout
     source = ranks.from_first(lambda: find_weights(config.checkpoint))
-    trained = ranks.from_first(lambda: read_saved_config(source.config_folder))
+    trained = ranks.from_first(lambda: read_trained_config(source.config_folder))
     if config.data_path is None and not Path(trained.data_path).is_dir():
         raise errors.UserError(
             f"{source.name} was trained on {trained.data_path}, which is not here; say where its data set is with "

@@ -11,7 +11,7 @@ from typing import Any
 import numpy as np
 
 from dataset.arc_grids import NUM_COLOURS, SIDE, parse_augmentation_name
-from dataset.common import BLANK_IDENTIFIER, DatasetError
+from dataset.common import BLANK_IDENTIFIER, DatasetError, expand_user
 
 EVALUATION = "evaluation"  # the sub-folder whose test pairs are held back for the test split
 SUBMODULES = "raw-data"  # the folder of the git submodules, dataset/raw-data/
@@ -45,7 +45,7 @@ def read_tasks(dataset_dirs: Sequence[str]) -> list[Task]:
     path_of: dict[str, Path] = {}
     for directory in dataset_dirs:
         before = len(tasks)
-        folder = Path(directory).expanduser()
+        folder = expand_user(directory)
         for subfolder in _sorted_by_name(folder.iterdir() if folder.is_dir() else ()):
             if not subfolder.is_dir():
                 continue

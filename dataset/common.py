@@ -44,6 +44,17 @@ def run_cli(command: Callable[[], object]) -> None:
         raise SystemExit(130) from None
 
 
+def expand_user(path: str | Path) -> Path:
+    """`path` with a leading `~` or `~user` replaced by that home; DatasetError if there is no such user."""
+    try:
+        return Path(path).expanduser()
+    except RuntimeError:  # not an OSError
+        raise DatasetError(
+            f"{path} can't be expanded: {Path(path).parts[0]} is no known home; give the whole path, or ./{path} if "
+            "the name begins like this"
+        ) from None
+
+
 def check_minimums(options: BaseModel, **minimums: int) -> None:
     """DatasetError if an option (by its field's name) is below its minimum. An option left at None is none."""
     for key, low in minimums.items():
@@ -137,7 +148,7 @@ class DatasetWriter:
         kind: str | None = None,
         box: tuple[int, int] | None = None,
     ) -> None:
-        self.output_dir = Path(output_dir).expanduser().resolve()
+        self.output_dir = expand_user(output_dir).resolve()
         self.seq_len, self.vocab_size, self.pad_id, self.ignore_label_id = seq_len, vocab_size, pad_id, ignore_label_id
         self.kind, self.box = kind, box
         self.identifiers = [BLANK_IDENTIFIER]

@@ -17,7 +17,7 @@ from pathlib import Path
 import numpy as np
 from tqdm import tqdm
 
-from dataset.common import DatasetError, DatasetWriter
+from dataset.common import DatasetError, DatasetWriter, expand_user
 from dataset.hub import HUB_ID, explain_hub_error
 from dataset.symmetries import Symmetries
 
@@ -35,7 +35,7 @@ def resolve_source(source: str, filename: str) -> Path:
     `source` is a folder, or the id (`owner/name`) of a data set on the Hugging Face hub, from which the file is
     downloaded (with progress) into the hub's cache. Raises DatasetError if it can't be had.
     """
-    folder = Path(source).expanduser()
+    folder = expand_user(source)
     if folder.is_dir():
         path = folder / filename
         if not path.is_file():

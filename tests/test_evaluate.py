@@ -284,8 +284,8 @@ def test_damaged_or_foreign_checkpoints_end_in_one_line(
     assert "all_config.yaml can't be read" in complaint()
     config.write_text("- a list")
     assert "expected keys and values, found list" in complaint()
-    config.write_text(yaml.safe_dump({key: value for key, value in saved.items() if key != "lr"}))
-    assert "key 'lr' is missing in " in complaint()
+    config.write_text(yaml.safe_dump({key: value for key, value in saved.items() if key != "data_path"}))
+    assert "key 'data_path' is missing in " in complaint()
     config.unlink()
     assert "all_config.yaml is missing" in complaint()
 

@@ -15,11 +15,12 @@ from pathlib import Path
 import mlx.core as mx
 import numpy as np
 import pytest
+import yaml
 
 import evaluate
 from tests.hub import serve_hub
 from tests.tiny_data import ROOT, make_tiny_data, run_script
-from utils import export
+from utils import arc, export
 from utils.config import CONFIG_FILE
 from utils.safetensors_file import read_safetensors
 from utils.torch_file import read_torch_file
@@ -147,6 +148,57 @@ def test_an_architecture_from_elsewhere_is_not_imported(
     assert not (tmp_path / "ran").exists()
 
 
+def with_config(folder: Path, **changes: object) -> Path:
+    """A copy of a golden checkpoint with other values in its configuration; those of `arch` are merged."""
+    shutil.copytree(GOLDEN / "rope_stablemax", folder)
+    config = yaml.safe_load((folder / CONFIG_FILE).read_text())
+    changes["arch"] = config["arch"] | changes.get("arch", {})  # type: ignore[operator]
+    (folder / CONFIG_FILE).write_text(yaml.safe_dump(config | changes))
+    return folder / "step_8"
+
+
+def test_training_keys_of_other_code_are_no_obstacle(
+    tmp_path: Path, call_script: Callable[..., tuple[int, str, str]]
+) -> None:
+    data, golden = golden_data(tmp_path / "data", "rope_stablemax")
+    checkpoint = with_config(tmp_path / "run", ema=False, epochs=7, eval_interval=3, beta1=None, eval_save_outputs="no")
+    status, out, err = call_script(evaluate, f"checkpoint={checkpoint}", f"data_path={data}", "save_outputs=[]")
+    assert status == 0, err
+    loss = float(golden["eval/metrics/lm_loss"]) / len(golden["eval/logits"])
+    assert json.loads(out.splitlines()[-1])["eval/lm_loss"] == pytest.approx(loss, rel=1e-5)
+
+    checkpoint = with_config(tmp_path / "other", arch={"gate": True})  # another model: these weights mean nothing here
+    status, _, err = call_script(evaluate, f"checkpoint={checkpoint}", f"data_path={data}")
+    assert (status, err.count("\n")) == (1, 1)
+    assert "unknown key 'arch.gate'" in err
+
+
+@pytest.mark.parametrize(
+    ("arch", "message"),
+    [
+        ({"H_layers": 1_000_000_000}, "arch.H_layers = 1000000000"),
+        ({"H_cycles": 1_000_000}, "arch.H_cycles = 1000000"),
+        ({"expansion": 1e300}, "arch.expansion = 1e+300"),
+        ({"hidden_size": 1_000_000_000}, "arch.hidden_size = 1000000000"),
+        ({"hidden_size": 16_384, "expansion": 64, "puzzle_emb_ndim": 16_384}, "compare the arch keys"),
+        ({"H_layers": 256, "L_layers": 256, "hidden_size": 16_384}, "step_8 lacks"),
+    ],
+    ids=str,
+)
+def test_a_model_of_any_size_is_refused_before_it_takes_memory(
+    tmp_path: Path, call_script: Callable[..., tuple[int, str, str]], arch: dict[str, float], message: str
+) -> None:
+    """Within the bounds too, terabytes of weights: names and shapes are compared before one of them is drawn."""
+    data, _ = golden_data(tmp_path / "data", "rope_stablemax")
+    checkpoint = with_config(tmp_path / "run", arch=arch)
+    mx.reset_peak_memory()
+    before = mx.get_active_memory()
+    status, _, err = call_script(evaluate, f"checkpoint={checkpoint}", f"data_path={data}")
+    assert (status, err.count("\n")) == (1, 1), err
+    assert message in err
+    assert mx.get_peak_memory() - before < 1 << 20
+
+
 # ---------------------------------------------------------------------------------------------------------- export
 
 
@@ -184,6 +236,55 @@ def test_an_export_can_be_for_a_compiled_model_and_replaces_only_on_request(
     assert export_here(call_script, *arguments, "overwrite=true")[0] == 0
     assert export_here(call_script, f"checkpoint={source}", f"out={tmp_path / 'x.pt'}")[0] == 1
     assert export_here(call_script, f"checkpoint={source}")[0] == 1
+
+
+def test_an_export_never_stands_beside_another_models_configuration(
+    tmp_path: Path, call_script: Callable[..., tuple[int, str, str]]
+) -> None:
+    """evaluate.py would rebuild the other model, or the right one with other positions, without a word."""
+    first, second = GOLDEN / "rope_stablemax", GOLDEN / "learned_softmax"
+    assert export_here(call_script, f"checkpoint={first / 'step_8'}", f"out={tmp_path / 'a.safetensors'}")[0] == 0
+    assert export_here(call_script, f"checkpoint={first / 'step_0'}", f"out={tmp_path / 'b.safetensors'}")[0] == 0
+
+    arguments = [f"checkpoint={second / 'step_8'}", f"out={tmp_path / 'c.safetensors'}"]
+    status, _, err = export_here(call_script, *arguments)
+    assert (status, err.count("\n")) == (1, 1)
+    assert f"{tmp_path / CONFIG_FILE} belongs to other weights" in err
+    assert (tmp_path / CONFIG_FILE).read_bytes() == (first / CONFIG_FILE).read_bytes()
+    names = {"a.safetensors", "b.safetensors", CONFIG_FILE}
+    assert {path.name for path in tmp_path.iterdir()} == names
+
+    assert export_here(call_script, *arguments, "overwrite=true")[0] == 0
+    assert (tmp_path / CONFIG_FILE).read_bytes() == (second / CONFIG_FILE).read_bytes()
+    assert {path.name for path in tmp_path.iterdir()} == {*names, "c.safetensors"}
+
+
+def test_an_export_is_evaluated_under_the_step_that_it_was_saved_at(
+    tmp_path: Path, call_script: Callable[..., tuple[int, str, str]]
+) -> None:
+    """All of them at step 0, the predictions of the second file in a folder would replace those of the first."""
+    data, _ = golden_data(tmp_path / "data", "rope_stablemax")
+    for step in (0, 8):
+        out = tmp_path / f"{step}.safetensors"
+        source = GOLDEN / "rope_stablemax" / f"step_{step}"
+        assert export_here(call_script, f"checkpoint={source}", f"out={out}")[0] == 0
+        status, said, err = call_script(evaluate, f"checkpoint={out}", f"data_path={data}")
+        assert status == 0, err
+        assert json.loads(said.splitlines()[-1])["step"] == step
+        assert (tmp_path / f"step_{step}_all_preds.0" / "preds.npy").is_file()
+
+
+def test_an_unknown_home_is_told_in_one_line(call_script: Callable[..., tuple[int, str, str]]) -> None:
+    """`~name/…` of a user of another machine, in a command that was copied from there."""
+    known = GOLDEN / "rope_stablemax" / "step_8"
+    for script, arguments in (
+        (evaluate, ["checkpoint=~no-such-user/run"]),
+        (export, [f"checkpoint={known}", "out=~no-such-user/x.safetensors"]),
+        (arc, ["predictions=~no-such-user/run/step_1*"]),
+    ):
+        status, _, err = call_script(script, *arguments)
+        assert (status, err.count("\n")) == (1, 1), err
+        assert "~no-such-user is no known home" in err
 
 
 def test_pytorch_takes_an_export_key_by_key(tmp_path: Path, call_script: Callable[..., tuple[int, str, str]]) -> None:

@@ -391,7 +391,7 @@ def test_a_folder_that_cannot_be_written_is_named(
     assert (status, err.count("\n")) == (1, 1)
     assert str(tmp_path / "file" / "run") in err
 
-    def read_only(path: Path, *_: Any) -> None:
+    def read_only(path: Path, *_: Any, **__: Any) -> None:
         raise PermissionError(13, "Permission denied", str(path))
 
     monkeypatch.setattr(Path, "write_text", read_only)  # as root, no folder is read-only

@@ -16,7 +16,7 @@ from utils.arc_predictions import find_folders
 from utils.arc_scoring import ArcScore, TaskScore, score_predictions
 from utils.arc_submission import write_submission, write_table
 from utils.command_line import parse_arc_config
-from utils.config import read_saved_config
+from utils.config import read_trained_config
 
 
 def format_score(score: ArcScore) -> str:
@@ -52,7 +52,7 @@ def main() -> None:
     """Score what the command line names."""
     config = parse_arc_config(sys.argv[1:])
     folders = find_folders(config.predictions)
-    score = score_predictions(folders, config.data_path or read_saved_config(folders[0].parent).data_path)
+    score = score_predictions(folders, config.data_path or read_trained_config(folders[0].parent).data_path)
     if config.submission is not None:
         write_submission(score, Path(config.submission))
     if config.table is not None:

@@ -13,6 +13,7 @@ from pathlib import Path
 import numpy as np
 
 from dataset.arc_grids import FIRST_COLOUR, SEQ_LEN, SIDE, grid_shapes
+from dataset.common import expand_user
 from dataset.symmetries import inverse_dihedral, relabel
 from utils.errors import UserError
 
@@ -71,10 +72,11 @@ def find_folders(patterns: Sequence[str]) -> list[Path]:
 
     Raises:
         UserError: if one of them names no folder.
+        DatasetError: if one begins with `~` and a user who is not known.
     """
     folders: dict[Path, Path] = {}
     for pattern in patterns:
-        path = Path(pattern).expanduser()
+        path = expand_user(pattern)
         if path.is_dir():
             found = [path]
         elif path.parent.is_dir():  # only the last part is a pattern: names of runs may hold brackets

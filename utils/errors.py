@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import functools
 import os
+import reprlib
 import sys
 from collections.abc import Callable
 from typing import ParamSpec
@@ -18,11 +19,27 @@ from utils.interruption import Interrupted
 _FULL_ERROR = "HYDRA_FULL_ERROR"  # Hydra's variable: "1" makes it raise, rather than print half a page and exit
 _WANTS_TRACEBACK = os.environ.get(_FULL_ERROR) == "1"
 
+_KEY_LENGTH = 80  # of a key that a message names: longer ones are nobody's, and come from elsewhere
+_BRIEFLY = reprlib.Repr()
+_BRIEFLY.maxlevel, _BRIEFLY.maxtuple, _BRIEFLY.maxlist = 2, 8, 8
+
 P = ParamSpec("P")
 
 
 class UserError(Exception):
     """Something the user can mend. The message names the key or file, what was found, and what to do."""
+
+
+def shown(value: object, limit: int = 80) -> str:
+    """`value` from a file that nobody vouches for, quoted, in one line and short enough for a message.
+
+    Lists and tables within one another are shortened as well, so that no structure takes long to show.
+    """
+    try:
+        quoted = repr(value[: limit + 1]) if isinstance(value, str | bytes) else _BRIEFLY.repr(value)
+    except ValueError:  # Python writes no integer of more than 4,300 digits
+        quoted = f"{type(value).__name__} with too many digits to show"
+    return quoted if len(quoted) <= limit else quoted[: limit - 1] + "…"
 
 
 def describe_validation_error(error: ValidationError, origin: str, prefix: str = "") -> str:
@@ -34,7 +51,7 @@ def describe_validation_error(error: ValidationError, origin: str, prefix: str =
         prefix: what stands before the key in the whole configuration, such as `arch.`.
     """
     first = error.errors()[0]
-    key = ".".join(str(part) for part in first["loc"])
+    key = ".".join(str(part)[:_KEY_LENGTH] for part in first["loc"])
     key = prefix + key if key else prefix.rstrip(".")
     kind = first["type"]
     if kind == "extra_forbidden":
@@ -45,7 +62,7 @@ def describe_validation_error(error: ValidationError, origin: str, prefix: str =
         reason = str(first["ctx"]["error"])
         text = f"{key}: {reason}" if key else reason  # a check of several keys names them itself
     else:
-        text = f"{key} = {first['input']!r} in {origin}: {first['msg'][0].lower()}{first['msg'][1:]}"
+        text = f"{key} = {shown(first['input'])} in {origin}: {first['msg'][0].lower()}{first['msg'][1:]}"
     more = error.error_count() - 1
     return text + (f" (and {more} more)" if more else "")
 
@@ -62,9 +79,8 @@ def explain(error: BaseException) -> str | None:
 def one_line(main: Callable[P, None]) -> Callable[P, None]:
     """Decorate an entry point: a mistake of the user's ends it with one line on stderr and exit status 1.
 
-    Handles Hydra's findings (unknown keys, bad syntax) as well. `HYDRA_FULL_ERROR=1` brings the traceback back. With
-    `hydra.main` it stands on both sides: within for mistakes that the job finds, because Hydra would print a line of
-    its own, and without for those that Hydra finds.
+    Handles Hydra's findings (unknown keys, bad syntax) as well, if they are made within; but Hydra puts a line of its own
+    before what a job raises, so a job had better raise nothing. `HYDRA_FULL_ERROR=1` brings the traceback back.
     """
 
     @functools.wraps(main)

@@ -8,10 +8,12 @@ from __future__ import annotations
 
 import utils.cpu  # noqa: F401  # before mlx: on Linux it brings a fast BLAS
 
+import filecmp
 import shutil
 import sys
 from pathlib import Path
 
+from dataset.common import expand_user
 from utils import errors
 from utils.command_line import ExportConfig, parse_export_config
 from utils.config import CONFIG_FILE
@@ -25,25 +27,34 @@ def export(config: ExportConfig) -> Path:
     """Write the weights, bit for bit as they are stored, and beside them the configuration that evaluate.py needs.
 
     Raises:
-        UserError: if there are no such weights, or `out` is in the way or can't be written.
+        UserError: if there are no such weights, or a file is in the way: `out`, or another model's configuration.
+        OSError: if a file can't be written, as the system reports it.
     """
-    out = Path(config.out).expanduser()
+    out = expand_user(config.out)
     if out.suffix != ".safetensors":
         raise UserError(f"out = {config.out!r} must end in .safetensors, the only format written")
     if out.exists() and not config.overwrite:
         raise UserError(f"{out} exists; choose another name, or give overwrite=true")
     source = find_weights(config.checkpoint)
+    saved, beside = source.config_folder / CONFIG_FILE, out.parent / CONFIG_FILE
+    copies = saved.is_file() and not (beside.exists() and filecmp.cmp(saved, beside, shallow=False))
+    if copies and beside.exists() and not config.overwrite:
+        raise UserError(
+            f"{beside} belongs to other weights, and evaluate.py would rebuild their model for these; choose another "
+            "folder, or give overwrite=true to replace it"
+        )
     tensors = {config.prefix + name: host_tensor(tensor.read()) for name, tensor in source.tensors().items()}
     out.parent.mkdir(parents=True, exist_ok=True)
-    partial = out.with_name(f".{out.name}.partial")
+    partial, partial_config = (path.with_name(f".{path.name}.partial") for path in (out, beside))
     try:
         write_safetensors(partial, tensors, {"format": "pt", "step": str(source.step)})
+        if copies:
+            shutil.copyfile(saved, partial_config)
+            partial_config.replace(beside)
         partial.replace(out)
     finally:
         partial.unlink(missing_ok=True)
-    saved, beside = source.config_folder / CONFIG_FILE, out.parent / CONFIG_FILE
-    if saved.is_file() and not beside.exists():
-        shutil.copyfile(saved, beside)
+        partial_config.unlink(missing_ok=True)
     return out
 
 

@@ -14,7 +14,7 @@ from typing import TypeGuard
 
 import numpy as np
 
-from utils.errors import UserError
+from utils.errors import UserError, shown
 from utils.stored_tensors import (
     MAX_DIMENSIONS,
     MAX_SIZE,
@@ -22,7 +22,6 @@ from utils.stored_tensors import (
     HostTensor,
     StoredTensor,
     dense_strides,
-    shown,
 )
 
 _CODES = {
@@ -97,6 +96,31 @@ def read_safetensors(path: Path) -> dict[str, StoredTensor]:
     Raises:
         UserError: if the file can't be read, or is not a sound file of this format.
     """
+    header, start, size = _read_header(path)
+    header.pop(_METADATA, None)
+    tensors = {name: _stored_tensor(path, name, entry, start, size) for name, entry in header.items()}
+    end, before = start, ""
+    for name, tensor in sorted(tensors.items(), key=lambda item: (item[1].offset, item[1].nbytes)):
+        if tensor.nbytes and tensor.offset < end:
+            raise UserError(f"{path}: tensors {shown(before)} and {shown(name)} overlap in the file; {_REMEDY}")
+        end, before = max(end, tensor.offset + tensor.nbytes), name
+    return tensors
+
+
+def read_metadata(path: Path) -> dict[str, str]:
+    """What a file says of itself besides its tensors: the texts of its `__metadata__`, empty if there are none.
+
+    Raises:
+        UserError: if the file can't be read, or its header isn't one of this format.
+    """
+    metadata = _read_header(path)[0].get(_METADATA)
+    if not isinstance(metadata, dict):
+        return {}
+    return {name: text for name, text in metadata.items() if isinstance(text, str)}
+
+
+def _read_header(path: Path) -> tuple[dict[str, object], int, int]:
+    """The header as it stands, the offset at which the tensors begin, and the size of the file."""
     try:
         with open(path, "rb") as file:
             size = os.fstat(file.fileno()).st_size
@@ -117,15 +141,7 @@ def read_safetensors(path: Path) -> dict[str, StoredTensor]:
         raise UserError(f"{path}: its safetensors header can't be read: {reason}; {_REMEDY}") from error
     if not isinstance(header, dict):
         raise UserError(f"{path}: its safetensors header is a {type(header).__name__}, expected a table of tensors")
-    header.pop(_METADATA, None)
-    start = 8 + length
-    tensors = {name: _stored_tensor(path, name, entry, start, size) for name, entry in header.items()}
-    end, before = start, ""
-    for name, tensor in sorted(tensors.items(), key=lambda item: (item[1].offset, item[1].nbytes)):
-        if tensor.nbytes and tensor.offset < end:
-            raise UserError(f"{path}: tensors {shown(before)} and {shown(name)} overlap in the file; {_REMEDY}")
-        end, before = max(end, tensor.offset + tensor.nbytes), name
-    return tensors
+    return header, 8 + length, size
 
 
 def _without_duplicates(pairs: list[tuple[str, object]]) -> dict[str, object]:

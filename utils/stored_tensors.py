@@ -6,7 +6,6 @@ from __future__ import annotations
 import io
 import mmap
 import os
-import reprlib
 from dataclasses import dataclass
 from math import prod
 from pathlib import Path
@@ -27,8 +26,6 @@ NUMPY_TYPES: dict[str, np.dtype] = {
 }
 MAX_DIMENSIONS = 32  # numpy's limit before its version 2; state dicts need four
 MAX_SIZE = 2**31 - 1  # of one axis: MLX counts them in 32 bits
-_BRIEFLY = reprlib.Repr()
-_BRIEFLY.maxlevel, _BRIEFLY.maxtuple, _BRIEFLY.maxlist = 2, 8, 8
 _READ_BYTES = 64 << 20  # a piece, after which Ctrl-C is heard; larger ones aren't faster
 
 
@@ -160,12 +157,3 @@ class StoredTensor:
 def dense_strides(shape: tuple[int, ...]) -> tuple[int, ...]:
     """The strides, in elements, of a contiguous tensor in row-major order."""
     return tuple(prod(shape[axis + 1 :]) for axis in range(len(shape)))
-
-
-def shown(text: object, limit: int = 80) -> str:
-    """`text` from a file that nobody vouches for, quoted, in one line and short enough for a message.
-
-    Lists and tables within one another are shortened as well, so that no structure takes long to show.
-    """
-    quoted = repr(text[: limit + 1]) if isinstance(text, str | bytes) else _BRIEFLY.repr(text)
-    return quoted if len(quoted) <= limit else quoted[: limit - 1] + "…"

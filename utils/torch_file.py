@@ -13,8 +13,8 @@ from math import prod
 from pathlib import Path
 from typing import BinaryIO, TypeGuard
 
-from utils.errors import UserError
-from utils.stored_tensors import MAX_DIMENSIONS, MAX_SIZE, NUMPY_TYPES, StoredTensor, shown
+from utils.errors import UserError, shown
+from utils.stored_tensors import MAX_DIMENSIONS, MAX_SIZE, NUMPY_TYPES, StoredTensor
 from utils.torch_pickle import (
     MAX_PICKLE_BYTES,
     ORDERED_DICT,

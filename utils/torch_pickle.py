@@ -9,7 +9,7 @@ from collections import OrderedDict
 from collections.abc import Set
 from dataclasses import dataclass
 
-from utils.stored_tensors import shown
+from utils.errors import shown
 
 ORDERED_DICT = "collections.OrderedDict"
 

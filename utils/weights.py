@@ -11,6 +11,7 @@ from pathlib import Path
 import mlx.core as mx
 from mlx.utils import tree_flatten
 
+from dataset.common import expand_user
 from models.losses import ACTLossHead
 from utils.checkpoint_record import (
     RECORD_FILE,
@@ -23,13 +24,14 @@ from utils.config import CONFIG_FILE
 from utils.distribution import Ranks
 from utils.errors import UserError
 from utils.hub import fetch_checkpoint, is_hub_id
-from utils.safetensors_file import read_safetensors
+from utils.safetensors_file import read_metadata, read_safetensors
 from utils.stored_tensors import StoredTensor
 from utils.torch_file import read_torch_file
 
 COMPILED_PREFIX = "_orig_mod."  # torch.compile puts it before every name
 HUB_OUTPUT = Path("checkpoints")
 _TORCH_STEP = re.compile(r"step_(\d+)")
+_STEP_IN_METADATA = re.compile(r"[0-9]{1,15}")
 
 
 @dataclass(frozen=True)
@@ -71,8 +73,9 @@ def find_weights(checkpoint: str) -> WeightsSource:
 
     Raises:
         UserError: if there is nothing of the kind, or it is damaged.
+        DatasetError: if it begins with `~` and a user who is not known.
     """
-    path = Path(checkpoint).expanduser()
+    path = expand_user(checkpoint)
     if path.is_dir():
         return _in_run(path) if (path / CONFIG_FILE).is_file() else _step_folder(path)
     if path.is_file():
@@ -81,7 +84,7 @@ def find_weights(checkpoint: str) -> WeightsSource:
         found = fetch_checkpoint(checkpoint)
         repository = checkpoint.partition("@")[0]
         folder = found.weights.parent  # a step folder, if the repository is a copy of a run's folder
-        step = _step_in_name(folder if found.weights.name == WEIGHTS_FILE else found.weights)
+        step = (_step_in_name(folder) if found.weights.name == WEIGHTS_FILE else 0) or _step_of_file(found.weights)
         name = f"{checkpoint} ({found.commit[:12]})"
         return WeightsSource(name, found.weights, found.config.parent, HUB_OUTPUT / repository, step)
     raise UserError(
@@ -119,6 +122,14 @@ def _step_in_name(path: Path) -> int:
     return int(match[1]) if match else 0
 
 
+def _step_of_file(path: Path) -> int:
+    """The step at which a file of weights was saved, as an exported file or a PyTorch file's name says it, or 0."""
+    if path.suffix != ".safetensors":
+        return _step_in_name(path)
+    step = read_metadata(path).get("step", "")
+    return int(step) if _STEP_IN_METADATA.fullmatch(step) else 0
+
+
 def _step_folder(folder: Path) -> WeightsSource:
     step = step_of(folder)
     if (folder / RECORD_FILE).exists():
@@ -129,7 +140,7 @@ def _step_folder(folder: Path) -> WeightsSource:
 
 
 def _file(path: Path) -> WeightsSource:
-    return WeightsSource(str(path), path, path.parent, path.parent, _step_in_name(path))
+    return WeightsSource(str(path), path, path.parent, path.parent, _step_of_file(path))
 
 
 def load_weights(head: ACTLossHead, tensors: Mapping[str, StoredTensor], origin: str) -> None:

@@ -8,7 +8,7 @@ import struct
 from dataclasses import dataclass
 from typing import BinaryIO
 
-from utils.stored_tensors import shown
+from utils.errors import shown
 
 _END = struct.Struct("<4s4H2IH")  # closes the file: …, entries here, entries, bytes and place of the directory, comment
 _END64 = struct.Struct("<4sQ2H2I4Q")  # the same in 64 bits; PyTorch always writes both

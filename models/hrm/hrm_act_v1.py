@@ -22,6 +22,16 @@ from models.sparse_embedding import SparseEmbedding
 
 Q_HEAD_INITIAL_BIAS = -5.0  # both Q values start near zero probability, so that early training never halts
 
+# Bounds far above any experiment (published: 512 wide, 4 layers a level, 2 · 2 cycles, 16 outer steps). What exceeds
+# them is a slip, or a file from elsewhere, and would end in a crash or a full memory instead of a message.
+MAX_WIDTH = 16_384  # of the hidden state and the puzzle embedding
+MAX_HEADS = 1024
+MAX_EXPANSION = 64.0
+MAX_LAYERS = 256  # of one level
+MAX_CYCLES = 256
+MAX_BLOCKS = 2048  # applied one after the other in one outer step, all of them nodes of one graph; published: 24
+MAX_OUTER_STEPS = 4096
+
 
 class Carry(TypedDict):
     """What a row of the batch keeps from one outer step to the next.
@@ -45,21 +55,21 @@ class HierarchicalReasoningModel_ACTV1Config(BaseModel):
     seq_len: int = Field(ge=1)
     vocab_size: int = Field(ge=1)
     num_puzzle_identifiers: int = Field(ge=1)
-    puzzle_emb_ndim: int = Field(ge=0)  # 0: no puzzle embedding
+    puzzle_emb_ndim: int = Field(ge=0, le=MAX_WIDTH)  # 0: no puzzle embedding
 
-    H_cycles: int = Field(ge=1)
-    L_cycles: int = Field(ge=1)
-    H_layers: int = Field(ge=1)
-    L_layers: int = Field(ge=1)
+    H_cycles: int = Field(ge=1, le=MAX_CYCLES)
+    L_cycles: int = Field(ge=1, le=MAX_CYCLES)
+    H_layers: int = Field(ge=1, le=MAX_LAYERS)
+    L_layers: int = Field(ge=1, le=MAX_LAYERS)
 
-    hidden_size: int = Field(ge=1)
-    expansion: float = Field(gt=0)
-    num_heads: int = Field(ge=1)
+    hidden_size: int = Field(ge=1, le=MAX_WIDTH)
+    expansion: float = Field(gt=0, le=MAX_EXPANSION)
+    num_heads: int = Field(ge=1, le=MAX_HEADS)
     pos_encodings: Literal["rope", "learned"]
-    rms_norm_eps: float = Field(default=1e-5, gt=0)
-    rope_theta: float = Field(default=10000.0, gt=0)
+    rms_norm_eps: float = Field(default=1e-5, gt=0, le=1)
+    rope_theta: float = Field(default=10000.0, gt=0, le=1e12)
 
-    halt_max_steps: int = Field(ge=1)
+    halt_max_steps: int = Field(ge=1, le=MAX_OUTER_STEPS)
     halt_exploration_prob: float = Field(ge=0, le=1)
 
     forward_dtype: Literal["bfloat16", "float16", "float32"] = "bfloat16"
@@ -76,6 +86,16 @@ class HierarchicalReasoningModel_ACTV1Config(BaseModel):
             raise ValueError(
                 f"hidden_size / num_heads = {head_dim} is odd, and rotary positions pair the halves of a head; "
                 "choose a num_heads that leaves an even quotient"
+            )
+        return self
+
+    @model_validator(mode="after")
+    def _graph_is_bounded(self) -> HierarchicalReasoningModel_ACTV1Config:
+        blocks = self.H_cycles * (self.L_cycles * self.L_layers + self.H_layers)
+        if blocks > MAX_BLOCKS:
+            raise ValueError(
+                f"H_cycles * (L_cycles * L_layers + H_layers) = {blocks:,} blocks in one outer step, at most "
+                f"{MAX_BLOCKS:,}; choose fewer cycles or layers"
             )
         return self
 

@@ -359,6 +359,9 @@ def test_bad_options_and_folders_are_one_line(tmp_path: Path) -> None:
             build([tmp_path / name for name in dirs], tmp_path / "out", **options)
     result = run_script("python dataset/build_arc_dataset.py --dataset-dirs nowhere", tmp_path)
     assert_one_line_error(result, "nowhere is missing")
+    for option in ("--dataset-dirs", "--output-dir"):  # a home of another machine
+        result = run_script(f"python dataset/build_arc_dataset.py {option} ~no-such-user/arc", tmp_path)
+        assert_one_line_error(result, "~no-such-user is no known home")
 
 
 GRID = [[1, 2], [3, 4]]

@@ -305,6 +305,7 @@ def test_bad_options_are_one_line(source: Path, tmp_path: Path) -> None:
         ("--source-repo source --seed -5", ["--seed is -5", "at least 0"]),
         ("--source-repo source --output-dir source", ["source is not empty", "train.csv", "new folder"]),
         ("--source-repo source --output-dir source/train.csv", ["train.csv is a file"]),
+        ("--source-repo ~no-such-user/source", ["~no-such-user is no known home"]),
     ):
         result = run_script(f"python dataset/build_sudoku_dataset.py {options}", tmp_path)
         assert_one_line_error(result, *parts)

@@ -14,7 +14,7 @@ import numpy as np
 import pytest
 
 from utils.errors import UserError
-from utils.safetensors_file import read_safetensors, write_safetensors
+from utils.safetensors_file import read_metadata, read_safetensors, write_safetensors
 from utils.stored_tensors import NUMPY_TYPES, HostTensor, host_tensor
 
 
@@ -227,3 +227,13 @@ def test_mutated_files_end_in_tensors_within_the_file_or_in_one_line(tmp_path: P
             read += all(tensor.read().shape == tensor.shape for tensor in tensors.values())
     assert refused + read == cases
     assert min(refused, read) > 0
+
+
+def test_metadata_are_the_texts_of_the_header_whatever_else_stands_there(tmp_path: Path) -> None:
+    """A file that says strange things of itself still has its tensors."""
+    path = tmp_path / "x.safetensors"
+    write_safetensors(path, {"a": HostTensor("float32", np.ones(1, np.float32))}, {"step": "12"})
+    assert read_metadata(path) == {"step": "12"}
+    for metadata, found in ((None, {}), ([], {}), ({"step": 5, "format": "pt"}, {"format": "pt"})):
+        assert read_metadata(write_raw(tmp_path / "raw", {"__metadata__": metadata})) == found
+    assert read_metadata(write_raw(tmp_path / "none", {})) == {}

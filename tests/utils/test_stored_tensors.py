@@ -12,7 +12,7 @@ import numpy as np
 import pytest
 
 from utils.errors import UserError
-from utils.stored_tensors import NUMPY_TYPES, HostTensor, StoredTensor, dense_strides, host_tensor, shown
+from utils.stored_tensors import NUMPY_TYPES, StoredTensor, dense_strides, host_tensor
 
 ROOT = Path(__file__).resolve().parents[2]
 MLX_TYPES = [name for name in NUMPY_TYPES if name != "float64"]
@@ -190,10 +190,3 @@ def test_reading_takes_the_tensors_own_size_of_memory(dtype: str, tmp_path: Path
         [sys.executable, "-c", textwrap.dedent(program)], cwd=ROOT, check=True, capture_output=True, text=True
     ).stdout
     assert 190 <= int(out) <= 192 + 24
-
-
-def test_what_files_say_is_shown_in_one_short_line() -> None:
-    assert shown("a\nb") == r"'a\nb'"
-    assert shown("x" * 500) == "'" + "x" * 78 + "…"
-    assert shown("\ud800") == r"'\ud800'"  # print would fail on it
-    assert HostTensor("float32", np.zeros(1, np.float32)).data.nbytes == 4
