@@ -14,7 +14,7 @@ from tests.tiny_data import make_tiny_data, train_arguments
 from utils.checkpoint_record import step_folders, verify
 
 # rank_timeout: far more than a step takes, and than a busy machine keeps a thread from running
-TIMEOUT = 6
+TIMEOUT = 5
 SOON = 15.0  # seconds beyond that for all to end; on an idle machine it is one
 
 

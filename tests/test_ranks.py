@@ -30,7 +30,8 @@ STEPS, MIDDLE = 20, 12
 # Of sums over ranks in float32, relative to the values. Measured: losses 4e-7, parameters below 1e-6.
 TOLERANCE = 1e-5
 ARCH = TINY_ARCH | {"halt_exploration_prob": 0.5}
-SMALLER = {"hidden_size": 16, "num_heads": 1, "puzzle_emb_ndim": 16, "expansion": 1}
+# For ARC, whose 900 tokens a puzzle take a hundred times the attention of a small Sudoku
+SMALLER = {"hidden_size": 16, "num_heads": 1, "puzzle_emb_ndim": 16, "expansion": 1, "halt_max_steps": 3}
 
 
 def shape_of(arch: dict[str, Any]) -> list[str]:
@@ -108,7 +109,7 @@ def arc(tmp_path_factory: pytest.TempPathFactory) -> dict[int, Trained]:
     make_arc(folder / "raw", evaluation=3)
     build(ArcOptions(dataset_dirs=[str(folder / "raw")], output_dir=str(folder / "data"), num_aug=1))
     return train_as_ranks(
-        folder / "data", folder, ARCH | SMALLER, "global_batch_size=4", "epochs=6", "eval_max_examples=7"
+        folder / "data", folder, ARCH | SMALLER, "global_batch_size=4", "epochs=6", "eval_max_examples=3"
     )
 
 
@@ -208,24 +209,18 @@ def test_evaluate_gives_the_same_with_several_ranks(runs: dict[int, Trained], tm
 
 
 def test_mlx_launch_starts_ranks_that_work_together(tmp_path: Path) -> None:
-    """The command of the README, on other ports; names that are drawn at random are the same on all ranks."""
+    """The command of the README, on other ports. There is one run, also in W&B, under one name drawn at random."""
     data = make_tiny_data(tmp_path / "data")
     arguments = [a for a in train_arguments(data, tmp_path, "epochs=1") if not a.startswith("checkpoint_path")]
     launch = [sys.executable, "-c", "from mlx._distributed_utils.launch import main; main()"]
     launch += ["-n", "2", "--backend", "ring", "--starting-port", str(free_ports(1)[0]), "--env", f"PYTHONPATH={ROOT}"]
-    launch += ["--env", "WANDB_MODE=disabled", "--", sys.executable, str(ROOT / "pretrain.py"), *arguments]
+    launch += ["--env", "WANDB_MODE=offline", "--", sys.executable, str(ROOT / "pretrain.py"), *arguments]
     done = subprocess.run(
         launch, cwd=tmp_path, stdin=subprocess.DEVNULL, capture_output=True, text=True, timeout=240, check=False
     )
     assert ", 2 ranks, " in done.stdout, done.stdout + done.stderr
     assert done.stdout.count("saved checkpoints/Data ACT-mlx/") == 1
     assert len(list(tmp_path.glob("checkpoints/*/*/step_8/model.safetensors"))) == 1
-
-
-def test_wandb_gets_one_run(tmp_path: Path) -> None:
-    """Four ranks would log every step four times."""
-    data = make_tiny_data(tmp_path / "data")
-    run_ranks("pretrain.py", train_arguments(data, tmp_path / "run", "epochs=1"), tmp_path, 2, WANDB_MODE="offline")
     assert len(list(tmp_path.glob("wandb/offline-run-*"))) == 1
 
 

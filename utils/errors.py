@@ -79,8 +79,8 @@ def explain(error: BaseException) -> str | None:
 def one_line(main: Callable[P, None]) -> Callable[P, None]:
     """Decorate an entry point: a mistake of the user's ends it with one line on stderr and exit status 1.
 
-    Handles Hydra's findings (unknown keys, bad syntax) as well, if they are made within; but Hydra puts a line of its own
-    before what a job raises, so a job had better raise nothing. `HYDRA_FULL_ERROR=1` brings the traceback back.
+    Handles Hydra's findings (unknown keys, bad syntax) as well, if they are made within; but Hydra puts a line of its
+    own before what a job raises, so a job had better raise nothing. `HYDRA_FULL_ERROR=1` brings the traceback back.
     """
 
     @functools.wraps(main)

@@ -23,7 +23,7 @@ from typing import Any
 
 DEFAULT_TIMEOUT = 300.0  # seconds; as in cfg_pretrain.yaml
 _CONNECT_SECONDS = 20.0
-_GRACE_SECONDS = 2.0  # for rank 0 to fail by itself, if it has the same mistake as the rank that has reported one
+_GRACE_SECONDS = 1.0  # for rank 0 to fail by itself, if it has the same mistake as the rank that has reported one
 _VERDICT_SECONDS = 10.0  # for the watch to see the end of a process that MLX has seen
 _SAVE_SECONDS = 60.0  # for a checkpoint that is being written when another rank is lost
 
