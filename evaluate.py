@@ -24,12 +24,12 @@ from utils.arc_predictions import KEYS
 from utils.arc_scoring import ArcScore, score_predictions
 from utils.command_line import parse_evaluate_config
 from utils.config import ArchConfig, read_trained_config
-from utils.distribution import require_one_rank
+from utils.distribution import Ranks, connected
 from utils.evaluation import Evaluation, Evaluator, evaluate
-from utils.predictions import PredictionWriter, predictions_folder
+from utils.predictions import PredictionWriter, predictions_folder, remove_surplus
 from utils.puzzle_view import format_puzzle
 from utils.train_state import build_model
-from utils.weights import find_weights, load_weights
+from utils.weights import find_weights, load_weights, share_weights
 
 
 def report(result: Evaluation, step: int, checkpoint: str, vocab_size: int, arc: ArcScore | None) -> None:
@@ -50,23 +50,28 @@ def report(result: Evaluation, step: int, checkpoint: str, vocab_size: int, arc:
     print(json.dumps(record), flush=True)
 
 
-def arc_score(test_set: PuzzleDataset, writer: PredictionWriter | None) -> ArcScore | None:
-    """What the predictions are worth as answers to ARC tasks; None for other puzzles, or if too little was saved."""
+def arc_score(test_set: PuzzleDataset, writer: PredictionWriter | None, folders: list[Path]) -> ArcScore | None:
+    """What the predictions of all ranks are worth as answers to ARC tasks; None for other puzzles, or if too little was
+    saved, or elsewhere."""
     if test_set.metadata.kind != "arc":
         return None
     if writer is None or not set(KEYS) <= set(writer.keys):
         print(f"not scored: for pass@K, save_outputs has to hold {', '.join(KEYS)}", file=sys.stderr)
         return None
-    return score_predictions([writer.folder], test_set.path)
+    absent = [folder for folder in folders if not folder.is_dir()]
+    if absent:
+        print(f"not scored: {absent[0]} is on another machine; copy it here and run utils.arc", file=sys.stderr)
+        return None
+    return score_predictions(folders, test_set.path)
 
 
-@errors.one_line
-def main() -> None:
-    """Evaluate what the command line names."""
-    config = parse_evaluate_config(sys.argv[1:])
-    require_one_rank()
-    source = find_weights(config.checkpoint)
-    trained = read_trained_config(source.config_folder)
+def run(arguments: list[str], ranks: Ranks) -> None:
+    """Evaluate what the command line names. Rank 0 reads the checkpoint and reports."""
+    config = parse_evaluate_config(arguments)
+    if ranks.watch is not None:
+        ranks.watch.timeout = config.rank_timeout
+    source = ranks.from_first(lambda: find_weights(config.checkpoint))
+    trained = ranks.from_first(lambda: read_trained_config(source.config_folder))
     if config.data_path is None and not Path(trained.data_path).is_dir():
         raise errors.UserError(
             f"{source.name} was trained on {trained.data_path}, which is not here; say where its data set is with "
@@ -80,27 +85,46 @@ def main() -> None:
         config.data_path or trained.data_path,
         "test",
         global_batch_size=config.global_batch_size or trained.global_batch_size,
+        rank=ranks.rank,
+        num_ranks=ranks.size,
     )
+    ranks.require_same("the test sets", test_set.fingerprint())
     head = build_model(ArchConfig.model_validate(arch), test_set.metadata, mx.random.key(trained.seed))
-    load_weights(head, source.tensors(), source.name)
+    if ranks.first:
+        load_weights(head, source.tensors(), source.name)
+    share_weights(head, ranks)
 
+    output_path = Path(config.output_path or source.output_folder)
+    folders = [predictions_folder(output_path, source.step, rank) for rank in range(ranks.size)]
     with ExitStack() as stack:
         writer = None
         if config.save_outputs:
-            predictions = predictions_folder(Path(config.output_path or source.output_folder), source.step)
             vocab_size = test_set.metadata.vocab_size
-            writer = stack.enter_context(PredictionWriter(predictions, config.save_outputs, vocab_size))
+            writer = stack.enter_context(PredictionWriter(folders[ranks.rank], config.save_outputs, vocab_size))
         result = evaluate(
             Evaluator(head, config.eval_halt),
             test_set,
             max_examples=config.max_examples,
             writer=writer,
             num_samples=config.show_examples,
+            ranks=ranks,
         )
-    arc = arc_score(test_set, writer)
+    ranks.gather(None)  # all have written their predictions
+    if not ranks.first:
+        return
+    if writer is not None:
+        remove_surplus(output_path, source.step, ranks.size)
+    arc = arc_score(test_set, writer, folders)
     report(result, source.step, source.name, test_set.metadata.vocab_size, arc)
     if writer is not None:
-        print(f"predictions: {writer.folder}", file=sys.stderr)
+        print(f"predictions: {writer.folder if ranks.size == 1 else writer.folder.with_suffix('.*')}", file=sys.stderr)
+
+
+@errors.one_line
+def main() -> None:
+    """The command line."""
+    with connected() as ranks:
+        run(sys.argv[1:], ranks)
 
 
 if __name__ == "__main__":

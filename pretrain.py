@@ -14,7 +14,6 @@ from contextlib import ExitStack
 from pathlib import Path
 
 import hydra
-import mlx.core as mx
 from omegaconf import DictConfig
 from tqdm import tqdm
 
@@ -23,12 +22,12 @@ from utils import errors
 from utils.checkpoint import CheckpointWriter
 from utils.checkpoint_record import TRAINING_FILE, WEIGHTS_FILE, Progress, step_folders
 from utils.config import PretrainConfig, parse_pretrain_config, with_names, write_saved_config
-from utils.distribution import require_one_rank
+from utils.distribution import Ranks, checksum, connected
 from utils.evaluation import Evaluation, Evaluator, evaluate, metric_names
 from utils.history import History
 from utils.interruption import Interrupted, Interruption
 from utils.metrics import TRAIN_METRICS, NonFiniteError, TrainMetrics, check_metric
-from utils.predictions import PredictionWriter, predictions_folder
+from utils.predictions import PredictionWriter, predictions_folder, remove_surplus
 from utils.resume import (
     ResumePoint,
     check_same_run,
@@ -42,14 +41,20 @@ from utils.run_folder import RunFolder
 from utils.safetensors_file import read_safetensors
 from utils.tracking import Tracker
 from utils.train_state import TrainState, count_parameters, to_device, with_forward_dtype
-from utils.weights import find_weights, load_weights
+from utils.weights import find_weights, load_weights, share_weights
 
 
-def load_data(config: PretrainConfig) -> tuple[PuzzleDataset, PuzzleDataset]:
+def load_data(config: PretrainConfig, ranks: Ranks) -> tuple[PuzzleDataset, PuzzleDataset]:
     """Open both splits and check that they belong together and that there is something to train on."""
-    require_one_rank()
     train_set, test_set = (
-        PuzzleDataset(config.data_path, split, global_batch_size=config.global_batch_size, seed=config.seed)
+        PuzzleDataset(
+            config.data_path,
+            split,
+            global_batch_size=config.global_batch_size,
+            seed=config.seed,
+            rank=ranks.rank,
+            num_ranks=ranks.size,
+        )
         for split in ("train", "test")
     )
     for name in ("seq_len", "vocab_size", "num_puzzle_identifiers"):
@@ -68,12 +73,13 @@ def steps_of_run(config: PretrainConfig, train_set: PuzzleDataset) -> int:
 
 def log_train_metrics(run: Run) -> None:
     """Wait for the steps since the last call, and log their mean metrics and the learning rate."""
-    means = run.metrics.read()
+    with run.ranks.waiting():
+        means = run.metrics.read()
     means.pop("train/loss", None)  # a weighted sum of the three losses that are logged
     means["train/lr"] = run.state.learning_rates(run.state.step)[0]
     if run.config.on_nonfinite == "skip":
         means["train/skipped_steps"] = run.metrics.skipped
-    run.tracker.log(means, run.state.step)
+    run.log(means)
 
 
 def reason_to_stop(run: Run) -> str | None:
@@ -97,13 +103,12 @@ def train(run: Run) -> tuple[bool, str | None]:
     )
     with prefetch(batches) as prepared:
         for batch in prepared:
-            run.interruption.check()
-            run.checkpoints.check()
+            run.pause()
+            if run.checkpoints is not None:
+                run.checkpoints.check()
             if state.step >= state.total_steps:
                 return False, None
-            step_metrics, _ = state.train_step(to_device(batch))
-            mx.async_eval(state.arrays, state.carry, step_metrics)
-            run.metrics.add(state.step, step_metrics)
+            run.step(to_device(batch))
             progress.batches += 1
             run.bar.update()
 
@@ -123,9 +128,10 @@ def train(run: Run) -> tuple[bool, str | None]:
 
 def evaluate_and_log(run: Run) -> Evaluation:
     """Evaluate the test split, write what `eval_save_outputs` names, and log metrics and pictures."""
-    config, step = run.config, run.state.step
+    config, step, ranks = run.config, run.state.step, run.ranks
     vocab_size = run.test_set.metadata.vocab_size
-    folder = predictions_folder(Path(str(config.checkpoint_path)), step)
+    path = Path(str(config.checkpoint_path))
+    folder = predictions_folder(path, step, ranks.rank)
     with ExitStack() as stack:
         writer = None
         if config.eval_save_outputs:
@@ -137,9 +143,13 @@ def evaluate_and_log(run: Run) -> Evaluation:
             writer=writer,
             num_samples=config.log_examples,
             after_step=run.interruption.check,
+            ranks=ranks,
         )
-    run.tracker.log(result.metrics, step)
-    run.tracker.log_examples(result.samples, vocab_size, step)
+    if config.eval_save_outputs and ranks.first:
+        remove_surplus(path, step, ranks.size)
+    run.log(result.metrics)
+    if run.tracker is not None:
+        run.tracker.log_examples(result.samples, vocab_size, step)
     tqdm.write(f"step {step}: " + "  ".join(f"{name} {value:.4f}" for name, value in result.metrics.items()))
     return result
 
@@ -149,7 +159,7 @@ def go_on(run: Run) -> None:
     config, progress = run.config, run.progress
     while not run.over():
         complete, stopped = train(run)
-        run.interruption.check()
+        run.pause(steps_ahead=0)
         found = evaluate_and_log(run).metrics
         best = run.note_evaluation(found)
         progress.stopped = stopped or config.stop_when.reason(found)
@@ -171,9 +181,12 @@ def end_in_order(run: Run) -> None:
             go_on(run)
         except Interrupted:
             run.save()
-            run.checkpoints.wait()
+            if run.checkpoints is not None:
+                run.checkpoints.wait()
             raise
     except NonFiniteError as error:
+        if run.checkpoints is None:  # rank 0, which has found the same, says so
+            raise SystemExit(1) from error
         run.checkpoints.wait()
         steps = step_folders(run.checkpoints.path)
         kept = f"{steps[0].name} is the last good checkpoint" if steps else "there is no checkpoint yet"
@@ -187,47 +200,62 @@ def end_in_order(run: Run) -> None:
 
 
 def restore(state: TrainState, metrics: TrainMetrics, point: ResumePoint) -> None:
-    """Put the arrays and sums of a checkpoint in place."""
-    load_weights(state.head, read_safetensors(point.folder / WEIGHTS_FILE), str(point.folder))
-    state.restore(point.record.step, read_safetensors(point.folder / TRAINING_FILE), str(point.folder))
+    """Put the arrays and sums of a checkpoint in place. Only rank 0 reads it; the others get the arrays."""
+    if state.ranks.first:
+        load_weights(state.head, read_safetensors(point.folder / WEIGHTS_FILE), str(point.folder))
+    share_weights(state.head, state.ranks)
+    arrays = read_safetensors(point.folder / TRAINING_FILE) if state.ranks.first else {}
+    state.restore(point.record.step, arrays, str(point.folder))
     metrics.restore(point.record.train_metrics)
 
 
-@errors.one_line
-@hydra.main(config_path=str(Path(__file__).resolve().parent / "config"), config_name="cfg_pretrain", version_base=None)
-@errors.one_line
-def launch(hydra_config: DictConfig) -> None:
-    """A whole run, or the rest of one."""
-    config = with_names(with_saved_names(parse_pretrain_config(hydra_config)))
+def start_from(checkpoint: str, state: TrainState) -> None:
+    """Put the weights that `load_weights` names in place of the random ones."""
+    if state.ranks.first:
+        source = find_weights(checkpoint)
+        load_weights(state.head, source.tensors(), source.name)
+    share_weights(state.head, state.ranks)
+
+
+def launch(hydra_config: DictConfig, ranks: Ranks) -> None:
+    """A whole run, or the rest of one. Rank 0 reads and writes the run's folder; the others compute with it."""
+    config = ranks.from_first(
+        lambda: with_forward_dtype(with_names(with_saved_names(parse_pretrain_config(hydra_config))))
+    )
+    if ranks.watch is not None:
+        ranks.watch.timeout = config.rank_timeout
     path = Path(str(config.checkpoint_path))
     with RunFolder(path) as folder:
-        if config.resume is not None and path.is_dir():
+        if ranks.first and config.resume is not None and path.is_dir():
             folder.claim()
-        point = find_resume_point(config)
-        config = with_forward_dtype(config)
+        point = ranks.from_first(lambda: find_resume_point(config))
 
-        train_set, test_set = load_data(config)
+        train_set, test_set = load_data(config, ranks)
         check_metric(config.stop_when.metric, [*TRAIN_METRICS, *metric_names(test_set)])
         data = {"train": train_set.fingerprint(), "test": test_set.fingerprint()}
+        ranks.require_same("the data sets", data)
         changes = [] if point is None else check_same_run(config, data, point)
 
-        state = TrainState(config, train_set.metadata, total_steps=steps_of_run(config, train_set))
+        state = TrainState(config, train_set.metadata, total_steps=steps_of_run(config, train_set), ranks=ranks)
         metrics = TrainMetrics(config.global_batch_size, config.stop_when.window, skip=config.on_nonfinite == "skip")
         progress = Progress(iteration_epochs=config.epochs_per_iteration)
         if point is not None:
             restore(state, metrics, point)
             progress = progress_from(point, config)
         elif config.load_weights is not None:
-            source = find_weights(config.load_weights)
-            load_weights(state.head, source.tensors(), source.name)
+            start_from(config.load_weights, state)
+        if ranks.size > 1:
+            ranks.require_same("the initial weights and random state", checksum(state.arrays))
 
-        folder.claim()
-        if point is None:
-            folder.refuse_earlier_steps()
-        write_saved_config(config, path)
-        folder.save_code()
         parameters = count_parameters(state.head)
-        tqdm.write(f"{parameters:,} parameters, {state.total_steps:,} steps, BLAS {utils.cpu.blas}, {path}")
+        if ranks.first:
+            folder.claim()
+            if point is None:
+                folder.refuse_earlier_steps()
+            write_saved_config(config, path)
+            folder.save_code()
+        together = f", {ranks.size} ranks" if ranks.size > 1 else ""
+        tqdm.write(f"{parameters:,} parameters, {state.total_steps:,} steps, BLAS {utils.cpu.blas}{together}, {path}")
         if config.resume is not None:
             tqdm.write(f"no checkpoint in {path} yet, starting anew" if point is None else f"resuming {point.folder}")
         for change in changes:
@@ -235,21 +263,32 @@ def launch(hydra_config: DictConfig) -> None:
         if is_over(config, state, progress):
             tqdm.write(f"nothing left to do: {progress.stopped or f'all {config.epochs} epochs are done'}")
             return
-        if point is not None:
+        if point is not None and ranks.first:
             make_way(point)
 
-        history_bytes, run_id = (0, None) if point is None else (point.record.history_bytes, point.record.wandb_run_id)
         with (
-            Interruption() as interruption,
-            History(path, history_bytes) as history,
-            Tracker(config, run_id, history, step=state.step) as tracker,
-            CheckpointWriter(path, config.keep_checkpoints) as checkpoints,
-            tqdm(total=state.total_steps, initial=state.step, desc="train", unit="step", dynamic_ncols=True) as bar,
+            connected_interruption(ranks) as interruption,
+            ExitStack() as records,
+            tqdm(
+                total=state.total_steps,
+                initial=state.step,
+                disable=not ranks.first,
+                desc="train",
+                unit="step",
+                dynamic_ncols=True,
+            ) as bar,
         ):
-            if point is None:
-                tracker.log({"num_params": parameters}, 0)
-            tracker.log_code(path)
+            tracker, checkpoints = (
+                open_records(config, path, point, state.step, records) if ranks.first else (None, None)
+            )
+            if tracker is not None and checkpoints is not None:
+                if point is None:
+                    tracker.log({"num_params": parameters}, 0)
+                tracker.log_code(path)
+                if ranks.watch is not None:
+                    ranks.watch.before_exit = checkpoints.finish
             run = Run(
+                ranks=ranks,
                 config=config,
                 train_set=train_set,
                 test_set=test_set,
@@ -266,11 +305,47 @@ def launch(hydra_config: DictConfig) -> None:
             end_in_order(run)
 
 
+def open_records(
+    config: PretrainConfig, path: Path, point: ResumePoint | None, step: int, stack: ExitStack
+) -> tuple[Tracker, CheckpointWriter]:
+    """Open what a run is recorded in, until `stack` closes it: metrics, W&B and checkpoints."""
+    history_bytes, run_id = (0, None) if point is None else (point.record.history_bytes, point.record.wandb_run_id)
+    history = stack.enter_context(History(path, history_bytes))
+    tracker = stack.enter_context(Tracker(config, run_id, history, step=step))
+    return tracker, stack.enter_context(CheckpointWriter(path, config.keep_checkpoints))
+
+
+def connected_interruption(ranks: Ranks) -> Interruption:
+    """What notes Ctrl-C and SIGTERM, to whichever rank they come."""
+    if ranks.watch is None:
+        return Interruption(speaks=ranks.first)
+    interruption = Interruption(ranks.watch.tell_signal, speaks=ranks.first)
+    ranks.watch.on_signal = interruption.note
+    return interruption
+
+
+def compose() -> list[DictConfig]:
+    """What Hydra makes of the command line: a configuration, several with --multirun, or none with --help."""
+    configs: list[DictConfig] = []
+
+    @hydra.main(
+        config_path=str(Path(__file__).resolve().parent / "config"), config_name="cfg_pretrain", version_base=None
+    )
+    def take(config: DictConfig) -> None:
+        configs.append(config)
+
+    take()
+    return configs
+
+
+@errors.one_line
 def main() -> None:
     """The command line. With the PyTorch code, keys that its YAML lacks are given as `+key=value`; here the YAML has
     all keys, and Hydra wants `++` where a key exists already."""
     sys.argv[1:] = [re.sub(r"^\+(?=[^+])", "++", argument) for argument in sys.argv[1:]]
-    launch()
+    with connected() as ranks:
+        for config in compose():
+            launch(config, ranks)
 
 
 if __name__ == "__main__":

@@ -96,7 +96,14 @@ class ACTLossHead(nn.Module):
         self._token_loss = TOKEN_LOSSES[loss_type]
 
     def __call__(
-        self, carry: Carry, puzzle_rows: mx.array | None, *, training: bool, key: mx.array | None = None
+        self,
+        carry: Carry,
+        puzzle_rows: mx.array | None,
+        *,
+        training: bool,
+        key: mx.array | None = None,
+        rank: int = 0,
+        num_ranks: int = 1,
     ) -> tuple[mx.array, Carry, dict[str, mx.array], dict[str, mx.array]]:
         """One outer step and its loss.
 
@@ -105,12 +112,13 @@ class ACTLossHead(nn.Module):
             puzzle_rows: float32 `[b, puzzle_emb_ndim]`, the puzzle embeddings of the carry's data, or None.
             training: whether rows may halt early and the Q-continue target is computed.
             key: random key of the exploration; needed when training.
+            rank, num_ranks: which slice of a global batch the rows are.
 
         Returns:
             `(loss, carry, metrics, outputs)`: the loss summed over rows, float32 scalar; the new carry; metric sums
             over halted rows with at least one label (float32 scalars); the outputs of the model.
         """
-        carry, outputs = self.model(carry, puzzle_rows, training=training, key=key)
+        carry, outputs = self.model(carry, puzzle_rows, training=training, key=key, rank=rank, num_ranks=num_ranks)
         loss, metrics = self.loss(carry, outputs)
         return loss, carry, metrics, outputs
 

@@ -353,10 +353,10 @@ def test_ctrl_c_ends_a_run_without_a_traceback(
 ) -> None:
     train_step = TrainState.train_step
 
-    def interrupted(state: TrainState, batch: dict[str, mx.array]) -> Any:
+    def interrupted(state: TrainState, batch: dict[str, mx.array], flag: float) -> Any:
         if state.step == 3:
             raise KeyboardInterrupt
-        return train_step(state, batch)
+        return train_step(state, batch, flag)
 
     monkeypatch.setattr(TrainState, "train_step", interrupted)
     status, _, err = run_here(*train_arguments(data, tmp_path / "run"))
@@ -381,20 +381,6 @@ def test_splits_of_different_sizes_are_refused(tmp_path: Path, run_here: Callabl
     status, _, err = run_here(*train_arguments(odd, tmp_path / "run"))
     assert status == 1
     assert "vocab_size is 6 in train and 7 in test" in err
-
-
-def test_more_ranks_than_one_are_refused_until_they_train_right(
-    data: Path, monkeypatch: pytest.MonkeyPatch, tmp_path: Path, run_here: Callable[..., Any]
-) -> None:
-    class Ranks:
-        @staticmethod
-        def size() -> int:
-            return 2
-
-    monkeypatch.setattr(mx.distributed, "init", Ranks)
-    status, _, err = run_here(*train_arguments(data, tmp_path / "run"))
-    assert status == 1
-    assert "started as 2 ranks" in err
 
 
 def test_a_folder_that_cannot_be_written_is_named(

@@ -81,9 +81,9 @@ def test_every_command_takes_its_first_step(
     trained: set[str] = set()
     steps: list[tuple[TrainState, float]] = []
 
-    def first_step(state: TrainState, batch: dict[str, mx.array]) -> Any:
+    def first_step(state: TrainState, batch: dict[str, mx.array], flag: float) -> Any:
         before = state.head.model.inner.lm_head.weight
-        metrics, _ = train_step(state, batch)
+        metrics, _ = train_step(state, batch, flag)
         arch = state.config.arch.model_dump_json()
         if arch not in trained:
             trained.add(arch)
@@ -161,6 +161,7 @@ def test_defaults_are_the_documented_ones() -> None:
         "checkpoint_interval": None,
         "keep_checkpoints": None,
         "on_nonfinite": "stop",
+        "rank_timeout": 300,
     }
     assert {key: config[key] for key in off} == off
     assert config["stop_when"]["metric"] is None

@@ -148,6 +148,11 @@ class CheckpointWriter:
         if running is not None:
             running.result()
 
+    def finish(self, seconds: float) -> None:
+        """Give what is being written so much time. For a process about to end; may be called in any thread."""
+        if (running := self._running) is not None:
+            running.result(seconds)
+
     def _write(self, snapshot: Snapshot) -> None:
         try:
             folder = write_checkpoint(snapshot, self.path)

@@ -10,6 +10,7 @@ from pydantic import BaseModel, BeforeValidator, ConfigDict, Field, ValidationEr
 
 from utils.config import DEFAULT_PREDICTION_KEYS, PredictionKey, check_film
 from utils.errors import UserError, describe_validation_error
+from utils.rank_watch import DEFAULT_TIMEOUT
 
 
 class EvaluateConfig(BaseModel):
@@ -26,6 +27,7 @@ class EvaluateConfig(BaseModel):
     max_examples: int | None = Field(default=None, ge=1)
     forward_dtype: Literal["bfloat16", "float16", "float32"] | None = None
     show_examples: int = Field(default=0, ge=0)
+    rank_timeout: float = Field(default=DEFAULT_TIMEOUT, ge=1)
 
     @model_validator(mode="after")
     def _film_is_complete(self) -> EvaluateConfig:

@@ -12,6 +12,7 @@ from omegaconf import DictConfig, OmegaConf
 from pydantic import BaseModel, ConfigDict, Field, ValidationError, model_validator
 
 from utils.errors import UserError, describe_validation_error
+from utils.rank_watch import DEFAULT_TIMEOUT
 
 CONFIG_FILE = "all_config.yaml"  # beside the step folders of a run; the same name as in the PyTorch code
 _MAX_FILE_BYTES = 64 << 10  # of a saved configuration; a run writes about 1.5 kB
@@ -139,6 +140,7 @@ class PretrainConfig(BaseModel):
     load_weights: str | None = None
     on_nonfinite: Literal["stop", "skip"] = "stop"
     stop_when: StopWhen = StopWhen()
+    rank_timeout: float = Field(default=DEFAULT_TIMEOUT, ge=1)
 
     @model_validator(mode="after")
     def _whole_intervals(self) -> PretrainConfig:

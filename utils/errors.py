@@ -7,7 +7,7 @@ import os
 import reprlib
 import sys
 from collections.abc import Callable
-from typing import NoReturn, ParamSpec
+from typing import ParamSpec
 
 from hydra.errors import HydraException, OverrideParseException
 from omegaconf.errors import OmegaConfBaseException
@@ -67,17 +67,20 @@ def describe_validation_error(error: ValidationError, origin: str, prefix: str =
     return text + (f" (and {more} more)" if more else "")
 
 
-def _fail(message: str) -> NoReturn:
-    print(f"error: {' '.join(message.split())}", file=sys.stderr)
-    sys.exit(1)
+def explain(error: BaseException) -> str | None:
+    """One line for an exception that the user can do something about; None for others, which are bugs."""
+    if isinstance(error, (UserError, DatasetError, HydraException, OmegaConfBaseException)):
+        return " ".join(_plain(error).split())
+    if isinstance(error, OSError):
+        return f"{error.filename}: {error.strerror}" if error.filename else " ".join(str(error).split())
+    return None
 
 
 def one_line(main: Callable[P, None]) -> Callable[P, None]:
     """Decorate an entry point: a mistake of the user's ends it with one line on stderr and exit status 1.
 
-    Handles Hydra's findings (unknown keys, bad syntax) as well. `HYDRA_FULL_ERROR=1` brings the traceback back. With
-    `hydra.main` it stands on both sides: within for mistakes that the job finds, because Hydra would print a line of
-    its own, and without for those that Hydra finds.
+    Handles Hydra's findings (unknown keys, bad syntax) as well, if they are made within; but Hydra puts a line of its
+    own before what a job raises, so a job had better raise nothing. `HYDRA_FULL_ERROR=1` brings the traceback back.
     """
 
     @functools.wraps(main)
@@ -86,14 +89,11 @@ def one_line(main: Callable[P, None]) -> Callable[P, None]:
         os.environ[_FULL_ERROR] = "1"
         try:
             main(*args, **kwargs)
-        except (UserError, DatasetError, HydraException, OmegaConfBaseException) as error:
+        except (UserError, DatasetError, HydraException, OmegaConfBaseException, OSError) as error:
             if _WANTS_TRACEBACK:
                 raise
-            _fail(_plain(error))
-        except OSError as error:
-            if _WANTS_TRACEBACK:
-                raise
-            _fail(f"{error.filename}: {error.strerror}" if error.filename else str(error))
+            print(f"error: {explain(error)}", file=sys.stderr)
+            sys.exit(1)
         except Interrupted as interruption:
             print(interruption, file=sys.stderr)
             sys.exit(interruption.exit_status)

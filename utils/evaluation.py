@@ -5,7 +5,7 @@ from __future__ import annotations
 
 import time
 from collections.abc import Callable, Iterator
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from typing import Literal
 
 import mlx.core as mx
@@ -15,6 +15,8 @@ from tqdm import tqdm
 from dataset.puzzle_dataset import Batch, PuzzleDataset, prefetch
 from models.hrm.hrm_act_v1 import Carry
 from models.losses import ACTLossHead
+from utils.distribution import Ranks
+from utils.interruption import Interrupted
 from utils.predictions import PredictionWriter, to_numpy
 from utils.q_halting import finished_batches
 from utils.train_state import Metrics, to_device
@@ -124,6 +126,7 @@ def evaluate(
     writer: PredictionWriter | None = None,
     num_samples: int = 0,
     after_step: Callable[[], None] = lambda: None,
+    ranks: Ranks | None = None,
 ) -> Evaluation:
     """Evaluate a test split. Sudoku and maze answers are also checked for what they are worth without the label.
 
@@ -134,43 +137,90 @@ def evaluate(
         writer: where predictions go, if anywhere.
         num_samples: how many examples to return as samples.
         after_step: called after each outer step; what it raises ends the evaluation.
+        ranks: the processes that share the test split, as `dataset` was told. What is returned is the same on all of
+            them; `writer` gets the examples of its own rank.
+
+    Raises:
+        Interrupted: if `after_step` does so on any rank.
     """
-    checks = answer_checks(dataset.metadata)
-    totals: dict[str, dict[str, float]] = {}
-    samples: list[dict[str, np.ndarray]] = []
-    num_examples = 0
+    ranks = ranks or Ranks()
     started = time.monotonic()
+    share = _Share()
+    signal_number = 0
+    try:
+        _evaluate_share(share, evaluator, dataset, max_examples, writer, num_samples, after_step, ranks)
+    except Interrupted as interrupted:  # the others, who may have finished, wait to hear of it
+        signal_number = interrupted.signal_number
+    shares, signal_numbers = zip(*ranks.gather((share, signal_number)), strict=True)
+    if any(signal_numbers):
+        raise Interrupted(max(signal_numbers))
+
+    checks = answer_checks(dataset.metadata)
+    means: dict[str, float] = {}
+    for set_name in share.totals:  # the same on all ranks, which have equally many batches
+        total = {name: sum(part.totals[set_name][name] for part in shares) for name in share.totals[set_name]}
+        count, examples = max(1.0, total["count"]), max(1.0, total["examples"])
+        means |= {f"{_prefix(dataset, set_name)}/{name}": total[name] / count for name in METRICS}
+        means |= {f"{_prefix(dataset, set_name)}/{name}": total[name] / examples for name in checks}
+    samples = [sample for part in shares for sample in part.samples]
+    samples.sort(key=lambda placed: placed[0])
+    num_examples = sum(part.num_examples for part in shares)
+    return Evaluation(means, [sample for _, sample in samples[:num_samples]], num_examples, time.monotonic() - started)
+
+
+@dataclass
+class _Share:
+    """What one rank finds: sums by set and name; samples, each with its place in the split; a number of examples."""
+
+    totals: dict[str, dict[str, float]] = field(default_factory=dict)
+    samples: list[tuple[tuple[int, int, int], dict[str, np.ndarray]]] = field(default_factory=list)
+    num_examples: int = 0
+
+
+def _evaluate_share(
+    share: _Share,
+    evaluator: Evaluator,
+    dataset: PuzzleDataset,
+    max_examples: int | None,
+    writer: PredictionWriter | None,
+    num_samples: int,
+    after_step: Callable[[], None],
+    ranks: Ranks,
+) -> None:
+    """Evaluate this rank's examples, and add what is found to `share`."""
+
+    def stepped() -> None:
+        ranks.moved()
+        after_step()
+
+    checks = answer_checks(dataset.metadata)
+    to_evaluate = examples_to_evaluate(dataset, max_examples)
     with (
         prefetch(dataset.eval_batches(max_examples=max_examples)) as batches,
         tqdm(
-            total=examples_to_evaluate(dataset, max_examples),
+            total=to_evaluate,
+            disable=not ranks.first,
             desc="evaluate",
             unit="ex",
             dynamic_ncols=True,
             leave=False,
         ) as bar,
     ):
-        for batch, metrics, outputs in evaluator.results(batches, writer, after_step):
+        for number, (batch, metrics, outputs) in enumerate(evaluator.results(batches, writer, stepped)):
             if writer is not None:
                 writer.write(batch, outputs)
-            for row in range(min(num_samples - len(samples), batch.num_examples)):
+            for row in range(min(num_samples - len(share.samples), batch.num_examples)):
                 preds = to_numpy(outputs["preds"][row])
-                samples.append({"inputs": batch.inputs[row], "labels": batch.labels[row], "preds": preds})
+                sample = {"inputs": batch.inputs[row], "labels": batch.labels[row], "preds": preds}
+                share.samples.append(((number, ranks.rank, row), sample))
 
-            total = totals.setdefault(batch.set_name, dict.fromkeys([*metrics, *checks, "examples"], 0.0))
+            total = share.totals.setdefault(batch.set_name, dict.fromkeys([*metrics, *checks, "examples"], 0.0))
             for name, value in metrics.items():
                 total[name] += float(value)
             for name, check in checks.items():
                 real = slice(batch.num_examples)
                 total[name] += float(check(batch.inputs[real], to_numpy(outputs["preds"][real])).sum())
             total["examples"] += batch.num_examples
-            num_examples += batch.num_examples
+            share.num_examples += batch.num_examples
             bar.set_postfix(exact=f"{total['exact_accuracy'] / max(1.0, total['count']):.3f}", refresh=False)
-            bar.update(batch.num_examples)
-
-    means: dict[str, float] = {}
-    for set_name, total in totals.items():
-        count, examples = max(1.0, total["count"]), max(1.0, total["examples"])
-        means |= {f"{_prefix(dataset, set_name)}/{name}": total[name] / count for name in METRICS}
-        means |= {f"{_prefix(dataset, set_name)}/{name}": total[name] / examples for name in checks}
-    return Evaluation(means, samples, num_examples, time.monotonic() - started)
+            bar.update(min(ranks.size * batch.num_examples, to_evaluate - bar.n))  # the others are about as far

@@ -42,9 +42,18 @@ def to_numpy(array: mx.array | np.ndarray) -> np.ndarray:
     return np.array(array.astype(mx.float32) if array.dtype == mx.bfloat16 else array)
 
 
-def predictions_folder(checkpoint_path: Path, step: int) -> Path:
-    """Where the predictions of a step go: `step_<N>_all_preds.<rank>` beside the step folder; the only rank is 0."""
-    return checkpoint_path / f"step_{step}_all_preds.0"
+def predictions_folder(checkpoint_path: Path, step: int, rank: int = 0) -> Path:
+    """Where the predictions of a step go: `step_<N>_all_preds.<rank>` beside the step folder."""
+    return checkpoint_path / f"step_{step}_all_preds.{rank}"
+
+
+def remove_surplus(checkpoint_path: Path, step: int, num_ranks: int) -> None:
+    """Remove the predictions for a step that an earlier evaluation with more ranks has left, which whoever reads
+    `step_<N>_all_preds.*` would take for part of the new ones."""
+    for folder in checkpoint_path.glob(f"step_{step}_all_preds.*"):
+        rank = folder.suffix.removeprefix(".")
+        if rank.isdigit() and int(rank) >= num_ranks:
+            shutil.rmtree(folder, ignore_errors=True)
 
 
 class PredictionWriter:

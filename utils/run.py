@@ -2,15 +2,18 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from collections import deque
+from dataclasses import dataclass, field
 from datetime import datetime, timezone
 
+import mlx.core as mx
 from tqdm import tqdm
 
 from dataset.puzzle_dataset import PuzzleDataset
 from utils.checkpoint import CheckpointWriter, Snapshot
 from utils.checkpoint_record import CheckpointRecord, Evaluated, Progress, current_versions
 from utils.config import PretrainConfig
+from utils.distribution import Ranks, checksum
 from utils.evaluation import Evaluator
 from utils.interruption import Interruption
 from utils.metrics import NonFiniteError, TrainMetrics
@@ -29,9 +32,10 @@ def is_over(config: PretrainConfig, state: TrainState, progress: Progress) -> bo
 class Run:
     """A run under way. `state`, `progress` and `metrics` move; a checkpoint holds the three.
 
-    `data`: fingerprints of the two splits.
+    `data`: fingerprints of the two splits. `tracker` and `checkpoints`: on rank 0 only.
     """
 
+    ranks: Ranks
     config: PretrainConfig
     train_set: PuzzleDataset
     test_set: PuzzleDataset
@@ -40,11 +44,39 @@ class Run:
     evaluator: Evaluator
     progress: Progress
     metrics: TrainMetrics
-    tracker: Tracker
-    checkpoints: CheckpointWriter
+    tracker: Tracker | None
+    checkpoints: CheckpointWriter | None
     interruption: Interruption
     bar: tqdm
     _saved: Progress | None = None
+    _flags: deque[mx.array] = field(default_factory=deque)  # of the last steps, not looked at yet
+
+    def log(self, metrics: dict[str, float]) -> None:
+        """Record metrics of the current step."""
+        if self.tracker is not None:
+            self.tracker.log(metrics, self.state.step)
+
+    def step(self, batch: dict[str, mx.array]) -> None:
+        """Take a training step, without waiting for it."""
+        metrics, _ = self.state.train_step(batch, self.interruption.flag)
+        mx.async_eval(self.state.arrays, self.state.carry, metrics)
+        if "flags" in metrics:
+            self._flags.append(metrics.pop("flags"))
+        self.metrics.add(self.state.step, metrics)
+
+    def pause(self, steps_ahead: int = 1) -> None:
+        """Between two steps: raise Interrupted if a signal has come.
+
+        With several ranks, to any of them: what counts is what they have told one another in a step, all but the last
+        `steps_ahead` of which are waited for. So all ranks stop at the same step, and their devices never run dry.
+        """
+        if self.ranks.size == 1:
+            self.interruption.check()
+        while len(self._flags) > steps_ahead:
+            with self.ranks.waiting():
+                flags = float(self._flags.popleft())
+            self.ranks.moved()
+            self.interruption.check_sum(flags)
 
     def over(self) -> bool:
         """Whether there is nothing left to do."""
@@ -64,15 +96,22 @@ class Run:
 
         Raises:
             NonFiniteError: if a step since the last look was not finite, or what would be saved is not.
-            UserError: if the last checkpoint could not be written.
+            UserError: if the last checkpoint could not be written, or the ranks have drifted apart.
         """
-        self.metrics.settle()
+        with self.ranks.waiting():
+            self.metrics.settle()
         if self.state.step == 0 or self.progress == self._saved:
             return
         arrays = self.state.weights(), self.state.named_arrays()
-        if not all_finite(arrays).item():  # an update can overflow where loss and gradient have not
+        finite = self.ranks.gather(bool(all_finite(arrays).item()))
+        if not all(finite):  # an update can overflow where loss and gradient have not
             raise NonFiniteError(f"at step {self.state.step} weights, moments or states are not finite")
         self._saved = self.progress.model_copy(deep=True)
+        if self.ranks.size > 1:
+            self.ranks.require_same(f"the weights at step {self.state.step}", checksum(self.state.arrays))
+        self.ranks.moved()
+        if self.tracker is None or self.checkpoints is None:
+            return
         record = CheckpointRecord(
             step=self.state.step,
             saved_at=datetime.now(timezone.utc).isoformat(timespec="seconds"),

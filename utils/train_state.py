@@ -16,6 +16,7 @@ from models.hrm.hrm_act_v1 import Carry
 from models.losses import ACTLossHead
 from models.sparse_embedding import sign_sgd_rows
 from utils.config import ArchConfig, PretrainConfig, load_model_class
+from utils.distribution import Ranks
 from utils.errors import UserError, describe_validation_error
 from utils.optimizers import AdamATan2, learning_rate
 from utils.stored_tensors import StoredTensor
@@ -97,6 +98,8 @@ class TrainState:
         total_steps: steps of the whole run, for the learning rate schedule.
         keep: outputs that `train_step` shall return besides the metrics: any of `logits`, `q_halt_logits`,
             `q_continue_logits`, `target_q_continue`, `gradients`.
+        ranks: the processes that share each global batch. The state of all of them is the same, but for the carry, of
+            which each has its rows.
     """
 
     def __init__(
@@ -106,7 +109,9 @@ class TrainState:
         *,
         total_steps: int,
         keep: Collection[str] = (),
+        ranks: Ranks | None = None,
     ):
+        self.ranks = ranks or Ranks()
         self.config = config
         self._metadata = metadata
         self.total_steps = total_steps
@@ -132,11 +137,20 @@ class TrainState:
         return dict(tree_flatten(self.head.parameters()))
 
     def named_arrays(self) -> dict[str, mx.array]:
-        """What the next step depends on besides the weights: `optimizer.…`, `random.key` and `carry.…`."""
-        return dict(tree_flatten({"optimizer": self.optimizer.state, "random": self.random, "carry": self.carry}))
+        """What the next step depends on besides the weights: `optimizer.…`, `random.key` and `carry.…`.
+
+        With several ranks, all have to call this. The carry is that of the global batch on rank 0, elsewhere the own.
+        """
+        return self._named(self.ranks.rows_for_first(self.carry))
+
+    def _named(self, carry: Carry) -> dict[str, mx.array]:
+        return dict(tree_flatten({"optimizer": self.optimizer.state, "random": self.random, "carry": carry}))
 
     def restore(self, step: int, arrays: Mapping[str, StoredTensor], origin: str) -> None:
         """Become what `named_arrays` was taken of after `step` steps. The weights are restored apart from this.
+
+        With several ranks, all have to call this; only rank 0's `arrays` count. How many ranks there were before
+        doesn't matter.
 
         Raises:
             UserError: if names, shapes or dtypes are not those of this state; `origin` stands in the message.
@@ -144,8 +158,8 @@ class TrainState:
         c, meta = self.config, self._metadata
         rows, tokens = mx.zeros((c.global_batch_size,), mx.int32), (c.global_batch_size, meta.seq_len)
         blank = {"inputs": mx.zeros(tokens, mx.int32), "labels": mx.zeros(tokens, mx.int32), "puzzle_identifiers": rows}
-        self.carry = self.head.model.initial_carry(blank)
-        for name, own in self.named_arrays().items():
+        expected = self._named(self.head.model.initial_carry(blank))
+        for name, own in expected.items() if self.ranks.first else ():
             found = arrays.get(name)
             dtype = str(own.dtype).rpartition(".")[2]
             if found is None or (found.shape, found.dtype) != (own.shape, dtype):
@@ -153,7 +167,12 @@ class TrainState:
                 raise UserError(
                     f"{origin}: {name} {what}, expected {dtype} {own.shape}; was it made by another version?"
                 )
-        stored = tree_unflatten([(name, arrays[name].read()) for name in self.named_arrays()])
+        restored = {}
+        for name, own in expected.items():
+            array = self.ranks.share(arrays[name].read() if self.ranks.first else own)
+            restored[name] = self.ranks.own_rows(array) if name.startswith("carry.") else array
+            mx.eval(restored[name])
+        stored = tree_unflatten(list(restored.items()))
         _assign(self.optimizer.state, stored["optimizer"])
         _assign(self.random, stored["random"])
         self.carry = stored["carry"]
@@ -174,29 +193,37 @@ class TrainState:
         )
         return weights_lr, puzzle_emb_lr
 
-    def train_step(self, batch: dict[str, mx.array]) -> tuple[Metrics, dict[str, Any]]:
+    def train_step(self, batch: dict[str, mx.array], flag: float = 0.0) -> tuple[Metrics, dict[str, Any]]:
         """Take one step on a global batch. Nothing is computed before the results are evaluated.
 
         Args:
-            batch: int32 arrays `inputs` `[b, s]`, `labels` `[b, s]` and `puzzle_identifiers` `[b]`.
+            batch: this rank's slice of it, int32 arrays `inputs` `[b, s]`, `labels` `[b, s]` and `puzzle_identifiers`
+                `[b]`.
+            flag: a number whose sum over several ranks shall be among the metrics, as `flags`.
 
         Returns:
-            The metric sums (float32 scalars, `loss` among them) with the bool `finite`, and the outputs asked for with
-            `keep`. Where `finite` is false, loss or gradients held an infinity or NaN, and the step left parameters,
-            moments, puzzle embeddings and carry as they were.
+            The metric sums over the global batch (float32 scalars, `loss` among them) with the bool `finite`, and the
+            outputs asked for with `keep`, of this rank's rows. Where `finite` is false, loss or gradients held an
+            infinity or NaN, and the step left parameters, moments, puzzle embeddings and carry as they were.
         """
         if self.carry is None:
             self.carry = self.head.model.initial_carry(batch)
         self.step += 1
         rates = [mx.array(rate, mx.float32) for rate in self.learning_rates(self.step)]
+        if self.ranks.size > 1:
+            rates.append(mx.array(flag, mx.float32))
         self.carry, metrics, kept = self._compiled_step(self.carry, batch, *rates)
         return metrics, kept
 
     def _make_step(self, keep: frozenset[str]) -> Callable[..., tuple[Carry, Metrics, dict[str, Any]]]:
-        head, optimizer, random, config = self.head, self.optimizer, self.random, self.config
+        head, optimizer, random, config, ranks = self.head, self.optimizer, self.random, self.config, self.ranks
 
         def step(
-            carry: Carry, batch: dict[str, mx.array], lr: mx.array, puzzle_emb_lr: mx.array
+            carry: Carry,
+            batch: dict[str, mx.array],
+            lr: mx.array,
+            puzzle_emb_lr: mx.array,
+            flag: mx.array | None = None,
         ) -> tuple[Carry, Metrics, dict[str, Any]]:
             self.trace_count += 1  # runs at tracing only
             random["key"], exploration_key = mx.random.split(random["key"])
@@ -205,7 +232,9 @@ class TrainState:
 
             def loss_fn(parameters: dict, rows: mx.array | None) -> tuple[mx.array, Any]:
                 head.update(parameters)
-                loss, new_carry, metrics, outputs = head(carry, rows, training=True, key=exploration_key)
+                loss, new_carry, metrics, outputs = head(
+                    carry, rows, training=True, key=exploration_key, rank=ranks.rank, num_ranks=ranks.size
+                )
                 return loss / config.global_batch_size, (loss, new_carry, metrics, outputs)
 
             argnums = 0 if puzzle_rows is None else (0, 1)
@@ -213,16 +242,25 @@ class TrainState:
                 head.trainable_parameters(), puzzle_rows
             )
             gradient, row_gradients = (gradients, None) if puzzle_rows is None else gradients
+            metrics |= {"loss": loss}
+            identifiers = carry["current_data"]["puzzle_identifiers"]
+            if ranks.size > 1:
+                gradient, metrics = ranks.sum((gradient, metrics | {"flags": flag}))
+                if row_gradients is not None:
+                    identifiers, row_gradients = ranks.all_rows(identifiers), ranks.all_rows(row_gradients)
+                    puzzle_rows = head.model.inner.puzzle_emb(identifiers)
+            # Judged after the sums, so that all ranks come to the same verdict.
+            gradients = gradient if row_gradients is None else (gradient, row_gradients)
             # The squares, because AdamATan2's second moment is made of them. Once that is infinite, its parameter stays
             # where it is for ever; and infinities of either sign don't cancel one another.
-            finite = all_finite([loss, tree_map(mx.square, gradients)])
+            finite = all_finite([metrics["loss"], tree_map(mx.square, gradients)])
 
             optimizer.learning_rate = lr
             optimizer.update_if(finite, head, gradient)
             if puzzle_rows is not None and row_gradients is not None:
                 sign_sgd_rows(
                     head.model.inner.puzzle_emb.weights,
-                    carry["current_data"]["puzzle_identifiers"],
+                    identifiers,
                     puzzle_rows,
                     mx.where(finite, row_gradients, 0.0),
                     mx.where(finite, puzzle_emb_lr, 0.0),  # with both zero the rows stay as they are, bit for bit
@@ -231,6 +269,6 @@ class TrainState:
 
             carry = tree_map(lambda new, old: mx.where(finite, new, old), carry, earlier_carry)
             outputs |= {"gradients": (gradient, row_gradients)}
-            return carry, metrics | {"loss": loss, "finite": finite}, {name: outputs[name] for name in keep}
+            return carry, metrics | {"finite": finite}, {name: outputs[name] for name in keep}
 
         return step

@@ -21,6 +21,7 @@ from utils.checkpoint_record import (
     verify,
 )
 from utils.config import CONFIG_FILE
+from utils.distribution import Ranks
 from utils.errors import UserError
 from utils.hub import fetch_checkpoint, is_hub_id
 from utils.safetensors_file import read_metadata, read_safetensors
@@ -170,6 +171,13 @@ def load_weights(head: ACTLossHead, tensors: Mapping[str, StoredTensor], origin:
         head.load_weights([(name, array.astype(own.pop(name).dtype))], strict=False)
         del array
     mx.eval(head.parameters())
+
+
+def share_weights(head: ACTLossHead, ranks: Ranks) -> None:
+    """Give the models of all ranks the weights of rank 0's."""
+    if ranks.size > 1:
+        for name, array in dict(tree_flatten(head.parameters())).items():
+            head.load_weights([(name, ranks.share(array))], strict=False)
 
 
 def _shape_message(name: str, found: tuple[int, ...], needed: tuple[int, ...], origin: str) -> str:

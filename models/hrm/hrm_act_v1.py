@@ -273,6 +273,8 @@ class HierarchicalReasoningModel_ACTV1(nn.Module):
         training: bool,
         key: mx.array | None = None,
         halt_by_q: bool = False,
+        rank: int = 0,
+        num_ranks: int = 1,
     ) -> tuple[Carry, dict[str, mx.array]]:
         """One outer step for every row.
 
@@ -283,6 +285,8 @@ class HierarchicalReasoningModel_ACTV1(nn.Module):
                 and computes the target of Q-continue.
             key: random key of the exploration; needed when training.
             halt_by_q: let rows halt by their Q values in evaluation too.
+            rank, num_ranks: which slice of a global batch the rows are. With equal keys, all ranks together explore as
+                one would that has the whole batch.
 
         Returns:
             The new carry and the outputs: `logits` `[b, s, v]`, `q_halt_logits` and `q_continue_logits` float32 `[b]`,
@@ -304,8 +308,9 @@ class HierarchicalReasoningModel_ACTV1(nn.Module):
                 if key is None:
                     raise ValueError("training with halt_exploration_prob > 0 needs a random key")
                 explore_key, min_steps_key = mx.random.split(key)
-                explores = mx.random.uniform(shape=steps.shape, key=explore_key) < c.halt_exploration_prob
-                min_steps = mx.random.randint(2, c.halt_max_steps + 1, steps.shape, key=min_steps_key)
+                everywhere, mine = (num_ranks * len(steps),), slice(rank * len(steps), (rank + 1) * len(steps))
+                explores = mx.random.uniform(shape=everywhere, key=explore_key)[mine] < c.halt_exploration_prob
+                min_steps = mx.random.randint(2, c.halt_max_steps + 1, everywhere, key=min_steps_key)[mine]
                 halted = halted & (steps >= mx.where(explores, min_steps, 0))
 
             # The target is what the model thinks of the state that it has just reached.

@@ -89,3 +89,23 @@ def test_halted_rows_restart_on_new_data_and_others_keep_theirs() -> None:
         assert mx.array_equal(begun["z_H"][row], expected)
         expected = mx.broadcast_to(head.model.inner.L_init, (17, 32)) if fresh else 2 * z[row]
         assert mx.array_equal(begun["z_L"][row], expected)
+
+
+@pytest.mark.parametrize("num_ranks", [2, 4])
+def test_ranks_explore_together_as_one_would(num_ranks: int) -> None:
+    """Each rank has a slice of the batch and the same key. With the same draws in every slice, rows of different ranks
+    would be explored in step, and a run would depend on the number of ranks."""
+    head = build_model(pretrain_config({"halt_exploration_prob": 0.5}).arch, sizes(), mx.random.key(0))
+    head.model.inner.q_head.bias = mx.array([1.0, -1.0])  # halt at once, but for exploration
+    batch = random_batch(0, batch=64)
+
+    def halted(rank: int, num_ranks: int) -> list[bool]:
+        rows = slice(rank * 64 // num_ranks, (rank + 1) * 64 // num_ranks)
+        own = {name: array[rows] for name, array in batch.items()}
+        carry = head.model.begin_step(head.model.initial_carry(own), own)
+        options = {"training": True, "key": mx.random.key(1), "rank": rank, "num_ranks": num_ranks}
+        return head.model(carry, head.model.puzzle_rows(carry), **options)[0]["halted"].tolist()
+
+    together = halted(0, 1)
+    assert 16 < sum(together) < 48
+    assert [row for rank in range(num_ranks) for row in halted(rank, num_ranks)] == together

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import concurrent.futures
 import gc
 import itertools
 import os
@@ -308,6 +309,20 @@ def test_leaving_in_peace_waits_for_the_last_checkpoint(tmp_path: Path) -> None:
     assert names(tmp_path) == ["step_3", "step_4", "step_5"]
     for folder in step_folders(tmp_path):
         verify(folder)
+
+
+def test_a_process_about_to_end_gives_the_checkpoint_time_but_not_for_ever(
+    tmp_path: Path, held: threading.Event
+) -> None:
+    """Another rank is lost while rank 0 writes: that checkpoint is the one to go on from, if the disk answers."""
+    with CheckpointWriter(tmp_path, None) as writer:
+        writer.finish(0.01)  # nothing is being written
+        writer.save(snapshot(1))
+        with pytest.raises(concurrent.futures.TimeoutError):  # its own class until Python 3.10
+            writer.finish(0.01)
+        held.set()
+        writer.finish(60)
+        assert (tmp_path / "step_1").is_dir()
 
 
 def test_no_more_than_two_snapshots_are_ever_held(tmp_path: Path, held: threading.Event) -> None:

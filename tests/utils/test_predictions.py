@@ -10,7 +10,7 @@ import numpy as np
 import pytest
 
 from dataset.puzzle_dataset import Batch
-from utils.predictions import PredictionWriter, predictions_folder, to_numpy
+from utils.predictions import PredictionWriter, predictions_folder, remove_surplus, to_numpy
 
 KEYS = ["inputs", "labels", "puzzle_identifiers", "preds", "logits", "q_halt_logits", "q_continue_logits"]
 ROWS, SEQ_LEN, VOCAB_SIZE = 4, 3, 6
@@ -134,3 +134,12 @@ def test_every_dtype_gets_to_numpy(dtype: mx.Dtype) -> None:
     found = to_numpy(mx.array([0, 1]).astype(dtype))
     assert found.tolist() == [0, 1]
     assert found.dtype == (np.float32 if dtype == mx.bfloat16 else np.dtype(str(dtype).removeprefix("mlx.core.")))
+
+
+def test_predictions_of_more_ranks_than_now_are_removed(tmp_path: Path) -> None:
+    """`step_<N>_all_preds.*`, which ARC scoring reads, would mix two evaluations. Other steps and names stay."""
+    names = [f"step_5_all_preds.{end}" for end in ("0", "1", "2", "10", "old")] + ["step_50_all_preds.2", "step_5"]
+    for name in names:
+        (tmp_path / name).mkdir()
+    remove_surplus(tmp_path, 5, num_ranks=2)
+    assert {path.name for path in tmp_path.iterdir()} == set(names) - {"step_5_all_preds.2", "step_5_all_preds.10"}
