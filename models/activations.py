@@ -27,25 +27,31 @@ _EXP2_P = (
     0.0013399860363395102,
     0.00015337576838842464,
 )
-_EXP2_MIN, _EXP2_MAX = -126.0, 126.0  # beyond these the result leaves the normal float32 numbers
+_EXP2_MIN, _EXP2_MAX = -126, 126  # beyond these the result leaves the normal float32 numbers
 _ROUNDS = 1.5 * 2.0**23  # adding it to a small float32 leaves no digits after the point: its last bits are the integer
+_ROUNDS_BITS = 0x4B400000  # of this float32, seen as an integer; those of a sum with k are k more
 _MANTISSA_BITS, _EXPONENT_OF_ONE = 23, 127 << 23
 
 
 def vectorised_exp2(x: mx.array) -> mx.array:
-    """2^x of float32 `x`, any shape, with a relative error below 2e-7; `x` is first clipped to [-126, 126].
+    """2^x of float32 `x`, any shape, with a relative error below 2e-7; `x` is first clipped to [-126, 126]."""
+    x = mx.minimum(mx.maximum(x, float(_EXP2_MIN)), float(_EXP2_MAX))
+    return _exp2(x, x + _ROUNDS)
 
-    x = k + f: a polynomial gives 2^f, and k is moved from the last bits of a float32 into its exponent.
+
+def _exp2(x: mx.array, shifted: mx.array) -> mx.array:
+    """2^x of |x| < 2^22, between 2^-126 and 2^126, given x + _ROUNDS as well.
+
+    x = k + f: a polynomial gives 2^f, and k is moved from the last bits of `shifted` into the exponent of a float32.
     """
-    x = mx.minimum(mx.maximum(x, _EXP2_MIN), _EXP2_MAX)
-    shifted = x + _ROUNDS
-    # The sum of x and a second constant, not a difference with the first: a constant that two kernels share is formed
-    # as an array, and neither kernel is vectorised any more. Pairs of terms, because kernels end at eleven levels.
+    # The sum with a second constant, not a difference with the first: a constant that two kernels share is formed as an
+    # array, and neither kernel is vectorised any more. Pairs of terms, because kernels end at eleven levels.
     f = x - (shifted + -_ROUNDS)
     c, square = _EXP2_P, f * f
     low = (c[0] + c[1] * f) + square * (c[2] + c[3] * f)
     high = (c[4] + c[5] * f) + square * c[6]
-    power_of_two = ((shifted.view(mx.int32) << _MANTISSA_BITS) + _EXPONENT_OF_ONE).view(mx.float32)
+    integer = mx.minimum(mx.maximum(shifted.view(mx.int32), _ROUNDS_BITS + _EXP2_MIN), _ROUNDS_BITS + _EXP2_MAX)
+    power_of_two = ((integer << _MANTISSA_BITS) + _EXPONENT_OF_ONE).view(mx.float32)
     return (low + (square * square) * high) * power_of_two
 
 
@@ -96,7 +102,8 @@ def linear(x: mx.array, weight: mx.array) -> mx.array:
 
 
 def _exp_of_minus(x: mx.array) -> mx.array:
-    return vectorised_exp2(x * -_LOG2_E)
+    # The same product twice, in two ways: what two kernels share is written to memory in a third.
+    return _exp2(-_LOG2_E * x, x * -_LOG2_E + _ROUNDS)
 
 
 def _cpu_swiglu(gate: mx.array, up: mx.array) -> mx.array:

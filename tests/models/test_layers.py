@@ -108,6 +108,8 @@ def test_silu_and_its_derivative() -> None:
     value, gradient = mx.value_and_grad(lambda a: silu(a).sum())(mx.array(x))
     np.testing.assert_allclose(np.array(silu(mx.array(x))), x * sigmoid, rtol=1e-6, atol=1e-12)
     np.testing.assert_allclose(np.array(gradient), sigmoid + x * sigmoid * (1 - sigmoid), rtol=1e-5, atol=1e-6)
+    large = mx.array([1e2, 1e4, 1e6, 1e9, 1e20, -1e2, -1e4, -1e6, -1e9])
+    np.testing.assert_allclose(np.array(silu(large)), np.maximum(np.array(large), 0), rtol=1e-6, atol=1e-20)
     assert np.isfinite(value.item())
 
 

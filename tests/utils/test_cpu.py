@@ -13,7 +13,7 @@ from pathlib import Path
 
 import pytest
 
-from utils import cpu
+from utils import cpu, cpu_blas
 
 ROOT = Path(__file__).parents[2]
 SILENT = ""
@@ -110,17 +110,17 @@ def test_every_name_leads_to_the_wheel():
     """A name that is looked up and not found leaves that operation on the reference library, unnoticed."""
     code = """
 import ctypes, sys
-import utils.cpu
+import utils.cpu, utils.cpu_blas
 from pathlib import Path
 import scipy_openblas32
 wheel = ctypes.CDLL(str(next(Path(scipy_openblas32.get_lib_dir()).glob("libscipy_openblas*.so"))))
 everywhere = ctypes.CDLL(None)
 address = lambda library, name: ctypes.cast(getattr(library, name), ctypes.c_void_p).value
-for name in utils.cpu.SYMBOLS:
+for name in utils.cpu_blas.SYMBOLS:
     assert address(everywhere, name) == address(wheel, "scipy_" + name), name
-print(len(utils.cpu.SYMBOLS))
+print(len(utils.cpu_blas.SYMBOLS))
 """
-    assert run(code, HRM_BLAS="wheel") == (str(len(cpu.SYMBOLS)), SILENT)
+    assert run(code, HRM_BLAS="wheel") == (str(len(cpu_blas.SYMBOLS)), SILENT)
 
 
 @needs_mlx_cpu
@@ -132,14 +132,14 @@ def test_symbols_cover_what_mlx_imports():
     names = b"".join(path.read_bytes() for path in libraries if path.exists())
     pattern = rb"\0(cblas_[a-z0-9_]+|[sdcz](?:ge|gt|he|or|po|sp|sy|tp|tr|un)[a-z0-9]{2,4}_)(?=\0)"
     imported = {name.decode() for name in re.findall(pattern, names)}
-    assert imported == set(cpu.SYMBOLS)
+    assert imported == set(cpu_blas.SYMBOLS)
 
 
 @needs_mlx_cpu
 def test_system_library_comes_first(tmp_path):
     """Who has installed a BLAS that suits the machine expects it to be used rather than the generic wheel."""
-    machine = cpu.ELF_MACHINES[os.uname().machine]
-    (tmp_path / "libopenblas.so.0").write_bytes(cpu._absolute_symbols_elf({"cblas_sgemm": 0x1000}, machine))
+    machine = cpu_blas.ELF_MACHINES[os.uname().machine]
+    (tmp_path / "libopenblas.so.0").write_bytes(cpu_blas._absolute_symbols_elf({"cblas_sgemm": 0x1000}, machine))
     code = "import utils.cpu; print(utils.cpu.blas)"
     assert run(code, LD_LIBRARY_PATH=str(tmp_path)) == ("libopenblas.so.0", SILENT)
 
@@ -165,7 +165,9 @@ def test_without_openblas_one_line_and_it_works():
 @needs_wheel
 def test_a_broken_library_does_not_stop_the_run():
     """A damaged OpenBLAS would end every command with a traceback."""
-    code = "import utils.cpu as c; c._absolute_symbols_elf = lambda *_: b'junk'; print(c._prepare_blas())"
+    code = (
+        "import utils.cpu_blas as b; b._absolute_symbols_elf = lambda *_: b'junk'; import utils.cpu as c; print(c.blas)"
+    )
     out, err = run(code, HRM_BLAS="wheel")
     assert out == "built in"
     assert "could not be loaded" in err
