@@ -165,9 +165,8 @@ def test_without_openblas_one_line_and_it_works():
 @needs_wheel
 def test_a_broken_library_does_not_stop_the_run():
     """A damaged OpenBLAS would end every command with a traceback."""
-    code = (
-        "import utils.cpu_blas as b; b._absolute_symbols_elf = lambda *_: b'junk'; import utils.cpu as c; print(c.blas)"
-    )
+    code = "import utils.cpu_blas as b; b._absolute_symbols_elf = lambda *_: b'junk'; import utils.cpu; "
+    code += "print(utils.cpu.blas)"
     out, err = run(code, HRM_BLAS="wheel")
     assert out == "built in"
     assert "could not be loaded" in err
