@@ -35,12 +35,12 @@ KNOWN_COMMANDS = [
 
 
 def readme_commands() -> list[str]:
-    """The pretrain.py lines in the README's code blocks, without environment variables and comments."""
+    """The pretrain.py lines in the README's code blocks, without environment variables, launchers and comments."""
     blocks = re.findall(
         r"^```bash\n(.*?)^```", (ROOT / "README.md").read_text(encoding="utf-8"), re.DOTALL | re.MULTILINE
     )
     lines = [line.split(" #")[0].strip() for block in blocks for line in block.splitlines()]
-    return [re.sub(r"^(\w+=\S+ )*", "", line) for line in lines if "python pretrain.py" in line and line[0] != "#"]
+    return [line[line.index(start) :] for line in lines if (start := "python pretrain.py") in line and line[0] != "#"]
 
 
 class FirstStep(BaseException):
