@@ -32,7 +32,9 @@ from utils.train_state import build_model
 from utils.weights import find_weights, load_weights, share_weights
 
 
-def report(result: Evaluation, step: int, checkpoint: str, vocab_size: int, arc: ArcScore | None) -> None:
+def report(
+    result: Evaluation, step: int, checkpoint: str, vocab_size: int, arc: ArcScore | None, eval_halt: str
+) -> None:
     """Print sample puzzles, a table of the metrics and ARC's pass@K, and the same numbers as one line of JSON."""
     for sample in result.samples:
         print(format_puzzle(sample, vocab_size), end="\n\n")
@@ -43,7 +45,12 @@ def report(result: Evaluation, step: int, checkpoint: str, vocab_size: int, arc:
     metrics = {
         name: value if math.isfinite(value) else None for name, value in result.metrics.items()
     }  # JSON has no NaN
-    record = {"checkpoint": checkpoint, "step": step, "num_examples": result.num_examples} | metrics
+    record = {
+        "checkpoint": checkpoint,
+        "step": step,
+        "eval_halt": eval_halt,
+        "num_examples": result.num_examples,
+    } | metrics
     if arc is not None:
         print(format_score(arc))
         record |= {f"pass@{k}": rate for k, rate in arc.pass_at.items()}
@@ -115,7 +122,7 @@ def run(arguments: list[str], ranks: Ranks) -> None:
     if writer is not None:
         remove_surplus(output_path, source.step, ranks.size)
     arc = arc_score(test_set, writer, folders)
-    report(result, source.step, source.name, test_set.metadata.vocab_size, arc)
+    report(result, source.step, source.name, test_set.metadata.vocab_size, arc, config.eval_halt)
     if writer is not None:
         print(f"predictions: {writer.folder if ranks.size == 1 else writer.folder.with_suffix('.*')}", file=sys.stderr)
 

@@ -14,7 +14,7 @@ from collections.abc import Callable
 import mlx.core as mx
 import mlx.nn as nn
 
-from models.common import cpu_streams, distinct_shape, on_gpu
+from models.common import distinct_shape, on_gpu
 
 _LOG2_E = 1.0 / math.log(2.0)
 # 2^f on |f| ≤ 1/2: least squares on the relative error, at Chebyshev points; 2e-9 before rounding
@@ -79,7 +79,7 @@ def _elementwise(
     function: Callable[..., mx.array], derivative: Callable[..., tuple[mx.array, ...]], *arrays: mx.array
 ) -> mx.array:
     """`_differentiable` for arrays of one shape, in a shape that no other stream computes with."""
-    own = distinct_shape(arrays[0].shape, cpu_streams().index(mx.default_stream(mx.cpu)))
+    own = distinct_shape(arrays[0].shape, mx.default_stream(mx.cpu))
     return _differentiable(function, derivative, *(array.reshape(own) for array in arrays)).reshape(arrays[0].shape)
 
 
@@ -102,7 +102,9 @@ def linear(x: mx.array, weight: mx.array) -> mx.array:
 
 
 def _exp_of_minus(x: mx.array) -> mx.array:
-    # The same product twice, in two ways: what two kernels share is written to memory in a third.
+    # The same product twice, in two ways: what two kernels share is written to memory in a third. No clipping before
+    # the sum: for |x| from 2^22 to 1e13 the fraction is wrong and finite, and 2^±126 makes the sigmoid 0 or 1 all the
+    # same.
     return _exp2(-_LOG2_E * x, x * -_LOG2_E + _ROUNDS)
 
 

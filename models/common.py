@@ -2,9 +2,9 @@
 
 from __future__ import annotations
 
-import functools
 import math
 import os
+import threading
 from collections.abc import Callable, Iterator
 
 import mlx.core as mx
@@ -25,24 +25,31 @@ def on_gpu() -> bool:
     return mx.default_device().type == mx.DeviceType.gpu
 
 
-@functools.cache
+_of_thread = threading.local()  # MLX knows a stream only in the thread that made it
+
+
 def cpu_streams() -> tuple[mx.Stream, ...]:
     """The streams for parts of a computation that don't depend on each other: HRM_STREAMS of them, by default one.
 
     What is done on a stream of MLX's CPU backend is done by one thread, save matrix products, which BLAS may spread.
     `utils.cpu` sets HRM_STREAMS, and BLAS's threads to match.
     """
-    count = int(os.environ.get("HRM_STREAMS", "1"))
-    return (mx.default_stream(mx.cpu), *(mx.new_stream(mx.cpu) for _ in range(count - 1)))
+    if not hasattr(_of_thread, "streams"):
+        more = int(os.environ.get("HRM_STREAMS", "1")) - 1
+        _of_thread.streams = (mx.default_stream(mx.cpu), *(mx.new_stream(mx.cpu) for _ in range(more)))
+    streams: tuple[mx.Stream, ...] = _of_thread.streams
+    return streams
 
 
-def distinct_shape(shape: tuple[int, ...], stream: int) -> tuple[int, ...]:
+def distinct_shape(shape: tuple[int, ...], stream: mx.Stream) -> tuple[int, ...]:
     """`shape` behind as many axes of length 1 as make it another than on the other `cpu_streams()`.
 
     `mx.compile` broadcasts equal constants to equal shapes only once, on one stream. A kernel of another stream reads
     that copy element by element, where the constant could be part of its code, and is not vectorised.
     """
-    return (1,) * (1 + stream) + tuple(shape)  # one axis on the first stream too, which keeps all graphs equally deep
+    streams = cpu_streams()
+    number = streams.index(stream) if stream in streams else 0
+    return (1,) * (1 + number) + tuple(shape)  # one axis on the first stream too, which keeps all graphs equally deep
 
 
 def map_rows(function: Callable[..., tuple[mx.array, ...]], *arrays: mx.array) -> tuple[mx.array, ...]:

@@ -11,6 +11,7 @@ from __future__ import annotations
 
 import utils.cpu  # before mlx: on Linux it brings a fast BLAS
 
+import contextlib
 import json
 import os
 import platform
@@ -19,6 +20,7 @@ import subprocess
 import sys
 import tempfile
 import time
+from collections.abc import Iterator
 from datetime import date
 from importlib.metadata import version
 from pathlib import Path
@@ -45,7 +47,6 @@ from utils.train_state import TrainState, to_device, with_forward_dtype
 SHAPES = {"sudoku": (81, 11, 16), "maze": (900, 6, 2)}  # seq_len, vocab_size, rows of a batch
 ROUNDS, QUICK_ROUNDS = 5, 2
 NOTABLE = 5.0  # a step that is slower by more per cent is pointed out
-_COMPARED = ("step", "bound", "step_cpu")
 _GIGA, _MIB = 1e9, 2**20
 
 
@@ -109,16 +110,31 @@ def first_step_without_kernels(seq_len: int, vocab_size: int, batch: int) -> flo
     return float(found.stdout)
 
 
+@contextlib.contextmanager
+def _wandb_offline(folder: str) -> Iterator[None]:
+    """Have W&B record in `folder`, whatever the environment says, and say nothing."""
+    wanted = {"WANDB_MODE": "offline", "WANDB_DIR": folder, "WANDB_SILENT": "true"}
+    before = {name: os.environ.get(name) for name in wanted}
+    os.environ.update(wanted)
+    try:
+        yield
+    finally:
+        for name, value in before.items():
+            if value is None:
+                del os.environ[name]
+            else:
+                os.environ[name] = value
+
+
 def host_share(state: TrainState, seq_len: int, vocab_size: int, steps: int) -> dict[str, float]:
     """Shares of the training loop's time in which nothing is computed: `loader`, `python` and `logging`.
 
-    The loop is that of pretrain.py with log_interval = 1 and W&B as WANDB_MODE says. What Python does while the device
-    is at work is not among them.
+    The loop is that of pretrain.py with log_interval = 1 and W&B offline. What Python does while the device is at work
+    is not among them.
     """
     spent = dict.fromkeys(("loader", "python", "logging"), 0.0)
     config, batch = state.config, state.config.global_batch_size
-    os.environ.setdefault("WANDB_MODE", "disabled")
-    with tempfile.TemporaryDirectory() as folder:
+    with tempfile.TemporaryDirectory() as folder, _wandb_offline(folder):
         make_data(Path(folder, "data"), seq_len, vocab_size, steps * batch)
         data = PuzzleDataset(Path(folder, "data"), "train", global_batch_size=batch)
         metrics = TrainMetrics(batch, 100)
@@ -242,7 +258,9 @@ def report(record: dict[str, Any]) -> str:
             lines.append(line)
         if "first_step" in shape:
             lines.append(f"  {'first step':<16} {shape['first_step']:9.1f} s, nothing compiled before")
-        lines.append(f"  {'peak memory':<16} {shape['peak_memory_mb']:9.0f} MB, process {shape['peak_rss_mb']:.0f} MB")
+        lines.append(
+            f"  {'peak memory':<16} {shape['peak_memory_mb']:9.0f} MB, the process so far {shape['peak_rss_mb']:.0f} MB"
+        )
         host = shape["host"]
         shares = ", ".join(f"{part} {100 * share:.2f} %" for part, share in host.items())
         lines.append(f"  {'host':<16} {100 * sum(host.values()):9.2f} % of the training loop: {shares}")
@@ -261,12 +279,17 @@ def report(record: dict[str, Any]) -> str:
 
 def compare(record: dict[str, Any], earlier: dict[str, Any]) -> str:
     """One line for each step that both records have: the change, pointed out where it is a notable loss."""
-    lines = [f"compared with {earlier['machine']['date']}, load average {earlier['load_average']:.1f}:"]
-    for name in record["shapes"].keys() & earlier["shapes"].keys():
+    lines = [f"compared with {earlier['machine']['date']}, load average {float(earlier['load_average']):.1f}:"]
+    for name in (name for name in record["shapes"] if name in earlier["shapes"]):
+        now, before = record["shapes"][name], earlier["shapes"][name]
+        different = [f"{key} {before[key]} → {now[key]}" for key in ("dtype", "batch") if before[key] != now[key]]
+        if record["machine"]["device"] != earlier["machine"]["device"]:
+            different.append(f"device {earlier['machine']['device']} → {record['machine']['device']}")
+        if different:
+            lines.append(f"  {name}: not the same measurement, {', '.join(different)}")
         for kind, title in (("train", "training step"), ("eval", "evaluation step")):
-            now, before = ({k: r["shapes"][name][f"{kind}_{k}"] for k in _COMPARED} for r in (record, earlier))
-            change, processor = (100 * (now[k] / before[k] - 1) for k in ("step", "step_cpu"))
-            bounds = " → ".join(f"{r['step'] / r['bound']:.2f}" for r in (before, now))
+            change, processor = (100 * (now[f"{kind}_{k}"] / before[f"{kind}_{k}"] - 1) for k in ("step", "step_cpu"))
+            bounds = " → ".join(f"{shape[f'{kind}_step'] / shape[f'{kind}_bound']:.2f}" for shape in (before, now))
             lines.append(
                 f"  {name}, {title}: {change:+.1f} % ({bounds} × the bound), processor time {processor:+.1f} %"
                 + ("   SLOWER" if change > NOTABLE else "")
@@ -281,11 +304,14 @@ def read_record(path: str) -> dict[str, Any]:
         UserError: if it is none.
     """
     try:
-        record = json.loads(Path(path).read_text())
-        if not {"machine", "shapes", "load_average"} <= record.keys():
-            raise ValueError("it lacks machine and shapes")
-    except (OSError, ValueError, AttributeError) as error:
-        raise errors.UserError(f"against={path} can't be compared with: {error}; expected what out= wrote") from error
+        record: dict[str, Any] = json.loads(Path(path).read_text())
+        compare(record, record)
+        if not record["shapes"]:
+            raise ValueError("it has no shapes")
+    except (OSError, ValueError, TypeError, LookupError, AttributeError, ArithmeticError) as error:
+        raise errors.UserError(
+            f"against={path} can't be compared with: {type(error).__name__}: {error}; expected what out= wrote"
+        ) from error
     return record
 
 
@@ -294,6 +320,8 @@ def main() -> None:
     """Measure, print and compare as the command line says."""
     config = parse_bench_config(sys.argv[1:])
     earlier = read_record(config.against) if config.against is not None else None
+    if config.out is not None and not Path(config.out).resolve().parent.is_dir():
+        raise errors.UserError(f"out={config.out} can't be written: there is no such folder")
     record: dict[str, Any] = {"machine": machine(), "shapes": {}}
     for name in list(SHAPES)[: 1 if config.quick else None]:
         print(f"measuring {name} …", file=sys.stderr)

@@ -14,7 +14,7 @@ from utils.rank_watch import DEFAULT_TIMEOUT
 
 
 class EvaluateConfig(BaseModel):
-    """All keys of evaluate.py; null means: as the checkpoint was trained."""
+    """All keys of evaluate.py; null, where it is allowed, means: as the checkpoint was trained."""
 
     model_config = ConfigDict(extra="forbid", coerce_numbers_to_str=True)  # data_path=2024
 

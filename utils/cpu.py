@@ -6,6 +6,8 @@
 products on one core. So `models.common` deals out the rows of a batch to HRM_STREAMS streams, by default this process's
 share of the cores, and each has the BLAS threads that are left for it: on a desktop one.
 
+*Memory that is kept.* What one step frees, the next one needs; it is not given back to the system in between.
+
 On macOS (Accelerate, Metal), with MLX's CUDA build and with an MLX built from source, nothing is done.
 
 Environment: `HRM_BLAS=system` or `wheel` admits only that source, `off` keeps MLX's own BLAS without a word.
@@ -18,6 +20,7 @@ import ctypes
 import importlib.util
 import json
 import os
+import resource
 import sys
 from pathlib import Path
 
@@ -26,7 +29,7 @@ from utils.cpu_kernels import prepare_kernels
 
 _LARGEST_KEPT = 1 << 30  # buffers beyond this, bytes, are few, and come from the system
 _LARGE_PAGE = 1 << 21
-MAX_HEAP = 16 << 30  # bytes of addresses set aside for large pages
+_MAX_HEAP = 16 << 30  # bytes of addresses set aside for large pages
 MAX_STREAMS = 8  # the graph of a step, and the time to build it, grow with their number
 
 
@@ -71,20 +74,28 @@ def _share_of_the_cores() -> int:
 def _deal_out_the_cores() -> None:
     """Set the number of streams, and of OpenBLAS's threads for each, where the user has not."""
     cores = _share_of_the_cores()
-    threads = os.environ.get("OPENBLAS_NUM_THREADS", os.environ.get("OMP_NUM_THREADS"))
+    threads = os.environ.get("OPENBLAS_NUM_THREADS", os.environ.get("OMP_NUM_THREADS", ""))
+    taken = int(threads) if threads.isdecimal() else 0
     if "HRM_STREAMS" not in os.environ:
-        taken = int(threads) if threads and threads.isdecimal() else 1
         os.environ["HRM_STREAMS"] = str(max(1, min(cores // max(taken, 1), MAX_STREAMS)))
-    streams = os.environ["HRM_STREAMS"]
-    if not streams.isdecimal() or int(streams) < 1:
-        _say(f"HRM_STREAMS={streams} is no number of streams, expected 1 or more: taken as 1")
-        streams = os.environ["HRM_STREAMS"] = "1"
-    if threads is None:
-        os.environ["OPENBLAS_NUM_THREADS"] = str(max(1, cores // int(streams)))
-    if int(streams) > 1:
+    streams = int(os.environ["HRM_STREAMS"])
+    if taken < 1:
+        os.environ["OPENBLAS_NUM_THREADS"] = str(max(1, cores // streams))
+    if streams > 1:
         # MLX hands out work level by level of the graph only as long as a level is narrower than this, by default 20;
         # after that one branch after the other, so that one stream waits for the other throughout a backward pass.
         os.environ.setdefault("MLX_BFS_MAX_WIDTH", "1000")
+
+
+def _addresses_are_limited() -> bool:
+    """Whether addresses are counted as if they were memory, by `ulimit` or the kernel: then none can be set aside."""
+    limits = (resource.getrlimit(kind)[0] for kind in (resource.RLIMIT_AS, resource.RLIMIT_DATA))
+    if any(limit != resource.RLIM_INFINITY for limit in limits):
+        return True
+    try:
+        return Path("/proc/sys/vm/overcommit_memory").read_text().strip() == "2"
+    except OSError:
+        return True
 
 
 def _keep_memory() -> None:
@@ -95,7 +106,7 @@ def _keep_memory() -> None:
     back what it once used. Works with glibc; elsewhere nothing happens.
     """
     libc = ctypes.CDLL(None)
-    if not hasattr(libc, "mallopt"):
+    if not hasattr(libc, "mallopt") or _addresses_are_limited():
         return
     m_trim_threshold, m_mmap_threshold, m_arena_max = -1, -3, -8
     libc.mallopt(m_mmap_threshold, _LARGEST_KEPT)
@@ -107,7 +118,7 @@ def _keep_memory() -> None:
     libc.madvise.argtypes = [ctypes.c_void_p, ctypes.c_size_t, ctypes.c_int]
     size, madv_hugepage = _LARGEST_KEPT - (1 << 12), 14
     blocks = []
-    for _ in range(max(1, min(MAX_HEAP, os.sysconf("SC_PHYS_PAGES") * os.sysconf("SC_PAGE_SIZE") // 2) // size)):
+    for _ in range(max(1, min(_MAX_HEAP, os.sysconf("SC_PHYS_PAGES") * os.sysconf("SC_PAGE_SIZE") // 2) // size)):
         block = libc.malloc(size)
         if not block:
             break
@@ -119,7 +130,15 @@ def _keep_memory() -> None:
         libc.free(block)
 
 
+def _check_streams() -> None:
+    streams = os.environ.get("HRM_STREAMS", "1")
+    if not (streams.isascii() and streams.isdecimal() and int(streams) > 0):
+        _say(f"HRM_STREAMS={streams} is no number of streams, expected 1 or more: taken as 1")
+        os.environ["HRM_STREAMS"] = "1"
+
+
 def _prepare() -> str:
+    _check_streams()
     if not sys.platform.startswith("linux") or not _has_mlx_cpu_wheel():
         return BUILT_IN
     if "mlx.core" in sys.modules:

@@ -14,6 +14,7 @@ from models.hrm.hrm_act_v1 import HierarchicalReasoningModel_ACTV1Config as Mode
 from models.layers import swiglu_width
 
 _LEAST_SECONDS = 0.02  # products that are over sooner are repeated within one measurement
+_MOST_BYTES = 256 << 20  # of results that are held meanwhile
 
 
 class Seconds(NamedTuple):
@@ -129,7 +130,12 @@ class ProductTimer:
     def __init__(self, products: Sequence[Product], dtype: str):
         self.products = list(products)
         self._operands = [_operands(p, FORWARD_DTYPES[dtype]) for p in self.products]
-        self._repeats = [1 + int(_LEAST_SECONDS / max(_time(o, 1).wall, 1e-6)) for o in self._operands]
+        self._repeats = []
+        for p, operands in zip(self.products, self._operands, strict=True):
+            _time(operands, 1)  # the first time includes what a device has to load
+            wanted = 1 + int(_LEAST_SECONDS / max(_time(operands, 1).wall, 1e-6))
+            result_bytes = p.batch * p.m * p.n * FORWARD_DTYPES[dtype].size
+            self._repeats.append(max(1, min(wanted, _MOST_BYTES // result_bytes)))
 
     def measure(self) -> list[Seconds]:
         """Seconds of one product of each kind."""

@@ -46,6 +46,8 @@ _SMALLEST_NORMAL = 1.1754944e-38  # of float32; added to a denominator, it makes
 def arctan2_of_square(y: mx.array, square: mx.array) -> mx.array:
     """atan2(y, sqrt(square)) of float32 arrays, with a relative error below 4e-7; atan2(0, 0) = 0.
 
+    On a CPU y² has to be a normal float32 number, 1e-19 < |y| < 1e19: smaller ones give too little, larger ones 0.
+
     On a GPU this is MLX's arctan2. On a CPU that calls the scalar one of the C library, and the form here is several
     times faster: half the angle has the tangent y / (x + sqrt(x² + y²)), which needs no case distinctions.
     """
@@ -104,7 +106,7 @@ class AdamATan2(optim.Optimizer):
         # Through one array, because MLX would otherwise fuse all this into the loops, and compute it for every element.
         values = mx.stack([mx.array(factor, mx.float32) for factor in factors] + [applies])
         self._factors = [values[i] for i in range(4)]
-        self._elements = [0] * len(cpu_streams())
+        self._elements = [] if on_gpu() else [0] * len(cpu_streams())
         return super().apply_gradients(gradients, parameters)
 
     def init_single(self, parameter: mx.array, state: dict) -> None:
@@ -118,7 +120,7 @@ class AdamATan2(optim.Optimizer):
             return self._updated(gradient, parameter, state)
         least = self._elements.index(min(self._elements))
         self._elements[least] += parameter.size
-        shape, own = parameter.shape, distinct_shape(parameter.shape, least)
+        shape, own = parameter.shape, distinct_shape(parameter.shape, cpu_streams()[least])
         with mx.stream(cpu_streams()[least]):
             state["m"], state["v"] = state["m"].reshape(own), state["v"].reshape(own)
             updated = self._updated(gradient.reshape(own), parameter.reshape(own), state)

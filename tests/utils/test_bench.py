@@ -52,7 +52,7 @@ def test_the_bound_counts_the_products_of_the_step(arch: dict[str, Any], monkeyp
     """A bound that counts too much or too little would make the step look better or worse than it is."""
     # MLX exports no functions with derivatives of our own; its derivatives of the same products are as many.
     monkeypatch.setattr(activations, "_differentiable", lambda function, _, *arrays: function(*arrays))
-    monkeypatch.setattr(activations, "vectorised_exp2", lambda x: mx.exp(x * math.log(2.0)))
+    monkeypatch.setattr(activations, "_exp2", lambda x, _: mx.exp(x * math.log(2.0)))
     monkeypatch.setattr(optimizers, "on_gpu", lambda: True)
     state = train_state(pretrain_config(arch))
     mx.eval(state.arrays)
@@ -110,7 +110,15 @@ def test_prints_a_table_and_json_that_a_later_run_compares_with(
     assert printed.count("SLOWER") == len(STEPS)
 
 
-@pytest.mark.parametrize("content", [None, "{", "[]", "{}"])
+@pytest.mark.parametrize(
+    "content",
+    [
+        *(None, "{", "[]", "{}"),
+        '{"machine": {"date": "2026-11-24", "device": "cpu"}, "shapes": {}, "load_average": 0}',
+        '{"machine": {"date": "2026-11-24", "device": "cpu"}, "shapes": {"sudoku": {}}, "load_average": 0}',
+        '{"machine": null, "shapes": {"sudoku": {}}, "load_average": "x"}',
+    ],
+)
 def test_a_file_that_is_no_record_is_refused_before_measuring(
     content: str | None, tmp_path: Path, call_script: Callable[..., Any]
 ) -> None:
