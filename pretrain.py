@@ -8,13 +8,15 @@ from __future__ import annotations
 import utils.cpu  # before mlx: on Linux it brings a fast BLAS
 
 import math
+import os
 import re
 import sys
-from contextlib import ExitStack
+from contextlib import ExitStack, suppress
 from pathlib import Path
 
 import hydra
-from omegaconf import DictConfig
+from omegaconf import DictConfig, OmegaConf
+from omegaconf.errors import OmegaConfBaseException
 from tqdm import tqdm
 
 from dataset.puzzle_dataset import PuzzleDataset, prefetch
@@ -324,18 +326,21 @@ def connected_interruption(ranks: Ranks) -> Interruption:
     return interruption
 
 
-def compose() -> list[DictConfig]:
-    """What Hydra makes of the command line: a configuration, several with --multirun, or none with --help."""
-    configs: list[DictConfig] = []
+def compose() -> list[tuple[DictConfig, str]]:
+    """What Hydra makes of the command line: a configuration and its working directory, several with --multirun, or none
+    with --help."""
+    composed: list[tuple[DictConfig, str]] = []
 
     @hydra.main(
         config_path=str(Path(__file__).resolve().parent / "config"), config_name="cfg_pretrain", version_base=None
     )
     def take(config: DictConfig) -> None:
-        configs.append(config)
+        with suppress(OmegaConfBaseException):  # whoever reads the value tells; here Hydra would add a line of its own
+            OmegaConf.resolve(config)  # ${hydra:…} has a value here only
+        composed.append((config, os.getcwd()))
 
     take()
-    return configs
+    return composed
 
 
 @errors.one_line
@@ -344,7 +349,8 @@ def main() -> None:
     all keys, and Hydra wants `++` where a key exists already."""
     sys.argv[1:] = [re.sub(r"^\+(?=[^+])", "++", argument) for argument in sys.argv[1:]]
     with connected() as ranks:
-        for config in compose():
+        for config, directory in compose():
+            os.chdir(directory)  # elsewhere with hydra.job.chdir=True
             launch(config, ranks)
 
 

@@ -10,11 +10,12 @@ import socket
 import subprocess
 import sys
 import time
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any
 
 from tests.tiny_data import ROOT
+from utils.checkpoint_record import step_folders
 
 PATIENCE = 240.0  # seconds for anything to end, on a machine that is busy with other things
 
@@ -88,10 +89,17 @@ class RankProcesses:
         end = time.monotonic() + PATIENCE
         return [process.wait(max(0.0, end - time.monotonic())) for process in waited]
 
+    def wait_for_step(self, run: Path, step: int) -> None:
+        """Wait for a checkpoint of this step or a later one; with keep_checkpoints none stays for long."""
+        self._wait_until(lambda: any(int(path.name.split("_")[1]) >= step for path in step_folders(run)))
+
     def wait_for_path(self, path: Path) -> None:
         """Wait until the run has made a file or folder."""
+        self._wait_until(path.exists)
+
+    def _wait_until(self, condition: Callable[[], bool]) -> None:
         end = time.monotonic() + PATIENCE
-        while not path.exists():
+        while not condition():
             assert all(process.poll() is None for process in self.processes), self.output(0)
             assert time.monotonic() < end
             time.sleep(0.01)

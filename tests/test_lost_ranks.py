@@ -46,7 +46,7 @@ def test_after_kill_9_of_a_rank_the_others_end_at_once_and_the_run_goes_on(
     """MLX's own ring would leave one of three ranks waiting for ever, and show a traceback on another."""
     run = tmp_path / "run"
     with ranks_of("pretrain.py", endless(data, run, "global_batch_size=12"), tmp_path, 3) as ranks:
-        ranks.wait_for_path(run / "step_20")
+        ranks.wait_for_step(run, 20)
         begin = time.monotonic()
         ranks.processes[lost].send_signal(signal.SIGKILL)
         line = assert_others_end(ranks, lost, begin, SOON)
@@ -57,7 +57,7 @@ def test_after_kill_9_of_a_rank_the_others_end_at_once_and_the_run_goes_on(
     verify(newest)
     if lost == 1:  # and the other time the same
         with ranks_of("pretrain.py", endless(data, run, "global_batch_size=12"), tmp_path, 2) as ranks:
-            ranks.wait_for_path(run / f"step_{verify(newest).step + 20}")
+            ranks.wait_for_step(run, verify(newest).step + 20)
             assert f"resuming {newest}" in ranks.output(0)
 
 
@@ -65,7 +65,7 @@ def test_after_kill_9_of_a_rank_the_others_end_at_once_and_the_run_goes_on(
 def test_a_stopped_rank_is_given_up_after_rank_timeout(data: Path, tmp_path: Path, lost: int) -> None:
     """A machine that has gone to sleep, or lost its network, looks the same. Woken up, the rank doesn't go on alone."""
     with ranks_of("pretrain.py", endless(data, tmp_path / "run"), tmp_path, 2) as ranks:
-        ranks.wait_for_path(tmp_path / "run" / "step_20")
+        ranks.wait_for_step(tmp_path / "run", 20)
         begin = time.monotonic()
         ranks.processes[lost].send_signal(signal.SIGSTOP)
         line = assert_others_end(ranks, lost, begin, TIMEOUT + SOON)
@@ -79,14 +79,14 @@ def test_a_stopped_rank_is_given_up_after_rank_timeout(data: Path, tmp_path: Pat
 def test_a_run_that_is_stopped_as_a_whole_goes_on_afterwards(data: Path, tmp_path: Path) -> None:
     """Ctrl-Z and fg, or the lid of a laptop: nobody has been silent for longer than oneself."""
     with ranks_of("pretrain.py", endless(data, tmp_path / "run", "rank_timeout=3"), tmp_path, 2) as ranks:
-        ranks.wait_for_path(tmp_path / "run" / "step_20")
+        ranks.wait_for_step(tmp_path / "run", 20)
         for process in ranks.processes:
             process.send_signal(signal.SIGSTOP)
         time.sleep(4)
         reached = verify(step_folders(tmp_path / "run")[0]).step
         for process in ranks.processes:
             process.send_signal(signal.SIGCONT)
-        ranks.wait_for_path(tmp_path / "run" / f"step_{reached + 30}")
+        ranks.wait_for_step(tmp_path / "run", reached + 30)
 
 
 STUCK = """
@@ -118,7 +118,8 @@ def test_a_rank_that_lives_but_gets_no_further_is_named(data: Path, tmp_path: Pa
         assert time.monotonic() - begin < TIMEOUT + SOON
         ((rank, line),) = ranks.errors()
     assert rank == 0
-    assert f"rank 1 (process {ranks.processes[1].pid} on" in line
+    assert f"error: rank 1 (process {ranks.processes[1].pid} on" in line  # and not rank 0, which waits for it
+    assert "rank 0" not in line
     assert f"got no further for {TIMEOUT} seconds" in line
 
 

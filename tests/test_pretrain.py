@@ -398,3 +398,19 @@ def test_a_folder_that_cannot_be_written_is_named(
     status, _, err = run_here(*train_arguments(data, tmp_path / "run"))
     assert (status, err.count("\n")) == (1, 1)
     assert ".all_config.yaml.partial: Permission denied" in err
+
+
+def test_values_and_folder_of_hydra_s_job_are_those_of_each_run(
+    tmp_path: Path, call_script: Callable[..., Any]
+) -> None:
+    """A sweep would write all its runs to one folder, or stop at a key that only Hydra knows."""
+    data = make_tiny_data(tmp_path / "data")
+    arguments = [a for a in train_arguments(data, tmp_path / "x", "epochs=1") if not a.startswith("checkpoint_path=")]
+    sweep = ["seed=1,2", "hydra.sweep.dir=sweep", "hydra.job.chdir=True"]
+    sweep.append("checkpoint_path=run-${hydra:job.num}")
+    status, _, err = call_script(pretrain, "--multirun", *arguments, *sweep)
+    assert status == 0, err
+    assert {str(path.parent.relative_to(tmp_path)) for path in tmp_path.rglob("all_config.yaml")} == {
+        "sweep/0/run-0",
+        "sweep/1/run-1",
+    }

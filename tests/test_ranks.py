@@ -188,6 +188,7 @@ def evaluate_as(ranks: int, run: Trained, folder: Path) -> tuple[dict[str, float
     shown, _, report = run_ranks("evaluate.py", arguments, folder, ranks).printed(0).partition(f"{run.path}/step_")
     record = json.loads(report.splitlines()[-1])
     assert record.pop("checkpoint").startswith(str(run.path))
+    assert record.pop("eval_halt") == "max"
     return record, shown
 
 
@@ -225,15 +226,17 @@ def test_mlx_launch_starts_ranks_that_work_together(tmp_path: Path) -> None:
 
 
 def test_mistakes_are_told_once(tmp_path: Path) -> None:
-    """Each rank finds them; the user reads one line."""
+    """Each rank finds them, or rank 0 alone; the user reads one line, and nothing of broken connections."""
     data = make_tiny_data(tmp_path / "data")
     for arguments, expected in (
         (train_arguments(data, tmp_path / "run", "global_batch_size=9"), "9 is not divisible by the number of ranks 2"),
         (train_arguments(data, tmp_path / "run", "no_such_key=1"), "unknown key 'no_such_key'"),
+        (train_arguments(data, tmp_path / "run", "lr=abc"), "lr"),  # which rank 0 finds alone
     ):
         with ranks_of("pretrain.py", arguments, tmp_path, 2) as ranks:
             assert ranks.wait() == [1, 1]
             ((rank, line),) = ranks.errors()
+            assert ranks.output(1) == ""
         assert rank == 0
         assert expected in line
 

@@ -24,9 +24,9 @@ from utils.rank_watch import RankWatch, host_and_process, open_watch
 
 T = TypeVar("T")
 
-_PIECE = 16 << 20  # elements that `share` sends at a time
+_PIECE = 64 << 20  # bytes that `share` sends at a time
 _BITS = {1: mx.uint8, 2: mx.uint16, 4: mx.uint32, 8: mx.uint64}  # by bytes of an element
-# How launchers tell a process that it is one of several; the value is a rank or a number of ranks.
+# How launchers tell a process that it is one of several; the value is its rank.
 _RANK_VARIABLES = ("MLX_RANK", "OMPI_COMM_WORLD_RANK", "PMI_RANK")
 
 
@@ -113,7 +113,8 @@ class Ranks:
         """`all_rows` of every array of a tree on rank 0; elsewhere the tree as it is, after its rows have been sent."""
 
         def collect(array: mx.array) -> mx.array:
-            rows = self.all_rows(array)
+            # NCCL knows no bool.
+            rows = self.all_rows(array.astype(mx.uint8) if array.dtype == mx.bool_ else array).astype(array.dtype)
             mx.eval(rows)  # one array after the other: the others need no room for more than one
             return rows if self.first else array
 
@@ -124,22 +125,20 @@ class Ranks:
         """Rank 0's array, bit for bit, on every rank; each of them gives one of this shape and dtype."""
         if self.size == 1:
             return array
-        plain = array.astype(mx.uint8) if array.dtype == mx.bool_ else array.view(_BITS[array.dtype.size])
-        bits = plain.reshape(-1)
+        # As bytes: in floats -0 + 0 is 0, and NCCL knows neither bool nor integers of 16 bits.
+        bits = array.reshape(-1).astype(mx.uint8) if array.dtype == mx.bool_ else array.reshape(-1).view(mx.uint8)
         with self.waiting():
             for start in range(0, bits.size, _PIECE):
                 piece = bits[start : start + _PIECE]
-                # Integers, since in floats -0 + 0 is 0.
                 total = mx.distributed.all_sum(piece if self.first else mx.zeros_like(piece))
                 mx.eval(total)
                 if not self.first:
                     bits[start : start + _PIECE] = total
                     mx.eval(bits)
-                self.moved()
         if self.first:
             return array
-        bits = bits.reshape(plain.shape)
-        return bits.astype(mx.bool_) if array.dtype == mx.bool_ else bits.view(array.dtype)
+        shared = bits.astype(mx.bool_) if array.dtype == mx.bool_ else bits.view(array.dtype)
+        return shared.reshape(array.shape)
 
     # ------------------------------------------------------------------------------------------------ the watch
 
@@ -233,7 +232,7 @@ def _end_first(ranks: Ranks, error: BaseException) -> None:
     if watch is not None:
         if _connection_lost(error):
             watch.await_verdict()
-        if isinstance(error, Interrupted):  # all ranks have agreed on that
+        if isinstance(error, Interrupted) or (isinstance(error, SystemExit) and not error.code):  # as on all ranks
             watch.end_in_order()
         else:
             watch.end_all()

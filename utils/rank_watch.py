@@ -25,6 +25,7 @@ DEFAULT_TIMEOUT = 300.0  # seconds; as in cfg_pretrain.yaml
 _CONNECT_SECONDS = 20.0
 _GRACE_SECONDS = 1.0  # for rank 0 to fail by itself, if it has the same mistake as the rank that has reported one
 _VERDICT_SECONDS = 10.0  # for the watch to see the end of a process that MLX has seen
+_START_SECONDS = 1800.0  # until all ranks have taken a step: reading data, W&B, compiling
 _SAVE_SECONDS = 60.0  # for a checkpoint that is being written when another rank is lost
 
 
@@ -246,6 +247,8 @@ class RankWatch:
         elif "end" in message:
             self._dismissed = time.monotonic()
             self._fails = not message["in order"]
+            if self._fails:  # rank 0 says why; what MLX has to say of the broken connections would bury that
+                os.dup2(os.open(os.devnull, os.O_WRONLY), 2)
 
     def _lost(self, rank: int) -> None:
         if self._ending or rank in self._leaving:
@@ -283,11 +286,14 @@ class RankWatch:
                 self._still = 0.0
             self._status[0] = own
             everywhere = len(self._status) == len(self._everyone) and all(moves for moves, _ in self._status.values())
-            self._still = self._still + passed if everywhere and not self._leaving else 0.0
-            if self._still > self.timeout:
+            self._still = 0.0 if self._leaving else self._still + passed
+            allowed = self.timeout if everywhere else max(self.timeout, _START_SECONDS)
+            if self._still > allowed:
                 busy = [rank for rank, (_, waits) in sorted(self._status.items()) if not waits]
-                names = " and ".join(self._name(rank) for rank in busy) or "none of the ranks"
-                self._exit(f"{names} got no further for {self.timeout:g} seconds (rank_timeout)")
+                names = " and ".join(self._name(rank) for rank in busy)
+                names = names or "the ranks, which all wait for one another or their device,"
+                key = " (rank_timeout)" if everywhere else " before the first step"
+                self._exit(f"{names} got no further for {allowed:g} seconds{key}")
 
     def _name(self, rank: int) -> str:
         host, process = self._everyone[rank]

@@ -59,7 +59,8 @@ class Run:
     def step(self, batch: dict[str, mx.array]) -> None:
         """Take a training step, without waiting for it."""
         metrics, _ = self.state.train_step(batch, self.interruption.flag)
-        mx.async_eval(self.state.arrays, self.state.carry, metrics)
+        with self.ranks.waiting():  # MLX holds a process back whose device, or whose neighbour, is behind
+            mx.async_eval(self.state.arrays, self.state.carry, metrics)
         if "flags" in metrics:
             self._flags.append(metrics.pop("flags"))
         self.metrics.add(self.state.step, metrics)

@@ -8,12 +8,13 @@ import re
 import shutil
 import subprocess
 import sys
+import time
 from importlib.util import find_spec
 from pathlib import Path
 
 import pytest
 
-from utils import cpu, cpu_blas
+from utils import cpu, cpu_blas, cpu_kernels
 
 ROOT = Path(__file__).parents[2]
 SILENT = ""
@@ -296,6 +297,73 @@ def test_the_usual_folder_is_kept(tmp_path):
     out, _ = run(COMPILED, TMPDIR=str(tmp_path), HRM_BLAS="off")
     assert out.splitlines() == [COMPILED_RESULT, f"{tmp_path} None"]
     assert len(list((tmp_path / "mlx").rglob("*.so"))) == 1
+
+
+@needs_mlx_cpu
+@needs_compiler
+def test_kernels_find_their_headers_precompiled(tmp_path):
+    """The first step of a model would take half a minute, most of it for reading the same headers 80 times."""
+    run(COMPILED, TMPDIR=str(tmp_path), HRM_BLAS="off")
+    end = time.monotonic() + 30
+    while not (headers := list(tmp_path.rglob("*.gch"))):  # written beside the run
+        assert time.monotonic() < end
+        time.sleep(0.05)
+    (source,) = tmp_path.rglob("*.cpp")
+    assert headers[0].relative_to(source.parent) == Path(cpu_kernels._HEADER + ".gch")
+    include = Path(next(iter(find_spec("mlx").submodule_search_locations)), "include")
+    command = ["g++", "-std=c++17", "-O3", "-Wall", "-fPIC", "-shared", f"-I{include}", "-H", source, "-o", "/dev/null"]
+    read = subprocess.run(command, capture_output=True, text=True, check=True).stderr
+    assert f"! {headers[0]}" in read  # g++ marks a precompiled header that it takes with an exclamation mark
+
+
+TRAINING_STEP = """
+import threading
+from tests.configs import pretrain_config, random_batch, train_state
+import mlx.core as mx
+
+def losses():
+    state = train_state(pretrain_config({}))
+    found = [state.train_step(random_batch(i))[0]["loss"] for i in range(3)]
+    mx.eval(found, state.arrays)
+    print([float(loss) for loss in found])
+
+losses()
+thread = threading.Thread(target=losses)
+thread.start()
+thread.join()
+"""
+
+
+@needs_mlx_cpu
+def test_any_number_of_streams_gives_the_same_in_any_thread():
+    """A notebook or a server works in threads; a machine with one core takes another way through the model."""
+    code = f"import utils.cpu\n{TRAINING_STEP}"
+    found = []
+    for streams in ("1", "2", "3"):
+        out, err = run(code, HRM_STREAMS=streams, MLX_DISABLE_COMPILE="1")
+        assert err == SILENT
+        first, second = map(json.loads, out.splitlines())
+        assert first == second
+        found.append(first)
+    assert found[1] == pytest.approx(found[0], rel=1e-5)
+    assert found[2] == pytest.approx(found[0], rel=1e-5)
+
+
+@pytest.mark.parametrize("streams", ["0", "-1", "two", "2.5", "²"])
+def test_a_wrong_number_of_streams_is_told_in_a_line(streams):
+    """It would end in a traceback, on a GPU too."""
+    out, err = run("import utils.cpu, os; print(os.environ['HRM_STREAMS'])", HRM_STREAMS=streams)
+    assert out == "1"
+    assert f"HRM_STREAMS={streams} is no number of streams, expected 1 or more: taken as 1" in err.splitlines()[0]
+
+
+@needs_mlx_cpu
+@pytest.mark.parametrize("gibibytes", [3, 4.2, 6.2])
+def test_a_limit_on_addresses_leaves_room_for_the_rest(gibibytes):
+    """Batch systems set one; addresses that were set aside would be missing for libraries and threads."""
+    limit = f"import resource; resource.setrlimit(resource.RLIMIT_AS, ({int(gibibytes * 2**30)},) * 2); "
+    out, _ = run(limit + "import utils.cpu, pretrain; print('fits')", HRM_BLAS="off")
+    assert out == "fits"
 
 
 @pytest.mark.parametrize("script", ["pretrain", "evaluate"])
