@@ -138,34 +138,38 @@ def swiglu(x: mx.array, gate_up_weight: mx.array) -> mx.array:
     return _elementwise(_cpu_swiglu, _cpu_swiglu_derivative, gate, up).astype(x.dtype)
 
 
-def _cpu_softmax2(x: mx.array) -> mx.array:
-    weights = vectorised_exp2(x - mx.max(x, axis=-1, keepdims=True))
-    return weights * (1.0 / mx.sum(weights, axis=-1))[..., None]
+def _cpu_softmax(scores: mx.array, scale: float) -> mx.array:
+    """The softmax of scale · scores over the last axis, scale > 0."""
 
+    def softmax(x: mx.array) -> mx.array:
+        weights = vectorised_exp2((x - mx.max(x, axis=-1, keepdims=True)) * (scale * _LOG2_E))
+        return weights * (1.0 / mx.sum(weights, axis=-1))[..., None]
 
-def _cpu_softmax2_derivative(cotangent: mx.array, softmax: mx.array, _: mx.array) -> tuple[mx.array]:
-    weighted = cotangent * softmax
-    return ((weighted - softmax * mx.sum(weighted, axis=-1)[..., None]) * math.log(2.0),)
+    def derivative(cotangent: mx.array, softmax: mx.array, _: mx.array) -> tuple[mx.array]:
+        weighted = cotangent * softmax
+        return ((weighted - softmax * mx.sum(weighted, axis=-1)[..., None]) * scale,)
+
+    return _elementwise(softmax, derivative, scores)
 
 
 def attention(q: mx.array, k: mx.array, v: mx.array, scale: float) -> mx.array:
     """softmax(scale · q kᵀ) v, every token attending to every token; the softmax is computed in float32.
 
     On a GPU this is MLX's fused kernel. On a CPU the weights `[b, h, t, t]` are formed, as MLX itself does there, as
-    powers of two: the base is changed by the scale.
+    powers of two.
 
     Args:
         q: `[b, h, tq, head_dim]`, any float dtype.
         k, v: `[b, h, t, head_dim]`, same dtype.
-        scale: factor of the scores.
+        scale: factor of the scores, positive.
 
     Returns:
         `[b, h, tq, head_dim]`, in the same dtype.
     """
     if on_gpu():
         return mx.fast.scaled_dot_product_attention(q, k, v, scale=scale)
-    scores = (q * (scale * _LOG2_E)) @ k.swapaxes(-1, -2)  # (b h tq t)
-    weights = _elementwise(_cpu_softmax2, _cpu_softmax2_derivative, scores.astype(mx.float32))
+    scores = q @ k.swapaxes(-1, -2)  # (b h tq t)
+    weights = _cpu_softmax(scores.astype(mx.float32), scale)
     return weights.astype(q.dtype) @ v
 
 
