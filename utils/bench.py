@@ -161,8 +161,8 @@ def host_share(state: TrainState, seq_len: int, vocab_size: int, steps: int) -> 
                 metrics.add(state.step, results)
                 tracker.log(metrics.read() | {"train/lr": state.learning_rates(state.step)[0]}, state.step)
                 lap("logging")
-            total = time.perf_counter() - started
-    return {name: value / total for name, value in spent.items()}
+            whole = time.perf_counter() - started
+    return {name: value / whole for name, value in spent.items()}
 
 
 def measure(name: str, rounds: int) -> dict[str, Any]:

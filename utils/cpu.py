@@ -30,7 +30,7 @@ from utils.cpu_kernels import prepare_kernels
 _LARGEST_KEPT = 1 << 30  # buffers beyond this, bytes, are few, and come from the system
 _LARGE_PAGE = 1 << 21
 _MAX_HEAP = 16 << 30  # bytes of addresses set aside for large pages
-MAX_STREAMS = 8  # the graph of a step, and the time to build it, grow with their number
+_MAX_STREAMS = 8  # the graph of a step, and the time to build it, grow with their number
 
 
 def _say(line: str) -> None:
@@ -77,7 +77,7 @@ def _deal_out_the_cores() -> None:
     threads = os.environ.get("OPENBLAS_NUM_THREADS", os.environ.get("OMP_NUM_THREADS", ""))
     taken = int(threads) if threads.isdecimal() else 0
     if "HRM_STREAMS" not in os.environ:
-        os.environ["HRM_STREAMS"] = str(max(1, min(cores // max(taken, 1), MAX_STREAMS)))
+        os.environ["HRM_STREAMS"] = str(max(1, min(cores // max(taken, 1), _MAX_STREAMS)))
     streams = int(os.environ["HRM_STREAMS"])
     if taken < 1:
         os.environ["OPENBLAS_NUM_THREADS"] = str(max(1, cores // streams))
@@ -131,6 +131,7 @@ def _keep_memory() -> None:
 
 
 def _check_streams() -> None:
+    """Make HRM_STREAMS a number that every later reader can take as it is; on GPUs too, where the CPU may be chosen."""
     streams = os.environ.get("HRM_STREAMS", "1")
     if not (streams.isascii() and streams.isdecimal() and int(streams) > 0):
         _say(f"HRM_STREAMS={streams} is no number of streams, expected 1 or more: taken as 1")
