@@ -6,7 +6,7 @@ and one line of JSON, and writes predictions beside the checkpoint. ARC predicti
 
 from __future__ import annotations
 
-import utils.cpu  # noqa: F401  # before mlx: on Linux it brings a fast BLAS
+import utils.linux_cpu  # noqa: F401  # before mlx: on Linux it brings a fast BLAS
 
 import json
 import math
@@ -16,20 +16,20 @@ from pathlib import Path
 
 import mlx.core as mx
 
+from common import errors
 from dataset.dataset_files import build_command
 from dataset.puzzle_dataset import PuzzleDataset
-from utils import errors
-from utils.arc import format_score
-from utils.arc_predictions import KEYS
-from utils.arc_scoring import ArcScore, score_predictions
+from utils.arc.predictions import KEYS
+from utils.arc.report import format_score
+from utils.arc.scoring import ArcScore, score_predictions
+from utils.checkpoints.weights import find_weights, load_weights, share_weights
 from utils.command_line import parse_evaluate_config
 from utils.config import ArchConfig, read_trained_config
-from utils.distribution import Ranks, connected
-from utils.evaluation import Evaluation, Evaluator, evaluate
-from utils.predictions import PredictionWriter, predictions_folder, remove_surplus
-from utils.puzzle_view import format_puzzle
-from utils.train_state import build_model
-from utils.weights import find_weights, load_weights, share_weights
+from utils.evaluation.evaluate import Evaluation, Evaluator, evaluate
+from utils.evaluation.predictions import PredictionWriter, predictions_folder, remove_surplus
+from utils.evaluation.puzzle_view import format_puzzle
+from utils.ranks.ranks import Ranks, connected
+from utils.train.state import build_model
 
 
 def report(

@@ -5,7 +5,7 @@ A run is config → data → state → (train → evaluate → checkpoint)*. All
 
 from __future__ import annotations
 
-import utils.cpu  # before mlx: on Linux it brings a fast BLAS
+import utils.linux_cpu  # before mlx: on Linux it brings a fast BLAS
 
 import math
 import os
@@ -19,18 +19,10 @@ from omegaconf import DictConfig, OmegaConf
 from omegaconf.errors import OmegaConfBaseException
 from tqdm import tqdm
 
+from common import errors
 from dataset.puzzle_dataset import PuzzleDataset, prefetch
-from utils import errors
-from utils.checkpoint import CheckpointWriter
-from utils.checkpoint_record import TRAINING_FILE, WEIGHTS_FILE, Progress, step_folders
-from utils.config import PretrainConfig, parse_pretrain_config, with_names, write_saved_config
-from utils.distribution import Ranks, checksum, connected
-from utils.evaluation import Evaluation, Evaluator, evaluate, metric_names
-from utils.history import History
-from utils.interruption import Interrupted, Interruption
-from utils.metrics import TRAIN_METRICS, NonFiniteError, TrainMetrics, check_metric
-from utils.predictions import PredictionWriter, predictions_folder, remove_surplus
-from utils.resume import (
+from utils.checkpoints.record import TRAINING_FILE, WEIGHTS_FILE, Progress, step_folders
+from utils.checkpoints.resume import (
     ResumePoint,
     check_same_run,
     find_resume_point,
@@ -38,12 +30,20 @@ from utils.resume import (
     progress_from,
     with_saved_names,
 )
-from utils.run import Run, is_over
-from utils.run_folder import RunFolder
-from utils.safetensors_file import read_safetensors
+from utils.checkpoints.run_folder import RunFolder
+from utils.checkpoints.safetensors_file import read_safetensors
+from utils.checkpoints.weights import find_weights, load_weights, share_weights
+from utils.checkpoints.writer import CheckpointWriter
+from utils.config import PretrainConfig, parse_pretrain_config, with_names, write_saved_config
+from utils.evaluation.evaluate import Evaluation, Evaluator, evaluate, metric_names
+from utils.evaluation.predictions import PredictionWriter, predictions_folder, remove_surplus
+from utils.ranks.ranks import Ranks, checksum, connected
 from utils.tracking import Tracker
-from utils.train_state import TrainState, count_parameters, to_device, with_forward_dtype
-from utils.weights import find_weights, load_weights, share_weights
+from utils.train.history import History
+from utils.train.interruption import Interrupted, Interruption
+from utils.train.metrics import TRAIN_METRICS, NonFiniteError, TrainMetrics, check_metric
+from utils.train.run import Run, is_over
+from utils.train.state import TrainState, count_parameters, to_device, with_forward_dtype
 
 
 def load_data(config: PretrainConfig, ranks: Ranks) -> tuple[PuzzleDataset, PuzzleDataset]:
@@ -257,7 +257,9 @@ def launch(hydra_config: DictConfig, ranks: Ranks) -> None:
             write_saved_config(config, path)
             folder.save_code()
         together = f", {ranks.size} ranks" if ranks.size > 1 else ""
-        tqdm.write(f"{parameters:,} parameters, {state.total_steps:,} steps, BLAS {utils.cpu.blas}{together}, {path}")
+        tqdm.write(
+            f"{parameters:,} parameters, {state.total_steps:,} steps, BLAS {utils.linux_cpu.blas_name}{together}, {path}"
+        )
         if config.resume is not None:
             tqdm.write(f"no checkpoint in {path} yet, starting anew" if point is None else f"resuming {point.folder}")
         for change in changes:

@@ -11,7 +11,7 @@ from typing import Any
 import numpy as np
 
 from dataset.arc_grids import NUM_COLOURS, SIDE, parse_augmentation_name
-from dataset.common import BLANK_IDENTIFIER, DatasetError, expand_user
+from dataset.writer import BLANK_IDENTIFIER, DatasetError, expand_user
 
 EVALUATION = "evaluation"  # the sub-folder whose test pairs are held back for the test split
 SUBMODULES = "raw-data"  # the folder of the git submodules, dataset/raw-data/

@@ -19,8 +19,8 @@ if not __package__:  # run as a script: find the modules that `import dataset.â€
 
 from dataset.arc_grids import NUM_COLOURS, SEQ_LEN, SIDE, VOCAB_SIZE, augmentation_name, place_grids
 from dataset.arc_tasks import EVALUATION, Pair, Task, read_tasks
-from dataset.common import DatasetError, DatasetWriter, check_minimums, run_cli
 from dataset.symmetries import NUM_DIHEDRAL, dihedral, relabel
+from dataset.writer import DatasetError, DatasetWriter, check_minimums, run_cli
 
 ARC_1_DIRS = ["dataset/raw-data/ARC-AGI/data", "dataset/raw-data/ConceptARC/corpus"]
 TRIES_PER_COPY = 5

@@ -19,8 +19,8 @@ if not __package__:  # run as a script: find the modules that `import dataset.â€
     sys.path[:] = [p for p in sys.path if Path(p or ".").resolve() != Path(__file__).resolve().parent]
     sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
 
-from dataset.common import SPLITS, DatasetError, DatasetWriter, check_minimums, run_cli
 from dataset.mazes import GOAL, OPEN, PATH, START, VOCAB_SIZE, WALL, distances, shortest_paths
+from dataset.writer import SPLITS, DatasetError, DatasetWriter, check_minimums, run_cli
 
 MIN_SIDE, MAX_SIDE = 4, 64
 WALL_SHARE = 0.37  # of maze-30x30-hard-1k

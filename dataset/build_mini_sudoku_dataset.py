@@ -19,7 +19,7 @@ if not __package__:  # run as a script: find the modules that `import dataset.â€
     sys.path[:] = [p for p in sys.path if Path(p or ".").resolve() != Path(__file__).resolve().parent]
     sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
 
-from dataset.common import DatasetError, DatasetWriter, check_minimums, run_cli
+from dataset.writer import DatasetError, DatasetWriter, check_minimums, run_cli
 
 MAX_SIDE = 9
 ROUND = 1 << 14  # candidates worked on at once: bounds memory

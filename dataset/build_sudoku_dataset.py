@@ -17,9 +17,9 @@ if not __package__:  # run as a script: find the modules that `import dataset.â€
     sys.path[:] = [p for p in sys.path if Path(p or ".").resolve() != Path(__file__).resolve().parent]
     sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
 
-from dataset.common import SPLITS, DatasetError, DatasetWriter, check_minimums, run_cli
 from dataset.csv_puzzles import Boards, CsvRows, choose, parse_boards, read_csv, resolve_source, write_split
 from dataset.symmetries import Symmetries
+from dataset.writer import SPLITS, DatasetError, DatasetWriter, check_minimums, run_cli
 
 BOX, SIDE, CELLS = 3, 9, 81
 VOCAB_SIZE = 11  # pad, blank, 1..9

@@ -17,9 +17,9 @@ from pathlib import Path
 import numpy as np
 from tqdm import tqdm
 
-from dataset.common import DatasetError, DatasetWriter, expand_user
 from dataset.hub import HUB_ID, explain_hub_error
 from dataset.symmetries import Symmetries
+from dataset.writer import DatasetError, DatasetWriter, expand_user
 
 CSV_CHUNK_ROWS = 50_000
 WRITE_CELLS = 81 << 15  # cells augmented at a time, 32768 Sudoku: bounds memory

@@ -15,7 +15,7 @@ from pathlib import Path
 import numpy as np
 from pydantic import ValidationError
 
-from dataset.common import DatasetError, PuzzleDatasetMetadata
+from dataset.writer import DatasetError, PuzzleDatasetMetadata
 
 SCAN_BYTES = 16 << 20
 SET_NAME_PATTERN = re.compile(r"[A-Za-z0-9][A-Za-z0-9_.-]*")

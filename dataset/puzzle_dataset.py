@@ -16,8 +16,8 @@ from typing import Generic, TypeVar
 
 import numpy as np
 
-from dataset.common import DatasetError, PuzzleDatasetMetadata
 from dataset.dataset_files import ExampleSet, build_command, open_set, read_metadata, read_rows
+from dataset.writer import DatasetError, PuzzleDatasetMetadata
 
 FINGERPRINT_ROWS = 1024
 # The metadata that a model trained on the split depends on; keys added to the format later are not among them

@@ -32,7 +32,7 @@ def cpu_streams() -> tuple[mx.Stream, ...]:
     """The streams for parts of a computation that don't depend on each other: HRM_STREAMS of them, by default one.
 
     What is done on a stream of MLX's CPU backend is done by one thread, save matrix products, which BLAS may spread.
-    `utils.cpu` sets HRM_STREAMS, and BLAS's threads to match.
+    `utils.linux_cpu` sets HRM_STREAMS, and BLAS's threads to match.
     """
     if not hasattr(_of_thread, "streams"):
         more = int(os.environ.get("HRM_STREAMS", "1")) - 1

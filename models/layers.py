@@ -12,8 +12,8 @@ from collections.abc import Iterator
 import mlx.core as mx
 import mlx.nn as nn
 
-from models.activations import attention, linear, rms_norm, swiglu
 from models.common import truncated_normal
+from models.kernels.cpu import attention, linear, rms_norm, swiglu
 
 SWIGLU_MULTIPLE = 256  # the inner width is rounded up to a multiple of this
 

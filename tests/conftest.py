@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-import utils.cpu  # noqa: F401
+import utils.linux_cpu  # noqa: F401
 
 import logging
 import sys

@@ -17,9 +17,9 @@ from nbclient import NotebookClient
 from PIL import Image
 
 from dataset.build_arc_dataset import ArcOptions, build
-from tests.dataset.arc_source import make_arc
-from tests.tiny_data import ROOT, TINY_ARCH, run_script
-from utils import arc
+from tests.helpers.arc_source import make_arc
+from tests.helpers.tiny_data import ROOT, TINY_ARCH, run_script
+from utils.arc import __main__ as arc
 
 NOTEBOOK = ROOT / "arc_eval.ipynb"
 TASKS = 3

@@ -12,10 +12,10 @@ from pathlib import Path
 import mlx.core as mx
 import pytest
 
-from tests.kill_runs import start, wait_for_lines
-from tests.tiny_data import make_tiny_data, run_script, train_arguments
-from utils.checkpoint_record import step_folders, verify
-from utils.weights import find_weights
+from tests.helpers.kill_runs import start, wait_for_lines
+from tests.helpers.tiny_data import make_tiny_data, run_script, train_arguments
+from utils.checkpoints.record import step_folders, verify
+from utils.checkpoints.weights import find_weights
 
 
 @pytest.fixture(scope="module")

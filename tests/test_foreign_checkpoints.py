@@ -18,13 +18,14 @@ import pytest
 import yaml
 
 import evaluate
-from tests.hub import serve_hub
-from tests.tiny_data import ROOT, make_tiny_data, run_script
-from utils import arc, export
+from tests.helpers.hub import serve_hub
+from tests.helpers.tiny_data import ROOT, make_tiny_data, run_script
+from utils import export
+from utils.arc import __main__ as arc
+from utils.checkpoints.safetensors_file import read_safetensors
+from utils.checkpoints.torch_file import read_torch_file
+from utils.checkpoints.weights import find_weights
 from utils.config import CONFIG_FILE
-from utils.safetensors_file import read_safetensors
-from utils.torch_file import read_torch_file
-from utils.weights import find_weights
 
 GOLDEN = Path(__file__).parent / "golden"
 REPOSITORY = "sapientinc/HRM-checkpoint-golden"
@@ -314,14 +315,14 @@ def test_a_large_table_of_puzzles_is_held_once(tmp_path: Path) -> None:
     """The ARC checkpoint has 2 GB of puzzle embeddings; twice that does not fit into a small Mac. Here it is 200 MB."""
     program = """
 import sys
-import utils.cpu
+import utils.linux_cpu
 import mlx.core as mx
 from types import SimpleNamespace
-from tests.configs import pretrain_config
-from tests.memory import peak_bytes
-from tests.torch_files import torch_file
-from utils.train_state import build_model
-from utils.weights import find_weights, load_weights
+from tests.helpers.configs import pretrain_config
+from tests.helpers.memory import peak_bytes
+from tests.helpers.torch_files import torch_file
+from utils.train.state import build_model
+from utils.checkpoints.weights import find_weights, load_weights
 import numpy as np
 from mlx.utils import tree_flatten
 from pathlib import Path

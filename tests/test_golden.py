@@ -17,11 +17,11 @@ import pytest
 import yaml
 from mlx.utils import tree_flatten
 
-from tests.configs import mlx_compiles
+from tests.helpers.configs import mlx_compiles
 from utils.config import parse_pretrain_config
-from utils.evaluation import Evaluator
-from utils.predictions import to_numpy
-from utils.train_state import TrainState
+from utils.evaluation.evaluate import Evaluator
+from utils.evaluation.predictions import to_numpy
+from utils.train.state import TrainState
 
 FOLDERS = sorted(path.parent for path in (Path(__file__).parent / "golden").glob("*/golden.npz"))
 OUTPUTS = ("logits", "q_halt_logits", "q_continue_logits", "target_q_continue")

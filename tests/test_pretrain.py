@@ -16,13 +16,13 @@ import yaml
 from wandb.proto import wandb_internal_pb2
 
 import pretrain
-from tests.configs import random_batch, train_state
-from tests.tiny_data import BATCH, NUM_TRAIN, make_tiny_data, run_script, split_test_set, train_arguments
+from models.optimizers import learning_rate
+from tests.helpers.configs import random_batch, train_state
+from tests.helpers.tiny_data import BATCH, NUM_TRAIN, make_tiny_data, run_script, split_test_set, train_arguments
 from utils.config import read_saved_config
-from utils.metrics import TrainMetrics
-from utils.optimizers import learning_rate
-from utils.run import Run
-from utils.train_state import TrainState
+from utils.train.metrics import TrainMetrics
+from utils.train.run import Run
+from utils.train.state import TrainState
 
 TRAIN_METRICS = (
     "count", "accuracy", "exact_accuracy", "q_halt_accuracy", "steps", "lm_loss", "q_halt_loss", "q_continue_loss",

@@ -12,8 +12,8 @@ from typing import Any
 import pytest
 
 import pretrain
-from tests.checkpoints import names
-from tests.tiny_data import make_tiny_data, run_script, train_arguments
+from tests.helpers.checkpoints import names
+from tests.helpers.tiny_data import make_tiny_data, run_script, train_arguments
 
 RunHere = Callable[..., tuple[int, str, str]]
 

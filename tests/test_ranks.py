@@ -17,14 +17,14 @@ from mlx.utils import tree_flatten
 
 from dataset.build_arc_dataset import ArcOptions, build
 from dataset.puzzle_dataset import PuzzleDataset
-from tests.configs import TINY_ARCH
-from tests.dataset.arc_source import make_arc
-from tests.rank_processes import free_ports, ranks_of, run_ranks
-from tests.tiny_data import ROOT, make_tiny_data, run_script, split_test_set, train_arguments
+from tests.helpers.arc_source import make_arc
+from tests.helpers.configs import TINY_ARCH
+from tests.helpers.rank_processes import free_ports, ranks_of, run_ranks
+from tests.helpers.tiny_data import ROOT, make_tiny_data, run_script, split_test_set, train_arguments
+from utils.checkpoints.safetensors_file import write_safetensors
+from utils.checkpoints.stored_tensors import host_tensor
 from utils.config import ArchConfig
-from utils.safetensors_file import write_safetensors
-from utils.stored_tensors import host_tensor
-from utils.train_state import build_model
+from utils.train.state import build_model
 
 STEPS, MIDDLE = 20, 12
 # Of sums over ranks in float32, relative to the values. Measured: losses 4e-7, parameters below 1e-6.

@@ -14,9 +14,9 @@ import pytest
 import yaml
 
 import pretrain
-from tests.tiny_data import ROOT, make_tiny_data
+from tests.helpers.tiny_data import ROOT, make_tiny_data
 from utils.config import read_saved_config
-from utils.train_state import TrainState, count_parameters
+from utils.train.state import TrainState, count_parameters
 
 # As people know them from the PyTorch project and from earlier versions of this README.
 KNOWN_COMMANDS = [

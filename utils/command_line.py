@@ -8,9 +8,9 @@ import yaml
 from omegaconf import OmegaConf
 from pydantic import BaseModel, BeforeValidator, ConfigDict, Field, ValidationError, model_validator
 
+from common.errors import UserError, describe_validation_error
 from utils.config import DEFAULT_PREDICTION_KEYS, PredictionKey, check_film
-from utils.errors import UserError, describe_validation_error
-from utils.rank_watch import DEFAULT_TIMEOUT
+from utils.ranks.watch import DEFAULT_TIMEOUT
 
 
 class EvaluateConfig(BaseModel):

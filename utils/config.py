@@ -11,8 +11,8 @@ import yaml
 from omegaconf import DictConfig, OmegaConf
 from pydantic import BaseModel, ConfigDict, Field, ValidationError, model_validator
 
-from utils.errors import UserError, describe_validation_error
-from utils.rank_watch import DEFAULT_TIMEOUT
+from common.errors import UserError, describe_validation_error
+from utils.ranks.watch import DEFAULT_TIMEOUT
 
 CONFIG_FILE = "all_config.yaml"  # beside the step folders of a run; the same name as in the PyTorch code
 _MAX_FILE_BYTES = 64 << 10  # of a saved configuration; a run writes about 1.5 kB

@@ -6,21 +6,21 @@ those of the PyTorch model's `state_dict`.
 
 from __future__ import annotations
 
-import utils.cpu  # noqa: F401  # before mlx: on Linux it brings a fast BLAS
+import utils.linux_cpu  # noqa: F401  # before mlx: on Linux it brings a fast BLAS
 
 import filecmp
 import shutil
 import sys
 from pathlib import Path
 
-from dataset.common import expand_user
-from utils import errors
+from common import errors
+from common.errors import UserError
+from dataset.writer import expand_user
+from utils.checkpoints.safetensors_file import write_safetensors
+from utils.checkpoints.stored_tensors import host_tensor
+from utils.checkpoints.weights import find_weights
 from utils.command_line import ExportConfig, parse_export_config
 from utils.config import CONFIG_FILE
-from utils.errors import UserError
-from utils.safetensors_file import write_safetensors
-from utils.stored_tensors import host_tensor
-from utils.weights import find_weights
 
 
 def export(config: ExportConfig) -> Path:

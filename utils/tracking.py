@@ -12,11 +12,11 @@ import wandb
 from pydantic import ValidationError
 from tqdm import tqdm
 
+from common.errors import UserError, describe_validation_error
 from utils.config import PretrainConfig
-from utils.errors import UserError, describe_validation_error
-from utils.history import HISTORY_FILE, History
-from utils.interruption import Interrupted
-from utils.puzzle_view import draw_puzzle
+from utils.evaluation.puzzle_view import draw_puzzle
+from utils.train.history import HISTORY_FILE, History
+from utils.train.interruption import Interrupted
 
 
 class Tracker:

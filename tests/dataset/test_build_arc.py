@@ -17,10 +17,10 @@ import pytest
 
 from dataset import build_arc_dataset as arc
 from dataset.arc_tasks import Pair, read_task
-from dataset.common import DatasetError
 from dataset.puzzle_dataset import PuzzleDataset
-from tests.dataset.arc_source import RawTask, make_arc, random_task, write_task
+from dataset.writer import DatasetError
 from tests.dataset.conftest import ROOT, assert_one_line_error, folder_bytes, run_script
+from tests.helpers.arc_source import RawTask, make_arc, random_task, write_task
 
 # Transform k of a grid of r x c: its shape, and where cell (i, j) of it comes from. From the format's description.
 TRANSFORMS = [
@@ -454,7 +454,7 @@ def test_build_is_fast_and_small(tmp_path: Path) -> None:
     """The README's data set (960 tasks x 1001) would take an hour or all memory; this is a fiftieth of it."""
     make_arc(tmp_path / "arc", training=13, evaluation=7)
     code = (
-        "import resource; from dataset.build_arc_dataset import *; from tests.memory import peak_bytes;"
+        "import resource; from dataset.build_arc_dataset import *; from tests.helpers.memory import peak_bytes;"
         "before = peak_bytes();"
         "build(ArcOptions(dataset_dirs=['arc'], output_dir='out', num_aug=1000));"
         "print(peak_bytes() - before, resource.getrusage(0).ru_utime)"

@@ -12,10 +12,10 @@ import pytest
 from dataset import build_maze_dataset as maze
 from dataset import build_mini_maze_dataset as mini
 from dataset import csv_puzzles, mazes
-from dataset.common import DatasetError
 from dataset.puzzle_dataset import PuzzleDataset
+from dataset.writer import DatasetError
 from tests.dataset.conftest import assert_one_line_error, folder_bytes, run_script, write_csv
-from tests.hub import serve_hub
+from tests.helpers.hub import serve_hub
 
 CHARACTERS = "# SGo"
 DIHEDRAL = [

@@ -10,8 +10,8 @@ import numpy as np
 import pytest
 
 from dataset import build_mini_sudoku_dataset as mini
-from dataset.common import DatasetError
 from dataset.puzzle_dataset import PuzzleDataset
+from dataset.writer import DatasetError
 from tests.dataset.conftest import assert_one_line_error, folder_bytes, run_script
 
 

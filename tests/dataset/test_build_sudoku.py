@@ -17,10 +17,11 @@ import numpy as np
 import pytest
 
 from dataset import build_sudoku_dataset as sudoku
-from dataset import common, csv_puzzles
-from dataset.common import DatasetError
+from dataset import csv_puzzles
+from dataset import writer as common
 from dataset.puzzle_dataset import PuzzleDataset
 from dataset.symmetries import Symmetries
+from dataset.writer import DatasetError
 from tests.dataset.conftest import (
     ROOT,
     assert_one_line_error,
@@ -30,7 +31,7 @@ from tests.dataset.conftest import (
     sudoku_rows,
     write_csv,
 )
-from tests.hub import GATED, serve_hub
+from tests.helpers.hub import GATED, serve_hub
 
 ROWS = [{9 * r + c for c in range(9)} for r in range(9)]
 COLS = [{9 * r + c for r in range(9)} for c in range(9)]
@@ -317,7 +318,7 @@ def test_bad_options_are_one_line(source: Path, tmp_path: Path) -> None:
 
 @pytest.mark.parametrize("script", ["build_sudoku_dataset", "build_mini_sudoku_dataset"])
 def test_script_and_import_reach_the_same_modules(script: str, monkeypatch: pytest.MonkeyPatch) -> None:
-    """A second copy of dataset.common would make `except DatasetError` miss, and its folder shadow other modules."""
+    """A second copy of dataset.writer would make `except DatasetError` miss, and its folder shadow other modules."""
     folder = str(ROOT / "dataset")
     monkeypatch.setattr(sys, "path", [folder, *sys.path])  # as Python does for a script
     namespace = runpy.run_path(f"{folder}/{script}.py", run_name="script")
@@ -413,7 +414,7 @@ def test_build_is_fast_and_small(tmp_path: Path) -> None:
     """The README's data set (1000 x 1001) would take minutes or gigabytes; this is a tenth of it."""
     make_source(tmp_path / "source", train=100)
     code = (
-        "import resource; from dataset.build_sudoku_dataset import *; from tests.memory import peak_bytes;"
+        "import resource; from dataset.build_sudoku_dataset import *; from tests.helpers.memory import peak_bytes;"
         "before = peak_bytes();"
         "build(SudokuOptions(source_repo='source', output_dir='out', num_aug=1000));"
         "print(peak_bytes() - before, resource.getrusage(0).ru_utime)"

@@ -11,7 +11,7 @@ import numpy as np
 import pytest
 
 from dataset.puzzle_dataset import FINGERPRINT_ROWS, PuzzleDataset
-from tests.tiny_data import make_tiny_data
+from tests.helpers.tiny_data import make_tiny_data
 
 KINDS = ("inputs", "labels", "puzzle_identifiers", "puzzle_indices", "group_indices")
 

@@ -15,9 +15,9 @@ import pytest
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
-from dataset.common import DatasetError
 from dataset.dataset_files import read_rows
 from dataset.puzzle_dataset import Batch, PuzzleDataset
+from dataset.writer import DatasetError
 from tests.dataset.conftest import example_numbers, write_split
 
 ARC_LIKE = [[3, 2], [4], [1, 5, 2], [2], [6, 1], [3]]

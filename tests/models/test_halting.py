@@ -6,8 +6,8 @@ import mlx.core as mx
 import numpy as np
 import pytest
 
-from tests.configs import pretrain_config, random_batch, sizes
-from utils.train_state import build_model
+from tests.helpers.configs import pretrain_config, random_batch, sizes
+from utils.train.state import build_model
 
 ROWS = 2000
 MAX_STEPS = 5

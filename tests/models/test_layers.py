@@ -9,8 +9,8 @@ import mlx.core as mx
 import numpy as np
 import pytest
 
-from models import activations
 from models.common import random_keys
+from models.kernels import cpu as activations
 from models.layers import Attention, Block, Linear, SwiGLU, rms_norm, swiglu_width
 
 

@@ -9,8 +9,8 @@ import numpy as np
 import pytest
 
 from models.losses import ACTLossHead, log_softmax, log_stablemax, softmax_cross_entropy, stablemax_cross_entropy
-from tests.configs import pretrain_config, random_batch, sizes
-from utils.train_state import build_model
+from tests.helpers.configs import pretrain_config, random_batch, sizes
+from utils.train.state import build_model
 
 
 def log_stablemax_float64(x: np.ndarray) -> np.ndarray:

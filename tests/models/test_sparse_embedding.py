@@ -8,7 +8,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from models.sparse_embedding import SparseEmbedding, sign_sgd_rows
-from tests.configs import pretrain_config, random_batch, sizes, train_state
+from tests.helpers.configs import pretrain_config, random_batch, sizes, train_state
 
 MIB = 2**20
 

@@ -4,9 +4,9 @@ from __future__ import annotations
 
 import pytest
 
+from common.errors import UserError
 from utils.command_line import parse_arc_config, parse_evaluate_config, parse_export_config
 from utils.config import DEFAULT_PREDICTION_KEYS
-from utils.errors import UserError
 
 
 def test_evaluate_arguments() -> None:

@@ -10,7 +10,8 @@ from typing import Any
 import pytest
 import yaml
 
-from tests.configs import DEFAULT_ARCH, TINY_ARCH, pretrain_config
+from common.errors import UserError
+from tests.helpers.configs import DEFAULT_ARCH, TINY_ARCH, pretrain_config
 from utils.config import (
     PretrainConfig,
     StopWhen,
@@ -20,7 +21,6 @@ from utils.config import (
     with_names,
     write_saved_config,
 )
-from utils.errors import UserError
 
 
 def test_values_have_their_types() -> None:

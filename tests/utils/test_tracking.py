@@ -11,11 +11,11 @@ import numpy as np
 import pytest
 import wandb
 
-from tests.configs import pretrain_config
+from tests.helpers.configs import pretrain_config
 from utils.config import with_names
-from utils.history import History
-from utils.interruption import Interrupted
 from utils.tracking import Tracker
+from utils.train.history import History
+from utils.train.interruption import Interrupted
 
 
 class FakeRun:

@@ -19,10 +19,10 @@ import pytest
 from PIL import Image
 
 from dataset import build_arc_dataset, build_maze_dataset, build_mini_sudoku_dataset, build_sudoku_dataset
-from tests.dataset.arc_source import make_arc
 from tests.dataset.conftest import make_source, write_csv
 from tests.dataset.test_build_maze import random_rows
-from tests.tiny_data import ROOT, run_script, train_arguments
+from tests.helpers.arc_source import make_arc
+from tests.helpers.tiny_data import ROOT, run_script, train_arguments
 
 PAGE = (ROOT / "puzzle_visualizer.html").as_uri()
 BROWSERS = ("chromium", "chromium-browser", "google-chrome", "google-chrome-stable")

@@ -10,7 +10,7 @@ from typing import Any
 import numpy as np
 import pytest
 
-from tests.tiny_data import make_tiny_data, split_test_set
+from tests.helpers.tiny_data import make_tiny_data, split_test_set
 from tests.viewer.conftest import ARC_COLOURS, MAZE_COLOURS, Viewer, digits, rgb
 
 

@@ -11,7 +11,7 @@ import numpy as np
 import pytest
 from PIL import Image
 
-from tests.tiny_data import make_tiny_data, split_test_set
+from tests.helpers.tiny_data import make_tiny_data, split_test_set
 from tests.viewer.conftest import ARC_COLOURS, MAZE_COLOURS, STEPS, Folders, Viewer, digits, rgb
 
 

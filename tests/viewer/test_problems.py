@@ -9,7 +9,7 @@ from pathlib import Path
 
 import numpy as np
 
-from tests.tiny_data import make_tiny_data
+from tests.helpers.tiny_data import make_tiny_data
 from tests.viewer.conftest import Folders, Viewer, digits
 
 

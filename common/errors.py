@@ -1,0 +1,121 @@
+"""Mistakes that a user can mend, told in one line instead of a traceback."""
+
+from __future__ import annotations
+
+import functools
+import os
+import reprlib
+import sys
+from collections.abc import Callable
+from typing import ParamSpec
+
+from hydra.errors import HydraException, OverrideParseException
+from omegaconf.errors import OmegaConfBaseException
+from pydantic import ValidationError
+
+from dataset.writer import DatasetError
+from utils.train.interruption import Interrupted
+
+_FULL_ERROR = "HYDRA_FULL_ERROR"  # Hydra's variable: "1" makes it raise, rather than print half a page and exit
+_WANTS_TRACEBACK = os.environ.get(_FULL_ERROR) == "1"
+
+_KEY_LENGTH = 80  # of a key that a message names: longer ones are nobody's, and come from elsewhere
+_BRIEFLY = reprlib.Repr()
+_BRIEFLY.maxlevel, _BRIEFLY.maxtuple, _BRIEFLY.maxlist = 2, 8, 8
+
+P = ParamSpec("P")
+
+
+class UserError(Exception):
+    """Something the user can mend. The message names the key or file, what was found, and what to do."""
+
+
+def shown(value: object, limit: int = 80) -> str:
+    """`value` from a file that nobody vouches for, quoted, in one line and short enough for a message.
+
+    Lists and tables within one another are shortened as well, so that no structure takes long to show.
+    """
+    try:
+        quoted = repr(value[: limit + 1]) if isinstance(value, str | bytes) else _BRIEFLY.repr(value)
+    except ValueError:  # Python writes no integer of more than 4,300 digits
+        quoted = f"{type(value).__name__} with too many digits to show"
+    return quoted if len(quoted) <= limit else quoted[: limit - 1] + "…"
+
+
+def describe_validation_error(error: ValidationError, origin: str, prefix: str = "") -> str:
+    """Put the first finding of pydantic into one line that names the key, the value and the remedy.
+
+    Args:
+        error: what pydantic raised.
+        origin: where the values come from, such as `the command line`.
+        prefix: what stands before the key in the whole configuration, such as `arch.`.
+    """
+    first = error.errors()[0]
+    key = ".".join(str(part)[:_KEY_LENGTH] for part in first["loc"])
+    key = prefix + key if key else prefix.rstrip(".")
+    kind = first["type"]
+    if kind == "extra_forbidden":
+        text = f"unknown key {key!r} in {origin}; remove it or check its spelling"
+    elif kind == "missing":
+        text = f"key {key!r} is missing in {origin}; set it"
+    elif kind == "value_error":
+        reason = str(first["ctx"]["error"])
+        text = f"{key}: {reason}" if key else reason  # a check of several keys names them itself
+    else:
+        text = f"{key} = {shown(first['input'])} in {origin}: {first['msg'][0].lower()}{first['msg'][1:]}"
+    more = error.error_count() - 1
+    return text + (f" (and {more} more)" if more else "")
+
+
+def explain(error: BaseException) -> str | None:
+    """One line for an exception that the user can do something about; None for others, which are bugs."""
+    if isinstance(error, (UserError, DatasetError, HydraException, OmegaConfBaseException)):
+        return " ".join(_plain(error).split())
+    if isinstance(error, OSError):
+        return f"{error.filename}: {error.strerror}" if error.filename else " ".join(str(error).split())
+    return None
+
+
+def one_line(main: Callable[P, None]) -> Callable[P, None]:
+    """Decorate an entry point: a mistake of the user's ends it with one line on stderr and exit status 1.
+
+    Handles Hydra's findings (unknown keys, bad syntax) as well, if they are made within; but Hydra puts a line of its
+    own before what a job raises, so a job had better raise nothing. `HYDRA_FULL_ERROR=1` brings the traceback back.
+    """
+
+    @functools.wraps(main)
+    def run(*args: P.args, **kwargs: P.kwargs) -> None:
+        before = os.environ.get(_FULL_ERROR)
+        os.environ[_FULL_ERROR] = "1"
+        try:
+            main(*args, **kwargs)
+        except (UserError, DatasetError, HydraException, OmegaConfBaseException, OSError) as error:
+            if _WANTS_TRACEBACK:
+                raise
+            print(f"error: {explain(error)}", file=sys.stderr)
+            sys.exit(1)
+        except Interrupted as interruption:
+            print(interruption, file=sys.stderr)
+            sys.exit(interruption.exit_status)
+        except KeyboardInterrupt:
+            print("\ninterrupted", file=sys.stderr)
+            sys.exit(130)  # as shells report it
+        finally:
+            if before is None:
+                del os.environ[_FULL_ERROR]
+            else:
+                os.environ[_FULL_ERROR] = before
+
+    return run
+
+
+def _plain(error: Exception) -> str:
+    """The message of an exception, in which Hydra's missing keys are put into this project's words."""
+    lines = [line.strip() for line in str(error).splitlines() if line.strip()]
+    if isinstance(error, OverrideParseException):
+        quoted = "'{}=\"{}\"'".format(*error.override.partition("=")[::2])
+        return f"{error.override!r} can't be read: {lines[0]}; quote a value with special characters, as in {quoted}"
+    if lines and lines[0].startswith("Could not override"):
+        key = lines[0].removeprefix("Could not override").strip(" '.\"")
+        return f"unknown key {key!r} on the command line; `--cfg job` lists the known ones"
+    return " ".join(lines) or type(error).__name__

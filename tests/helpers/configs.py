@@ -1,0 +1,92 @@
+"""Small configurations for tests, as a user would write them in YAML."""
+
+from __future__ import annotations
+
+from types import SimpleNamespace
+from typing import Any
+
+import mlx.core as mx
+
+from utils.checkpoints.stored_tensors import host_tensor
+from utils.config import PretrainConfig, parse_pretrain_config
+from utils.train.state import TrainState
+
+TINY_ARCH: dict[str, Any] = {
+    "name": "hrm.hrm_act_v1@HierarchicalReasoningModel_ACTV1",
+    "loss": {"name": "losses@ACTLossHead", "loss_type": "stablemax_cross_entropy"},
+    "halt_exploration_prob": 0.1,
+    "halt_max_steps": 4,
+    "H_cycles": 1,
+    "L_cycles": 1,
+    "H_layers": 1,
+    "L_layers": 1,
+    "hidden_size": 32,
+    "num_heads": 2,
+    "expansion": 4,
+    "puzzle_emb_ndim": 32,
+    "pos_encodings": "rope",
+    "forward_dtype": "float32",
+}
+DEFAULT_ARCH = TINY_ARCH | {
+    "halt_max_steps": 16,
+    "H_cycles": 2,
+    "L_cycles": 2,
+    "H_layers": 4,
+    "L_layers": 4,
+    "hidden_size": 512,
+    "num_heads": 8,
+    "puzzle_emb_ndim": 512,
+}
+
+
+def pretrain_config(arch: dict[str, Any] | None = None, **changes: Any) -> PretrainConfig:
+    """A training configuration with the tiny architecture, changed as asked."""
+    values = {
+        "arch": TINY_ARCH | (arch or {}),
+        "data_path": "data/none",
+        "global_batch_size": 8,
+        "epochs": 1,
+        "lr": 1e-3,
+        "lr_min_ratio": 1.0,
+        "lr_warmup_steps": 10,
+        "beta1": 0.9,
+        "beta2": 0.95,
+        "weight_decay": 0.1,
+        "puzzle_emb_lr": 1e-2,
+        "puzzle_emb_weight_decay": 0.1,
+    }
+    return parse_pretrain_config(values | changes)
+
+
+def sizes(seq_len: int = 16, vocab_size: int = 6, num_puzzle_identifiers: int = 5) -> Any:
+    """What the model needs of a data set's metadata."""
+    return SimpleNamespace(seq_len=seq_len, vocab_size=vocab_size, num_puzzle_identifiers=num_puzzle_identifiers)
+
+
+def random_batch(seed: int, *, batch: int = 8, seq_len: int = 16, vocab_size: int = 6, identifiers: int = 5) -> Any:
+    """A batch of random tokens, all labelled."""
+    inputs, labels, ids = (mx.random.key(seed * 3 + i) for i in range(3))
+    return {
+        "inputs": mx.random.randint(1, vocab_size, (batch, seq_len), key=inputs),
+        "labels": mx.random.randint(1, vocab_size, (batch, seq_len), key=labels),
+        "puzzle_identifiers": mx.random.randint(0, identifiers, (batch,), key=ids),
+    }
+
+
+def train_state(config: PretrainConfig | None = None, metadata: Any = None, **options: Any) -> TrainState:
+    """A training state in the sizes of `random_batch`."""
+    return TrainState(config or pretrain_config(), metadata or sizes(), **({"total_steps": 100} | options))
+
+
+def bits_of(state: TrainState) -> dict[str, tuple[str, bytes]]:
+    """All that the next step depends on, bit for bit: weights, optimiser, random state and carry, by name."""
+    tensors = {name: host_tensor(array) for name, array in (state.weights() | state.named_arrays()).items()}
+    return {name: (tensor.dtype, tensor.data.tobytes()) for name, tensor in tensors.items()}
+
+
+def mlx_compiles() -> bool:
+    """Whether `mx.compile` does anything: on a Linux CPU without g++ it calls the function anew each time."""
+    calls = []
+    compiled = mx.compile(lambda x: calls.append(1) or x + 1)  # type: ignore[func-returns-value]
+    mx.eval(compiled(mx.zeros(1)), compiled(mx.zeros(1)))
+    return len(calls) == 1

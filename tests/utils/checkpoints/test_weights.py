@@ -1,0 +1,125 @@
+"""Weights into a model: found by name, bit for bit, and never read into a model that they do not fit."""
+
+from __future__ import annotations
+
+import re
+from pathlib import Path
+from typing import Any
+
+import mlx.core as mx
+import pytest
+from mlx.utils import tree_flatten
+
+from common.errors import UserError
+from models.losses import ACTLossHead
+from tests.helpers.checkpoints import write_step
+from tests.helpers.configs import pretrain_config, sizes, train_state
+from utils.checkpoints.safetensors_file import write_safetensors
+from utils.checkpoints.stored_tensors import host_tensor
+from utils.checkpoints.weights import find_weights, load_weights
+
+
+def weights_of(head: ACTLossHead) -> dict[str, mx.array]:
+    return dict(tree_flatten(head.parameters()))
+
+
+def save(head: ACTLossHead, folder: Path) -> Path:
+    """Write the weights as a step folder that holds nothing else."""
+    folder.mkdir(parents=True)
+    tensors = {name: host_tensor(array) for name, array in weights_of(head).items()}
+    write_safetensors(folder / "model.safetensors", tensors)
+    return folder
+
+
+def load(head: ACTLossHead, folder: Path) -> None:
+    source = find_weights(str(folder))
+    load_weights(head, source.tensors(), source.name)
+
+
+@pytest.mark.parametrize("forward_dtype", ["float32", "bfloat16", "float16"])
+def test_weights_come_back_bit_for_bit(tmp_path: Path, forward_dtype: str) -> None:
+    config = pretrain_config({"forward_dtype": forward_dtype, "pos_encodings": "learned"})
+    saved, other = train_state(config).head, train_state(config.model_copy(update={"seed": 1})).head
+    load(other, save(saved, tmp_path / "step_7"))
+    for name, array in weights_of(saved).items():
+        assert mx.array_equal(array, weights_of(other)[name]), name
+        assert array.dtype == weights_of(other)[name].dtype, name
+
+
+def test_another_dtype_of_the_initial_states_is_converted(tmp_path: Path) -> None:
+    """The PyTorch code stores them in bfloat16; a float32 model must read them, and stay a float32 model."""
+    low, full = (train_state(pretrain_config({"forward_dtype": dtype})).head for dtype in ("bfloat16", "float32"))
+    load(full, save(low, tmp_path / "step_1"))
+    assert full.model.inner.H_init.dtype == mx.float32
+    assert mx.array_equal(full.model.inner.H_init, low.model.inner.H_init.astype(mx.float32))
+
+
+def test_the_newest_step_is_found_by_number(tmp_path: Path) -> None:
+    for step in (5, 10, 9):
+        write_step(tmp_path, step)
+    (tmp_path / "step_10_all_preds.0").mkdir()  # predictions are no checkpoint
+    (tmp_path / "step_11.damaged").mkdir()
+    source = find_weights(str(tmp_path / "step_9"))
+    assert (source.file, source.step) == (tmp_path / "step_9" / "model.safetensors", 9)
+    assert (source.config_folder, source.output_folder) == (tmp_path, tmp_path)
+    with pytest.raises(UserError, match="not a step folder"):
+        find_weights(str(tmp_path))  # not known as a run's folder without its configuration
+    (tmp_path / "all_config.yaml").touch()
+    assert find_weights(str(tmp_path)).step == 10
+    with pytest.raises(UserError, match="not a step folder; expected a name such as step_1000"):
+        find_weights(str(tmp_path / "step_10_all_preds.0"))
+
+
+def test_a_run_without_steps_says_so(tmp_path: Path) -> None:
+    (tmp_path / "all_config.yaml").touch()
+    with pytest.raises(UserError, match=r"holds no step_<N> folder yet"):
+        find_weights(str(tmp_path))
+    (tmp_path / "step_1").mkdir()
+    with pytest.raises(UserError, match=re.escape("model.safetensors is missing; the checkpoint is not complete")):
+        find_weights(str(tmp_path))
+
+
+@pytest.mark.parametrize("path", ["step_3", "run/step_3", "checkpoints/project/run/step_3"])
+def test_a_step_folder_that_is_not_here_is_not_asked_for_on_the_hub(path: str) -> None:
+    """A slip of the pen in `run/step_3` would be answered with advice on the network."""
+    with pytest.raises(UserError, match=f"checkpoint {path} is neither a folder or file here"):
+        find_weights(path)
+
+
+def test_weights_under_a_record_are_compared_with_it(tmp_path: Path) -> None:
+    """A bit that flipped on the disk would be evaluated as if it had been trained."""
+    folder = write_step(tmp_path, 3)
+    weights = folder / "model.safetensors"
+    content = bytearray(weights.read_bytes())
+    content[-1] ^= 4
+    weights.write_bytes(content)
+    with pytest.raises(UserError, match=re.escape(f"{weights} is damaged")):
+        find_weights(str(folder))
+
+
+def test_weights_of_another_model_are_refused_and_nothing_is_read(tmp_path: Path) -> None:
+    def refusal(arch: dict[str, Any], metadata: Any = None) -> str:
+        head = train_state(pretrain_config(arch), metadata).head
+        before = {name: mx.array(array) for name, array in weights_of(head).items()}
+        with pytest.raises(UserError) as error:
+            load(head, folder)
+        assert all(mx.array_equal(array, weights_of(head)[name]) for name, array in before.items())
+        return str(error.value)
+
+    folder = save(train_state(pretrain_config({"pos_encodings": "learned"})).head, tmp_path / "step_1")
+    assert "has the unexpected model.inner.embed_pos.embedding_weight; it was made by" in refusal({})
+    learned = {"pos_encodings": "learned"}
+    assert "lacks model.inner.L_level.layers.1.mlp.down_proj.weight and 3 more" in refusal(learned | {"L_layers": 2})
+    assert "compare the arch keys" in refusal(learned | {"hidden_size": 64, "puzzle_emb_ndim": 64})
+    assert "the data set's dataset.json" in refusal(learned, sizes(vocab_size=7))
+    assert "embeddings of 5 puzzles, but the data set has 6 identifiers; identifiers belong to the build" in refusal(
+        learned, sizes(num_puzzle_identifiers=6)
+    )
+
+
+@pytest.mark.parametrize("content", [b"", b"no safetensors at all", b"\xff" * 64], ids=["empty", "text", "binary"])
+def test_a_damaged_file_is_a_user_s_error(tmp_path: Path, content: bytes) -> None:
+    (tmp_path / "step_1").mkdir()
+    (tmp_path / "step_1" / "model.safetensors").write_bytes(content)
+    with pytest.raises(UserError, match=r"model\.safetensors is not a whole safetensors file"):
+        load(train_state().head, tmp_path / "step_1")

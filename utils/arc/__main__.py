@@ -1,0 +1,39 @@
+"""Score saved ARC predictions: python -m utils.arc predictions=<folder or pattern> [key=value …]
+
+    python -m utils.arc "predictions=checkpoints/<project>/<run>/step_<N>_all_preds.*" submission=submission.json
+
+Prints pass@K as a table and as one line of JSON; writes the ARC Prize's submission and a table of all tasks if asked.
+"""
+
+from __future__ import annotations
+
+import json
+import sys
+from pathlib import Path
+
+from common import errors
+from utils.arc.predictions import find_folders
+from utils.arc.report import format_score
+from utils.arc.scoring import score_predictions
+from utils.arc.submission import write_submission, write_table
+from utils.command_line import parse_arc_config
+from utils.config import read_trained_config
+
+
+@errors.one_line
+def main() -> None:
+    """Score what the command line names."""
+    config = parse_arc_config(sys.argv[1:])
+    folders = find_folders(config.predictions)
+    score = score_predictions(folders, config.data_path or read_trained_config(folders[0].parent).data_path)
+    if config.submission is not None:
+        write_submission(score, Path(config.submission))
+    if config.table is not None:
+        write_table(score, Path(config.table))
+    print(format_score(score))
+    record = {"predictions": [str(folder) for folder in folders], "num_tasks": len(score.tasks)}
+    print(json.dumps(record | {f"pass@{k}": rate for k, rate in score.pass_at.items()}), flush=True)
+
+
+if __name__ == "__main__":
+    main()

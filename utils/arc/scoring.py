@@ -1,0 +1,259 @@
+"""ARC scores: predictions for a task's augmented copies are mapped back, vote for an answer, and are ranked.
+
+The rules are the published ones. Candidates of a test input rank by (votes, mean halting probability), highest first;
+pass@K asks whether one of the first K is the answer, for all test inputs of a task. What those rules leave open: of
+candidates equal in both, the one that the lowest puzzle identifier voted for comes first (the task itself before its
+augmentations, as in the order of the data set), then the one with fewer rows, then columns, then lower colours. Test
+inputs of a task that are equal share their predictions. An empty grid is a candidate like others, and never right.
+"""
+
+from __future__ import annotations
+
+import json
+from collections import Counter
+from collections.abc import Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+
+from common.errors import UserError
+from dataset.arc_grids import parse_augmentation_name
+from dataset.arc_tasks import Pair, Task, parse_task
+from utils.arc.predictions import Piece, decode_grid, encode_grid, find_folders, read_predictions, restored_grids
+
+PASS_K = (1, 2, 10, 100, 1000)
+PADDING_IDENTIFIER = 0
+# Halting probabilities are summed as integers of this unit, so that the order of rows, and with it the number of ranks,
+# changes no sum.
+_UNIT = 2.0**-40
+
+
+@dataclass(frozen=True)
+class Candidate:
+    """An answer that some predictions agree on: `mean_q_halt` is the mean of sigmoid(q_halt) over them."""
+
+    key: bytes
+    votes: int
+    mean_q_halt: float
+
+    @property
+    def grid(self) -> np.ndarray:
+        """Colours uint8 `[rows, cols]`; `[0, 0]` if the predictions hold no grid."""
+        return decode_grid(self.key)
+
+
+@dataclass(frozen=True)
+class InputScore:
+    """What became of a test input. `candidates`: best first; `rank`: the answer's place among them, from 1, if any."""
+
+    input: np.ndarray  # (rows, cols) colours uint8
+    answer: np.ndarray  # (rows, cols)
+    candidates: list[Candidate]
+    rank: int | None
+
+    @property
+    def predictions(self) -> int:
+        """How many predictions voted."""
+        return sum(candidate.votes for candidate in self.candidates)
+
+    def share(self, candidate: Candidate) -> float:
+        """A candidate's part of the votes."""
+        return candidate.votes / self.predictions
+
+
+@dataclass(frozen=True)
+class TaskScore:
+    """A task and the scores of its test inputs, in order."""
+
+    task: Task
+    inputs: list[InputScore]
+
+    def solved(self, k: int) -> bool:
+        """Whether one of the first k candidates is right, for every test input."""
+        return all(test.rank is not None and test.rank <= k for test in self.inputs)
+
+
+@dataclass(frozen=True)
+class ArcScore:
+    """`pass_at`: K to the part of all tasks that are solved with K attempts; `tasks`: by id.
+
+    `predictions`: how many voted; `notes`: a line for each thing about the predictions that is not as it should be.
+    """
+
+    pass_at: dict[int, float]
+    tasks: dict[str, TaskScore]
+    predictions: int
+    notes: list[str]
+
+
+def score_predictions(folders: Sequence[str | Path], data_path: str | Path) -> ArcScore:
+    """Score saved predictions of an ARC data set.
+
+    Args:
+        folders: prediction folders, one for each rank, or patterns such as `run/step_1000_all_preds.*`.
+        data_path: the data set, which holds `identifiers.json` and `test_puzzles.json`.
+
+    Raises:
+        UserError: if a folder or file is missing or damaged, or the predictions are of another data set.
+    """
+    names = _read_names(Path(data_path) / "identifiers.json")
+    tasks = read_evaluation_tasks(Path(data_path) / "test_puzzles.json")
+    ballot = _Ballot(names, tasks)
+    for folder in find_folders([str(folder) for folder in folders]):
+        for piece in read_predictions(folder):
+            low, high = int(piece.puzzle_identifiers.min()), int(piece.puzzle_identifiers.max())
+            if low < 0 or high >= len(names):
+                raise UserError(
+                    f"{folder / 'puzzle_identifiers.npy'}: identifier {low if low < 0 else high}, expected 0 to "
+                    f"{len(names) - 1} as in {data_path}: these are predictions of another data set; set data_path"
+                )
+            ballot.count(piece)
+
+    ranked = [_rank(entries) for entries in ballot.votes]
+    scores = {}
+    for task_id, task in tasks.items():
+        inputs = [_score_input(pair, ranked[ballot.slot(task_id, pair)]) for pair in task.test]
+        scores[task_id] = TaskScore(task, inputs)
+    return ArcScore(
+        pass_at={k: sum(score.solved(k) for score in scores.values()) / len(scores) for k in PASS_K},
+        tasks=scores,
+        predictions=ballot.voters,
+        notes=_notes(scores, ballot),
+    )
+
+
+class _Ballot:
+    """The votes for each slot: a slot is a distinct test input of a task, so equal test inputs share one."""
+
+    def __init__(self, names: list[str], tasks: dict[str, Task]):
+        self._names, self._tasks = names, tasks
+        copies = Counter(_slot_key(task_id, pair) for task_id, task in tasks.items() for pair in task.test)
+        self._slots = {key: slot for slot, key in enumerate(copies)}
+        self._copies = np.array(list(copies.values()))  # per slot: for how many test inputs it stands
+        # per slot: grid -> number of votes, sum of the halting probabilities, lowest puzzle identifier
+        self.votes: list[dict[bytes, list[int]]] = [{} for _ in self._slots]
+        self._voters: list[np.ndarray] = []  # for each vote identifier * slots + slot, to find those cast twice
+        self.of_other_tasks = self.of_other_inputs = 0
+
+    def slot(self, task_id: str, pair: Pair) -> int:
+        """Where the votes for the output of a task's test pair are counted."""
+        return self._slots[_slot_key(task_id, pair)]
+
+    def count(self, piece: Piece) -> None:
+        """Count the votes of some predictions. Padding rows have none."""
+        # What the names say, once for each puzzle; `puzzle` leads from a row to it.
+        identifiers, puzzle = np.unique(piece.puzzle_identifiers, return_inverse=True)
+        task_ids, transforms, colours = zip(
+            *(parse_augmentation_name(self._names[identifier]) for identifier in identifiers), strict=True
+        )
+        of_task = np.array([task_id in self._tasks for task_id in task_ids])[puzzle]
+        padding = piece.puzzle_identifiers == PADDING_IDENTIFIER
+        self.of_other_tasks += int(np.count_nonzero(~of_task & ~padding))
+
+        rows = np.flatnonzero(of_task & ~padding)
+        puzzle = puzzle[rows]
+        augmentation = np.array(transforms)[puzzle], np.stack(colours)[puzzle]
+        inputs = restored_grids(piece.inputs[rows], *augmentation)
+        answers = restored_grids(piece.preds[rows], *augmentation)
+        slots = [self._slots.get((task_ids[i], key), -1) for i, key in zip(puzzle.tolist(), inputs, strict=True)]
+        q_halt = _probabilities(piece.q_halt_logits[rows])
+        voters = piece.puzzle_identifiers[rows].astype(np.int64)
+        for slot, answer, q, identifier in zip(slots, answers, q_halt, voters.tolist(), strict=True):
+            if slot >= 0:
+                entry = self.votes[slot].setdefault(answer, [0, 0, identifier])
+                entry[0] += 1
+                entry[1] += q
+                entry[2] = min(entry[2], identifier)
+
+        slot_of_row = np.array(slots, np.int64)
+        matched = slot_of_row >= 0
+        self.of_other_inputs += int(np.count_nonzero(~matched))
+        self._voters.append(voters[matched] * len(self._slots) + slot_of_row[matched])
+
+    @property
+    def voters(self) -> int:
+        """How many predictions have voted."""
+        return sum(map(len, self._voters))
+
+    def repeated(self) -> int:
+        """How many votes a puzzle has cast beyond one for each test input."""
+        if not self._voters:
+            return 0
+        distinct, counts = np.unique(np.concatenate(self._voters), return_counts=True)
+        return int(np.maximum(counts - self._copies[distinct % len(self._slots)], 0).sum())
+
+
+def _slot_key(task_id: str, pair: Pair) -> tuple[str, bytes]:
+    return task_id, encode_grid(pair[0])
+
+
+def _probabilities(logits: np.ndarray) -> list[int]:
+    """sigmoid(logits) in units of 2^-40; not-a-number, of a model that diverged, counts as 0."""
+    numbers = np.where(np.isnan(logits), -np.inf, logits).astype(np.float64)
+    return np.rint(np.exp(-np.logaddexp(0.0, -numbers)) / _UNIT).astype(np.int64).tolist()
+
+
+def _rank(entries: dict[bytes, list[int]]) -> list[Candidate]:
+    order = sorted((-votes, -q_halt, identifier, key) for key, (votes, q_halt, identifier) in entries.items())
+    return [Candidate(key, -votes, -q_halt * _UNIT / -votes) for votes, q_halt, _, key in order]
+
+
+def _score_input(pair: Pair, candidates: list[Candidate]) -> InputScore:
+    key = encode_grid(pair[1])
+    rank = next((place for place, candidate in enumerate(candidates, start=1) if candidate.key == key), None)
+    return InputScore(*pair, candidates, rank)
+
+
+def _notes(scores: dict[str, TaskScore], ballot: _Ballot) -> list[str]:
+    """What a user should know before trusting the score."""
+    notes = []
+    if ballot.of_other_tasks:
+        notes.append(f"{ballot.of_other_tasks:,} predictions left out: they belong to no task of test_puzzles.json")
+    if ballot.of_other_inputs:
+        notes.append(f"{ballot.of_other_inputs:,} predictions left out: their inputs are no test inputs of their tasks")
+    if repeated := ballot.repeated():
+        notes.append(
+            f"{repeated:,} predictions are further ones for the same puzzle: are there folders of several steps?"
+        )
+    if missing := [task_id for task_id, score in scores.items() if not all(test.candidates for test in score.inputs)]:
+        notes.append(f"{len(missing):,} tasks lack predictions and count as unsolved, such as {missing[0]}")
+    return notes
+
+
+# ---------------------------------------------------------------------------------------------------- the data set
+
+
+def read_evaluation_tasks(path: Path) -> dict[str, Task]:
+    """The tasks of a `test_puzzles.json`, by id.
+
+    Raises:
+        UserError: if it is missing or no such file.
+        DatasetError: if a task in it is none; task and pair are named.
+    """
+    tasks = _read_json(path)
+    if not isinstance(tasks, dict) or not tasks:
+        raise UserError(f"{path} holds no tasks; build the data set again with dataset/build_arc_dataset.py")
+    return {
+        task_id: parse_task(f"{path}: task {task_id}", task_id, raw, is_evaluation=True)
+        for task_id, raw in tasks.items()
+    }
+
+
+def _read_names(path: Path) -> list[str]:
+    names = _read_json(path)
+    if not isinstance(names, list) or not names or not all(isinstance(name, str) for name in names):
+        raise UserError(f"{path} holds no list of puzzle names; build the data set again")
+    return names
+
+
+def _read_json(path: Path) -> Any:
+    try:
+        return json.loads(path.read_bytes())
+    except FileNotFoundError:
+        raise UserError(
+            f"{path} is missing; data_path must be an ARC data set made by dataset/build_arc_dataset.py"
+        ) from None
+    except ValueError as error:
+        raise UserError(f"{path} is not JSON ({error}); build the data set again") from error

@@ -1,0 +1,182 @@
+"""Where a run is taken up again: which checkpoint `resume` names, whether it is whole, and whether the configuration
+and the data set are still those of its run."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+from tqdm import tqdm
+
+from common.errors import UserError
+from utils.checkpoints.record import (
+    CheckpointRecord,
+    DamagedCheckpointError,
+    Progress,
+    current_versions,
+    step_folders,
+    step_of,
+    verify,
+)
+from utils.checkpoints.run_folder import set_aside
+from utils.config import CONFIG_FILE, ArchConfig, PretrainConfig, parse_pretrain_config, read_saved_config, with_names
+
+# Keys that decide what the checkpoint's arrays mean; those of arch are among them too.
+_FIXED = {"global_batch_size", "seed"}
+# Keys that say where a run lies or begins, not what it does
+_FREE = {"resume", "load_weights", "checkpoint_path"}
+
+
+@dataclass(frozen=True)
+class ResumePoint:
+    """A checkpoint that is whole: its step folder and its record.
+
+    `in_the_way`: later step folders, and why each has to go aside (`damaged`, `superseded`) before the run goes on.
+    """
+
+    folder: Path
+    record: CheckpointRecord
+    in_the_way: tuple[tuple[Path, str], ...] = ()
+
+
+def with_saved_names(config: PretrainConfig) -> PretrainConfig:
+    """Fill in what a configuration with `resume` leaves open (folder, names, `arch.forward_dtype`) as the run has it.
+
+    Raises:
+        UserError: if `resume` names no step folder, or `resume=auto` does not say of which run.
+    """
+    if config.resume is None:
+        return config
+    path = _run_folder(config)
+    if not (path / CONFIG_FILE).is_file():  # nothing there yet
+        return config.model_copy(update={"checkpoint_path": str(path)})
+    saved = read_saved_config(path)
+    arch = config.arch.model_dump()
+    if arch.get("forward_dtype") is None:
+        arch["forward_dtype"] = saved.arch.model_dump().get("forward_dtype")
+    return config.model_copy(
+        update={
+            "project_name": config.project_name or saved.project_name,
+            "run_name": config.run_name or saved.run_name,
+            "checkpoint_path": str(path),
+            "arch": ArchConfig.model_validate(arch),
+        }
+    )
+
+
+def _run_folder(config: PretrainConfig) -> Path:
+    if config.resume == "auto":
+        if config.checkpoint_path is None and config.run_name is None:
+            raise UserError(
+                "resume=auto needs checkpoint_path=<the run's folder>, the one that the run was started with"
+            )
+        return Path(str(with_names(config).checkpoint_path))
+    folder = Path(str(config.resume))
+    if not folder.is_dir():
+        raise UserError(f"resume = {config.resume!r} is neither auto nor a step folder")
+    step_of(folder)
+    if config.checkpoint_path is not None and Path(config.checkpoint_path).resolve() != folder.parent.resolve():
+        raise UserError(
+            f"resume={config.resume} continues in {folder.parent}, but checkpoint_path is {config.checkpoint_path}; "
+            "leave it out, or start a new run there with load_weights instead of resume"
+        )
+    return folder.parent
+
+
+def find_resume_point(config: PretrainConfig) -> ResumePoint | None:
+    """Check the checkpoint that `resume` names; None if there is no `resume`, or `resume=auto` finds no step folder.
+
+    `resume=auto` takes the newest whole one, and says which later ones are damaged. Nothing is changed here.
+
+    Raises:
+        UserError: if the checkpoint is damaged, or with `resume=auto` all are.
+    """
+    if config.resume is None:
+        return None
+    if config.resume != "auto":
+        folder = Path(config.resume)
+        record = verify(folder)
+        later = (other for other in step_folders(folder.parent) if step_of(other) > record.step)
+        return ResumePoint(folder, record, tuple((other, "superseded") for other in later))
+
+    path = Path(str(config.checkpoint_path))
+    damaged: list[Path] = []
+    for folder in step_folders(path):
+        try:
+            return ResumePoint(folder, verify(folder), tuple((other, "damaged") for other in damaged))
+        except DamagedCheckpointError as error:
+            tqdm.write(f"warning: {error}; the checkpoint before it is tried")
+            damaged.append(folder)
+    if damaged:
+        names = ", ".join(folder.name for folder in damaged)
+        raise UserError(
+            f"no checkpoint in {path} is whole enough to resume ({names}); remove them to start anew, or start another "
+            "run from the weights of one with load_weights"
+        )
+    return None
+
+
+def make_way(point: ResumePoint) -> None:
+    """Set aside, as `step_<N>.<why>`, what is in the way of a run that is about to go on, and say so."""
+    for folder, why in point.in_the_way:
+        tqdm.write(f"{folder} is set aside as {set_aside(folder, why).name}")
+
+
+def check_same_run(config: PretrainConfig, data: dict[str, str], point: ResumePoint) -> list[str]:
+    """Compare a configuration and the fingerprints of the data set with those of a checkpoint.
+
+    Args:
+        config: the configuration, names and dtype filled in.
+        data: fingerprints of the splits.
+        point: the checkpoint to be continued.
+
+    Returns:
+        The harmless changes, of the configuration and of versions, each as `key: old → new`.
+
+    Raises:
+        UserError: if something differs that the checkpoint's arrays depend on, naming the keys.
+    """
+    old = _flat(parse_pretrain_config(point.record.config, str(point.folder)).model_dump())
+    new = _flat(config.model_dump())
+    changed = [key for key in sorted(old.keys() | new.keys()) if old.get(key) != new.get(key) and key not in _FREE]
+    refused = [_change(key, old, new) for key in changed if key in _FIXED or key.startswith("arch.")]
+    for split, fingerprint in point.record.data.items():
+        if data[split] != fingerprint:
+            refused.append(f"the {split} split of the data set ({_change('data_path', old, new)})")
+    if refused:
+        fitting = "if they fit the changed model, " if any(change.startswith("arch.") for change in refused) else ""
+        raise UserError(
+            f"{point.folder} can't be continued, because this differs: {'; '.join(refused)}. Type the run's whole "
+            f"command again, with resume added, or start a new run from its weights, {fitting}with "
+            f"load_weights={point.folder}"
+        )
+    then, now = point.record.versions, current_versions()
+    differing = [name for name in then if then[name] != now.get(name)]
+    return [_change(key, old, new) for key in changed] + [_change(name, then, now) for name in differing]
+
+
+def progress_from(point: ResumePoint, config: PretrainConfig) -> Progress:
+    """Where a run goes on. An iteration under way keeps its length; changed intervals and bounds hold from then on."""
+    progress = point.record.progress.model_copy(deep=True)
+    saved = parse_pretrain_config(point.record.config, str(point.folder))
+    if config.stop_when != saved.stop_when:
+        progress.stopped = None
+    if not progress.batches:
+        progress.iteration_epochs = max(1, min(config.epochs_per_iteration, config.epochs - progress.epochs_done))
+    return progress
+
+
+def _change(key: str, old: dict[str, Any], new: dict[str, Any]) -> str:
+    return f"{key}: {old.get(key)} → {new.get(key)}"
+
+
+def _flat(values: dict[str, Any], prefix: str = "") -> dict[str, Any]:
+    """Nested keys joined by dots, as on the command line."""
+    flat: dict[str, Any] = {}
+    for key, value in values.items():
+        if isinstance(value, dict):
+            flat |= _flat(value, f"{prefix}{key}.")
+        else:
+            flat[prefix + key] = value
+    return flat

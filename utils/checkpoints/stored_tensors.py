@@ -1,0 +1,159 @@
+"""Tensors in host memory, on their way into a file (`HostTensor`), and tensors that lie in a file (`StoredTensor`).
+With both, gigabytes move with one copy in memory, and a file says no more than where its numbers are."""
+
+from __future__ import annotations
+
+import io
+import mmap
+import os
+from dataclasses import dataclass
+from math import prod
+from pathlib import Path
+
+import mlx.core as mx
+import numpy as np
+
+from common.errors import UserError
+
+# MLX's names of the types, each with the numpy type that its bytes are handled as: numpy knows no bfloat16.
+# float64 occurs in files only.
+NUMPY_TYPES: dict[str, np.dtype] = {
+    name: np.dtype("uint16" if name == "bfloat16" else name)
+    for name in (
+        *("bfloat16", "float16", "float32", "float64", "bool"),
+        *("int8", "int16", "int32", "int64", "uint8", "uint16", "uint32", "uint64"),
+    )
+}
+MAX_DIMENSIONS = 32  # numpy's limit before its version 2; state dicts need four
+MAX_SIZE = 2**31 - 1  # of one axis: MLX counts them in 32 bits
+_READ_BYTES = 64 << 20  # a piece, after which Ctrl-C is heard; larger ones aren't faster
+
+
+@dataclass(frozen=True)
+class HostTensor:
+    """A snapshot of an array in host memory, which any thread may read without MLX.
+
+    `dtype` is MLX's name of the type; `data` has its shape, maybe not contiguous, and for bfloat16 the type uint16.
+    """
+
+    dtype: str
+    data: np.ndarray
+
+
+def host_tensor(array: mx.array) -> HostTensor:
+    """Evaluate `array`, in the calling thread, and look at its memory without a copy.
+
+    What becomes of `array` afterwards, a change in place included, doesn't reach the result.
+
+    Raises:
+        ValueError: if files have no name for its type (float64, complex64).
+    """
+    dtype = str(array.dtype).rpartition(".")[2]
+    if dtype not in NUMPY_TYPES or dtype == "float64":
+        raise ValueError(f"an array of type {dtype} can't be stored")
+    # numpy holds on to the Python object that it looks at. `array[i] = x` and `array += x` give that object other
+    # memory, or write into the old, which MLX then believes to be nobody's: hence an object of our own.
+    own = array.view(mx.uint16 if dtype == "bfloat16" else array.dtype)
+    mx.eval(own)
+    return HostTensor(dtype, np.asarray(own))
+
+
+@dataclass(frozen=True)
+class StoredTensor:
+    """A tensor in a file: `shape` and `strides` count elements, `offset` the bytes from the file's start.
+
+    `dtype` is MLX's name of the type, or float64. What makes one checks that the whole of it lies in the file, that it
+    has at most `MAX_DIMENSIONS` axes of at most `MAX_SIZE`, and that no stride is negative.
+    """
+
+    path: Path
+    dtype: str
+    shape: tuple[int, ...]
+    strides: tuple[int, ...]
+    offset: int
+
+    @property
+    def nbytes(self) -> int:
+        """Bytes of all elements in the stored type, each counted once."""
+        return prod(self.shape) * NUMPY_TYPES[self.dtype].itemsize
+
+    @property
+    def extent(self) -> int:
+        """Bytes in the file from the first element to the end of the last."""
+        if 0 in self.shape:
+            return 0
+        last = sum((size - 1) * stride for size, stride in zip(self.shape, self.strides, strict=True))
+        return (last + 1) * NUMPY_TYPES[self.dtype].itemsize
+
+    @property
+    def contiguous(self) -> bool:
+        """Whether the elements lie in the file as they do in a dense tensor in row-major order."""
+        dense = zip(self.shape, self.strides, dense_strides(self.shape), strict=True)
+        return all(stride == wanted for size, stride, wanted in dense if size != 1)
+
+    def read(self) -> mx.array:
+        """The tensor as an MLX array, evaluated; float64 becomes float32, because GPUs under MLX have no float64.
+
+        Contiguous tensors are read straight into the array's memory, the others gathered from a memory map.
+
+        Raises:
+            UserError: if the file can't be read, is shorter than when it was looked at, or memory doesn't suffice.
+        """
+        try:
+            return self._read()
+        except OSError as error:
+            raise UserError(f"{self.path} can't be read: {error.strerror}") from error
+        except RuntimeError as error:  # as MLX says that a GPU is full
+            raise UserError(f"{self.path}: no memory for a tensor of {self.nbytes / 1e6:,.0f} MB: {error}") from error
+
+    def _read(self) -> mx.array:
+        held = {"bfloat16": "uint16", "float64": "float32", "bool": "bool_"}.get(self.dtype, self.dtype)
+        array = mx.zeros(self.shape, dtype=getattr(mx, held))
+        mx.eval(array)
+        with open(self.path, "rb", buffering=0) as file:
+            if os.fstat(file.fileno()).st_size < self.offset + self.extent:
+                raise self._cut_short()
+            if array.size:
+                memory = np.asarray(array)  # a writable view of the array's own memory, as MLX documents it
+                if self.contiguous and self.dtype not in ("float64", "bool"):
+                    self._fill(memory, file)
+                else:
+                    self._gather(memory, file.fileno())
+        if self.dtype == "bfloat16":
+            array = array.view(mx.bfloat16)
+            mx.eval(array)
+        return array
+
+    def _fill(self, memory: np.ndarray, file: io.FileIO) -> None:
+        file.seek(self.offset)
+        rest = memory.data.cast("B")  # which fails where the array isn't contiguous; reshape would make a copy
+        while rest:
+            count = file.readinto(rest[:_READ_BYTES])
+            if not count:
+                raise self._cut_short()
+            rest = rest[count:]
+
+    def _gather(self, memory: np.ndarray, file: int) -> None:
+        # As bytes, any of which but 0 is true: a bool of another value than 0 and 1 would be undefined behaviour.
+        dtype = np.dtype(np.uint8) if self.dtype == "bool" else NUMPY_TYPES[self.dtype]
+        with mmap.mmap(file, 0, access=mmap.ACCESS_READ) as mapped:
+            strides = [stride * dtype.itemsize for stride in self.strides]
+            # numpy refuses strides that reach beyond the map.
+            source: np.ndarray = np.ndarray(self.shape, dtype, mapped, self.offset, strides)
+            with np.errstate(all="ignore"):  # a float64 beyond float32 becomes infinite
+                if self.dtype == "bool":
+                    np.not_equal(source, 0, out=memory)
+                else:
+                    np.copyto(memory, source, casting="same_kind")
+            del source  # or the map could not be closed
+
+    def _cut_short(self) -> UserError:
+        return UserError(
+            f"{self.path} is shorter than when it was opened: a tensor ends at byte {self.offset + self.extent:,}; "
+            "copy or download it again"
+        )
+
+
+def dense_strides(shape: tuple[int, ...]) -> tuple[int, ...]:
+    """The strides, in elements, of a contiguous tensor in row-major order."""
+    return tuple(prod(shape[axis + 1 :]) for axis in range(len(shape)))

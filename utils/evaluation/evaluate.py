@@ -1,0 +1,226 @@
+"""Evaluation: every example once, in order, through all outer steps or until the model halts. Metrics are summed,
+predictions streamed."""
+
+from __future__ import annotations
+
+import time
+from collections.abc import Callable, Iterator
+from dataclasses import dataclass, field
+from typing import Literal
+
+import mlx.core as mx
+import numpy as np
+from tqdm import tqdm
+
+from dataset.puzzle_dataset import Batch, PuzzleDataset, prefetch
+from models.hrm.hrm_act_v1 import Carry
+from models.losses import ACTLossHead
+from utils.evaluation.predictions import PredictionWriter, to_numpy
+from utils.evaluation.q_halting import finished_batches
+from utils.evaluation.validity import answer_checks
+from utils.ranks.ranks import Ranks
+from utils.train.interruption import Interrupted
+from utils.train.state import Metrics, to_device
+
+METRICS = ("accuracy", "exact_accuracy", "q_halt_accuracy", "steps", "lm_loss", "q_halt_loss")
+
+
+class Evaluator:
+    """The compiled evaluation step of a model, and its outer loop. Reads the weights that `head` has at each call.
+
+    Args:
+        head: the model.
+        halt: `max`, every example takes all halt_max_steps outer steps; `q`, it stops where q_halt > q_continue.
+    """
+
+    def __init__(self, head: ACTLossHead, halt: Literal["max", "q"] = "max"):
+        self.head = head
+        self.halt = halt
+        self.trace_count = 0  # how often MLX traced the step; more than once means that a shape or dtype changed
+
+        def step(carry: Carry, batch: dict[str, mx.array]) -> tuple[Carry, Metrics, dict[str, mx.array]]:
+            self.trace_count += 1  # runs at tracing only
+            carry = head.model.begin_step(carry, batch)
+            loss, carry, metrics, outputs = head(carry, head.model.puzzle_rows(carry), training=False)
+            outputs["preds"] = mx.argmax(outputs["logits"], axis=-1)
+            return carry, metrics | {"loss": loss}, outputs
+
+        def halting_step(carry: Carry, batch: dict[str, mx.array]) -> tuple[Carry, Metrics, dict[str, mx.array]]:
+            self.trace_count += 1
+            carry = head.model.begin_step(carry, batch)
+            carry, outputs = head.model(carry, head.model.puzzle_rows(carry), training=False, halt_by_q=True)
+            outputs["preds"] = mx.argmax(outputs["logits"], axis=-1)
+            return carry, head.row_metrics(carry, outputs), outputs
+
+        self.uncompiled_step = step
+        self.step = mx.compile(step, inputs=head.state)
+        self._halting_step = mx.compile(halting_step, inputs=head.state)
+
+    def outer_steps(self, batch: dict[str, mx.array]) -> Iterator[tuple[Carry, Metrics, dict[str, mx.array]]]:
+        """Think about a batch; yields carry, metric sums and outputs after each of the halt_max_steps outer steps.
+
+        The metrics count halted rows, and in evaluation a row halts after the last step, so those yielded last are the
+        evaluation's. The outputs are those of training and `preds`, uint32 `[b, s]`, the argmax of the logits.
+        """
+        carry = self.head.model.initial_carry(batch)
+        for _ in range(self.head.model.config.halt_max_steps):
+            earlier = carry
+            carry, metrics, outputs = self.step(carry, batch)
+            mx.async_eval(carry)  # the metrics and outputs of all but the last step are seldom asked for
+            mx.eval(earlier)  # one step ahead of the device is enough, and the caller may want to end here
+            yield carry, metrics, outputs
+
+    def results(
+        self, batches: Iterator[Batch], writer: PredictionWriter | None, after_step: Callable[[], None]
+    ) -> Iterator[tuple[Batch, Metrics | dict[str, float], dict[str, mx.array] | dict[str, np.ndarray]]]:
+        """Think about all examples; yields each batch with its metric sums and outputs, `preds` among them.
+
+        `writer` is told of every outer step where all examples take the same ones; `after_step` is called after each.
+        """
+        if self.halt == "q":
+            wanted = {"preds", *(writer.keys if writer is not None else ())}
+            yield from finished_batches(self._halting_step, self.head.model.initial_carry, batches, wanted, after_step)
+            return
+        for batch in batches:
+            for *_, metrics, outputs in self.outer_steps(to_device(batch)):  # noqa: B007 - the last step's count
+                if writer is not None:
+                    writer.write_step(outputs)
+                after_step()
+            yield batch, metrics, outputs
+
+
+@dataclass(frozen=True)
+class Evaluation:
+    """What an evaluation found.
+
+    `metrics`: `eval/<name>`, or `eval/<set>/<name>` where the data set has several sets, means over the examples.
+    `samples`: the first examples, each with `inputs`, `labels` and `preds` `[s]`. `num_examples`; `seconds`, wall time.
+    """
+
+    metrics: dict[str, float]
+    samples: list[dict[str, np.ndarray]]
+    num_examples: int
+    seconds: float
+
+
+def examples_to_evaluate(dataset: PuzzleDataset, max_examples: int | None) -> int:
+    """How many examples of a split `evaluate` goes through."""
+    return dataset.num_examples if max_examples is None else min(max_examples, dataset.num_examples)
+
+
+def _prefix(dataset: PuzzleDataset, set_name: str) -> str:
+    return "eval" if len(dataset.metadata.sets) == 1 else f"eval/{set_name}"
+
+
+def metric_names(dataset: PuzzleDataset) -> list[str]:
+    """The names of the metrics that `evaluate` finds for a split."""
+    names = (*METRICS, *answer_checks(dataset.metadata))
+    return [f"{_prefix(dataset, set_name)}/{name}" for set_name in dataset.metadata.sets for name in names]
+
+
+def evaluate(
+    evaluator: Evaluator,
+    dataset: PuzzleDataset,
+    *,
+    max_examples: int | None = None,
+    writer: PredictionWriter | None = None,
+    num_samples: int = 0,
+    after_step: Callable[[], None] = lambda: None,
+    ranks: Ranks | None = None,
+) -> Evaluation:
+    """Evaluate a test split. Sudoku and maze answers are also checked for what they are worth without the label.
+
+    Args:
+        evaluator: the model.
+        dataset: the test split; its batches have the size given there, the last one padded.
+        max_examples: only the first so many examples; None means all.
+        writer: where predictions go, if anywhere.
+        num_samples: how many examples to return as samples.
+        after_step: called after each outer step; what it raises ends the evaluation.
+        ranks: the processes that share the test split, as `dataset` was told. What is returned is the same on all of
+            them; `writer` gets the examples of its own rank.
+
+    Raises:
+        Interrupted: if `after_step` does so on any rank.
+    """
+    ranks = ranks or Ranks()
+    started = time.monotonic()
+    share = _Share()
+    signal_number = 0
+    try:
+        _evaluate_share(share, evaluator, dataset, max_examples, writer, num_samples, after_step, ranks)
+    except Interrupted as interrupted:  # the others, who may have finished, wait to hear of it
+        signal_number = interrupted.signal_number
+    shares, signal_numbers = zip(*ranks.gather((share, signal_number)), strict=True)
+    if any(signal_numbers):
+        raise Interrupted(max(signal_numbers))
+
+    checks = answer_checks(dataset.metadata)
+    means: dict[str, float] = {}
+    for set_name in share.totals:  # the same on all ranks, which have equally many batches
+        total = {name: sum(part.totals[set_name][name] for part in shares) for name in share.totals[set_name]}
+        count, examples = max(1.0, total["count"]), max(1.0, total["examples"])
+        means |= {f"{_prefix(dataset, set_name)}/{name}": total[name] / count for name in METRICS}
+        means |= {f"{_prefix(dataset, set_name)}/{name}": total[name] / examples for name in checks}
+    samples = [sample for part in shares for sample in part.samples]
+    samples.sort(key=lambda placed: placed[0])
+    num_examples = sum(part.num_examples for part in shares)
+    return Evaluation(means, [sample for _, sample in samples[:num_samples]], num_examples, time.monotonic() - started)
+
+
+@dataclass
+class _Share:
+    """What one rank finds: sums by set and name; samples, each with its place in the split; a number of examples."""
+
+    totals: dict[str, dict[str, float]] = field(default_factory=dict)
+    samples: list[tuple[tuple[int, int, int], dict[str, np.ndarray]]] = field(default_factory=list)
+    num_examples: int = 0
+
+
+def _evaluate_share(
+    share: _Share,
+    evaluator: Evaluator,
+    dataset: PuzzleDataset,
+    max_examples: int | None,
+    writer: PredictionWriter | None,
+    num_samples: int,
+    after_step: Callable[[], None],
+    ranks: Ranks,
+) -> None:
+    """Evaluate this rank's examples, and add what is found to `share`."""
+
+    def stepped() -> None:
+        ranks.moved()
+        after_step()
+
+    checks = answer_checks(dataset.metadata)
+    to_evaluate = examples_to_evaluate(dataset, max_examples)
+    with (
+        prefetch(dataset.eval_batches(max_examples=max_examples)) as batches,
+        tqdm(
+            total=to_evaluate,
+            disable=not ranks.first,
+            desc="evaluate",
+            unit="ex",
+            dynamic_ncols=True,
+            leave=False,
+        ) as bar,
+    ):
+        for number, (batch, metrics, outputs) in enumerate(evaluator.results(batches, writer, stepped)):
+            if writer is not None:
+                writer.write(batch, outputs)
+            for row in range(min(num_samples - len(share.samples), batch.num_examples)):
+                preds = to_numpy(outputs["preds"][row])
+                sample = {"inputs": batch.inputs[row], "labels": batch.labels[row], "preds": preds}
+                share.samples.append(((number, ranks.rank, row), sample))
+
+            total = share.totals.setdefault(batch.set_name, dict.fromkeys([*metrics, *checks, "examples"], 0.0))
+            for name, value in metrics.items():
+                total[name] += float(value)
+            for name, check in checks.items():
+                real = slice(batch.num_examples)
+                total[name] += float(check(batch.inputs[real], to_numpy(outputs["preds"][real])).sum())
+            total["examples"] += batch.num_examples
+            share.num_examples += batch.num_examples
+            bar.set_postfix(exact=f"{total['exact_accuracy'] / max(1.0, total['count']):.3f}", refresh=False)
+            bar.update(min(ranks.size * batch.num_examples, to_evaluate - bar.n))  # the others are about as far

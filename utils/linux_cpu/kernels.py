@@ -1,0 +1,67 @@
+"""A folder for the kernels of `mx.compile` on a Linux CPU. Called by `utils.linux_cpu`, before MLX is loaded.
+
+MLX has g++ build its fused kernels in `<temporary folder>/mlx`, keeps them there for later runs, and raises where that
+folder belongs to another user; then `TMPDIR` is set to a folder of our own. Without g++ in `PATH` MLX itself runs the
+same graph unfused: slower, and nothing to do for us.
+
+Every kernel begins with the same 40,000 lines of headers, which take g++ 0.3 s to read; a training step has some 80
+kernels. So the headers are put beside the kernels in the compiler's own form (a precompiled header), once for each
+version of MLX. g++ looks for it there, and reads the headers themselves if it is missing or of another version.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import importlib.util
+import os
+import shutil
+import subprocess
+import tempfile
+from collections.abc import Callable
+from importlib.metadata import version
+from pathlib import Path
+
+# As MLX calls it for kernels; with other options g++ doesn't take the result.
+_OPTIONS = ("-std=c++17", "-O3", "-Wall", "-fPIC")
+_HEADER = "mlx/backend/cpu/compiled_preamble.h"  # what every kernel includes first
+
+
+def _precompile_headers(kernels: Path) -> None:
+    """Begin to write the precompiled header that kernels in `kernels` find, if it isn't there; don't wait for it."""
+    spec = importlib.util.find_spec("mlx")
+    places = [Path(place, "include") for place in (spec and spec.submodule_search_locations) or ()]
+    include = next((place for place in places if (place / _HEADER).exists()), None)
+    result = kernels / version("mlx") / "cpu" / f"{_HEADER}.gch"
+    if include is None or result.exists():
+        return
+    result.parent.mkdir(mode=0o700, parents=True, exist_ok=True)
+    written = f"{result}.{os.getpid()}"
+    build = ["g++", *_OPTIONS, "-x", "c++-header", "-I", str(include), str(include / _HEADER), "-o", written]
+    # The shell leaves it to itself and ends; under its own name it is whole.
+    script = '(out=$1; last=$2; shift 2; "$@" && mv "$out" "$last" || rm -f "$out") >/dev/null 2>&1 </dev/null &'
+    subprocess.run(["sh", "-c", script, "sh", written, str(result), *build], check=False)
+
+
+def prepare_kernels(say: Callable[[str], None]) -> None:
+    """Choose a folder whose libraries can be mapped; without one, have MLX run uncompiled, and `say` so in a line."""
+    if shutil.which("g++") is None:
+        return
+    user = os.getuid()
+    default = tempfile.gettempdir()
+    home = os.environ.get("XDG_CACHE_HOME") or os.path.expanduser("~/.cache")
+    for folder in (default, f"{default}/mlx-{user}", f"{home}/hrm-mlx"):
+        kernels = Path(folder, "mlx")
+        try:
+            kernels.mkdir(mode=0o700, parents=True, exist_ok=True)
+            # The libraries in there become our code, so they must be ours, and so must a folder that we made for them.
+            ours = kernels.stat().st_uid == user and (folder == default or Path(folder).stat().st_uid == user)
+            if ours and os.access(kernels, os.W_OK | os.X_OK) and not os.statvfs(kernels).f_flag & os.ST_NOEXEC:
+                if folder != os.environ.get("TMPDIR", "/tmp"):
+                    os.environ["TMPDIR"] = folder
+                with contextlib.suppress(Exception):  # whatever goes wrong costs time, never the run
+                    _precompile_headers(kernels)
+                return
+        except OSError:
+            continue
+    os.environ["MLX_DISABLE_COMPILE"] = "1"
+    say(f"no folder for mx.compile's kernels in {default} or {home}: running uncompiled; set TMPDIR to one of yours")

@@ -1,0 +1,52 @@
+"""The metrics of a run in a file of its own, `metrics.jsonl`: one line for each time that something was logged. It
+needs no account and no server, and a resumed run continues it exactly where its checkpoint stands."""
+
+from __future__ import annotations
+
+import json
+import math
+import os
+from pathlib import Path
+from types import TracebackType
+
+from common.errors import UserError
+
+HISTORY_FILE = "metrics.jsonl"
+
+
+class History:
+    """Context manager that appends to a run's `metrics.jsonl`.
+
+    Args:
+        checkpoint_path: the run's folder.
+        length: bytes to keep of a file that is there; what was logged after the checkpoint that is resumed goes.
+    """
+
+    def __init__(self, checkpoint_path: Path, length: int = 0):
+        # Unbuffered: what could not be written must not come up again when the file is closed.
+        self._file = open(checkpoint_path / HISTORY_FILE, "ab", buffering=0)  # noqa: SIM115 - until the end of the run
+        self._file.truncate(min(length, self._file.tell()))
+
+    def log(self, metrics: dict[str, float], step: int) -> None:
+        """Add a line. NaN and infinities, which JSON lacks, become null."""
+        values = {name: value if math.isfinite(value) else None for name, value in metrics.items()}
+        try:
+            self._file.write(json.dumps({"step": step} | values).encode() + b"\n")
+        except OSError as error:
+            raise UserError(
+                f"{self._file.name} can't be written: {error.strerror}; the checkpoints so far are intact. Make room, "
+                "and continue with resume=auto"
+            ) from error
+
+    def synced_length(self) -> int:
+        """Bring the file to the disk; returns its length in bytes, for the checkpoint that is about to be written."""
+        os.fsync(self._file.fileno())
+        return os.fstat(self._file.fileno()).st_size
+
+    def __enter__(self) -> History:
+        return self
+
+    def __exit__(
+        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
+    ) -> None:
+        self._file.close()
