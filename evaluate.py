@@ -16,7 +16,7 @@ from pathlib import Path
 
 import mlx.core as mx
 
-from common import errors
+from common.errors import UserError, one_line
 from dataset.dataset_files import build_command
 from dataset.puzzle_dataset import PuzzleDataset
 from utils.arc.predictions import KEYS
@@ -80,7 +80,7 @@ def run(arguments: list[str], ranks: Ranks) -> None:
     source = ranks.from_first(lambda: find_weights(config.checkpoint))
     trained = ranks.from_first(lambda: read_trained_config(source.config_folder))
     if config.data_path is None and not Path(trained.data_path).is_dir():
-        raise errors.UserError(
+        raise UserError(
             f"{source.name} was trained on {trained.data_path}, which is not here; say where its data set is with "
             f"data_path=<folder>, or build it: {build_command(Path(trained.data_path))}"
         )
@@ -127,7 +127,7 @@ def run(arguments: list[str], ranks: Ranks) -> None:
         print(f"predictions: {writer.folder if ranks.size == 1 else writer.folder.with_suffix('.*')}", file=sys.stderr)
 
 
-@errors.one_line
+@one_line
 def main() -> None:
     """The command line."""
     with connected() as ranks:

@@ -19,7 +19,7 @@ from omegaconf import DictConfig, OmegaConf
 from omegaconf.errors import OmegaConfBaseException
 from tqdm import tqdm
 
-from common import errors
+from common.errors import Interrupted, UserError, one_line
 from dataset.puzzle_dataset import PuzzleDataset, prefetch
 from utils.checkpoints.record import TRAINING_FILE, WEIGHTS_FILE, Progress, step_folders
 from utils.checkpoints.resume import (
@@ -34,13 +34,13 @@ from utils.checkpoints.run_folder import RunFolder
 from utils.checkpoints.safetensors_file import read_safetensors
 from utils.checkpoints.weights import find_weights, load_weights, share_weights
 from utils.checkpoints.writer import CheckpointWriter
-from utils.config import PretrainConfig, parse_pretrain_config, with_names, write_saved_config
+from utils.config import PretrainConfig, hydra_errors, parse_pretrain_config, with_names, write_saved_config
 from utils.evaluation.evaluate import Evaluation, Evaluator, evaluate, metric_names
 from utils.evaluation.predictions import PredictionWriter, predictions_folder, remove_surplus
 from utils.ranks.ranks import Ranks, checksum, connected
 from utils.tracking import Tracker
 from utils.train.history import History
-from utils.train.interruption import Interrupted, Interruption
+from utils.train.interruption import Interruption
 from utils.train.metrics import TRAIN_METRICS, NonFiniteError, TrainMetrics, check_metric
 from utils.train.run import Run, is_over
 from utils.train.state import TrainState, count_parameters, to_device, with_forward_dtype
@@ -62,7 +62,7 @@ def load_data(config: PretrainConfig, ranks: Ranks) -> tuple[PuzzleDataset, Puzz
     for name in ("seq_len", "vocab_size", "num_puzzle_identifiers"):
         ours, theirs = getattr(train_set.metadata, name), getattr(test_set.metadata, name)
         if ours != theirs:
-            raise errors.UserError(f"{config.data_path}: {name} is {ours} in train and {theirs} in test; build it anew")
+            raise UserError(f"{config.data_path}: {name} is {ours} in train and {theirs} in test; build it anew")
     train_set.train_batches(0, epochs=config.epochs_per_iteration)  # raises if it has no batch at all
     return train_set, test_set
 
@@ -194,7 +194,7 @@ def end_in_order(run: Run) -> None:
         kept = f"{steps[0].name} is the last good checkpoint" if steps else "there is no checkpoint yet"
         skipping = run.config.on_nonfinite == "skip"
         again = "continue with resume=auto and" if steps else "start anew with"
-        raise errors.UserError(
+        raise UserError(
             f"{error}; training is stopped, and {kept}. Late in training on few examples this happens: stop earlier "
             f"(stop_when.metric=train/exact_accuracy stop_when.at_least=0.999), or {again} a lower lr"
             + ("" if skipping else " or on_nonfinite=skip")
@@ -257,9 +257,8 @@ def launch(hydra_config: DictConfig, ranks: Ranks) -> None:
             write_saved_config(config, path)
             folder.save_code()
         together = f", {ranks.size} ranks" if ranks.size > 1 else ""
-        tqdm.write(
-            f"{parameters:,} parameters, {state.total_steps:,} steps, BLAS {utils.linux_cpu.blas_name}{together}, {path}"
-        )
+        blas = utils.linux_cpu.blas_name
+        tqdm.write(f"{parameters:,} parameters, {state.total_steps:,} steps, BLAS {blas}{together}, {path}")
         if config.resume is not None:
             tqdm.write(f"no checkpoint in {path} yet, starting anew" if point is None else f"resuming {point.folder}")
         for change in changes:
@@ -345,13 +344,16 @@ def compose() -> list[tuple[DictConfig, str]]:
     return composed
 
 
-@errors.one_line
+@one_line
 def main() -> None:
     """The command line. With the PyTorch code, keys that its YAML lacks are given as `+key=value`; here the YAML has
     all keys, and Hydra wants `++` where a key exists already."""
     sys.argv[1:] = [re.sub(r"^\+(?=[^+])", "++", argument) for argument in sys.argv[1:]]
+    os.environ["HYDRA_FULL_ERROR"] = "1"  # so that Hydra raises, rather than print half a page and exit
     with connected() as ranks:
-        for config, directory in compose():
+        with hydra_errors():
+            composed = compose()
+        for config, directory in composed:
             os.chdir(directory)  # elsewhere with hydra.job.chdir=True
             launch(config, ranks)
 

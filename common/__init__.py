@@ -1,0 +1,3 @@
+"""The floor that dataset, models and utils stand on: errors, files, a constant. Nothing of them is imported here."""
+
+IGNORE_LABEL_ID = -100  # label of a token that is not scored, in batches and in the loss, whatever the files use

@@ -5,19 +5,15 @@ from __future__ import annotations
 import functools
 import os
 import reprlib
+import signal
 import sys
 from collections.abc import Callable
 from typing import ParamSpec
 
-from hydra.errors import HydraException, OverrideParseException
-from omegaconf.errors import OmegaConfBaseException
 from pydantic import ValidationError
 
-from dataset.writer import DatasetError
-from utils.train.interruption import Interrupted
-
-_FULL_ERROR = "HYDRA_FULL_ERROR"  # Hydra's variable: "1" makes it raise, rather than print half a page and exit
-_WANTS_TRACEBACK = os.environ.get(_FULL_ERROR) == "1"
+# Hydra's variable for whole tracebacks, taken for all programs here. Read now, because pretrain.py sets it for Hydra.
+_WANTS_TRACEBACK = os.environ.get("HYDRA_FULL_ERROR") == "1"
 
 _KEY_LENGTH = 80  # of a key that a message names: longer ones are nobody's, and come from elsewhere
 _BRIEFLY = reprlib.Repr()
@@ -28,6 +24,18 @@ P = ParamSpec("P")
 
 class UserError(Exception):
     """Something the user can mend. The message names the key or file, what was found, and what to do."""
+
+
+class Interrupted(Exception):
+    """The user or the system asked the program to end.
+
+    `exit_status`: 128 + `signal_number`, as shells report it.
+    """
+
+    def __init__(self, signal_number: int):
+        self.signal_number = signal_number
+        self.exit_status = 128 + signal_number
+        super().__init__(f"ended by {signal.Signals(signal_number).name}")
 
 
 def shown(value: object, limit: int = 80) -> str:
@@ -69,27 +77,24 @@ def describe_validation_error(error: ValidationError, origin: str, prefix: str =
 
 def explain(error: BaseException) -> str | None:
     """One line for an exception that the user can do something about; None for others, which are bugs."""
-    if isinstance(error, (UserError, DatasetError, HydraException, OmegaConfBaseException)):
-        return " ".join(_plain(error).split())
+    if isinstance(error, UserError):
+        return " ".join(str(error).split())
     if isinstance(error, OSError):
         return f"{error.filename}: {error.strerror}" if error.filename else " ".join(str(error).split())
     return None
 
 
-def one_line(main: Callable[P, None]) -> Callable[P, None]:
+def one_line(main: Callable[P, object]) -> Callable[P, None]:
     """Decorate an entry point: a mistake of the user's ends it with one line on stderr and exit status 1.
 
-    Handles Hydra's findings (unknown keys, bad syntax) as well, if they are made within; but Hydra puts a line of its
-    own before what a job raises, so a job had better raise nothing. `HYDRA_FULL_ERROR=1` brings the traceback back.
+    `HYDRA_FULL_ERROR=1` in the environment brings the traceback back.
     """
 
     @functools.wraps(main)
     def run(*args: P.args, **kwargs: P.kwargs) -> None:
-        before = os.environ.get(_FULL_ERROR)
-        os.environ[_FULL_ERROR] = "1"
         try:
             main(*args, **kwargs)
-        except (UserError, DatasetError, HydraException, OmegaConfBaseException, OSError) as error:
+        except (UserError, OSError) as error:
             if _WANTS_TRACEBACK:
                 raise
             print(f"error: {explain(error)}", file=sys.stderr)
@@ -100,22 +105,5 @@ def one_line(main: Callable[P, None]) -> Callable[P, None]:
         except KeyboardInterrupt:
             print("\ninterrupted", file=sys.stderr)
             sys.exit(130)  # as shells report it
-        finally:
-            if before is None:
-                del os.environ[_FULL_ERROR]
-            else:
-                os.environ[_FULL_ERROR] = before
 
     return run
-
-
-def _plain(error: Exception) -> str:
-    """The message of an exception, in which Hydra's missing keys are put into this project's words."""
-    lines = [line.strip() for line in str(error).splitlines() if line.strip()]
-    if isinstance(error, OverrideParseException):
-        quoted = "'{}=\"{}\"'".format(*error.override.partition("=")[::2])
-        return f"{error.override!r} can't be read: {lines[0]}; quote a value with special characters, as in {quoted}"
-    if lines and lines[0].startswith("Could not override"):
-        key = lines[0].removeprefix("Could not override").strip(" '.\"")
-        return f"unknown key {key!r} on the command line; `--cfg job` lists the known ones"
-    return " ".join(lines) or type(error).__name__

@@ -10,8 +10,10 @@ from typing import Any
 
 import numpy as np
 
+from common.errors import UserError
+from common.files import expand_user
 from dataset.arc_grids import NUM_COLOURS, SIDE, parse_augmentation_name
-from dataset.writer import BLANK_IDENTIFIER, DatasetError, expand_user
+from dataset.metadata import BLANK_IDENTIFIER
 
 EVALUATION = "evaluation"  # the sub-folder whose test pairs are held back for the test split
 SUBMODULES = "raw-data"  # the folder of the git submodules, dataset/raw-data/
@@ -39,7 +41,7 @@ class Task:
 def read_tasks(dataset_dirs: Sequence[str]) -> list[Task]:
     """All tasks in the sub-folders of some folders, in the order of the folders, then sorted by sub-folder and file.
 
-    Raises DatasetError for a missing or empty folder, a task that isn't one, or two tasks of one name.
+    Raises UserError for a missing or empty folder, a task that isn't one, or two tasks of one name.
     """
     tasks: list[Task] = []
     path_of: dict[str, Path] = {}
@@ -52,14 +54,14 @@ def read_tasks(dataset_dirs: Sequence[str]) -> list[Task]:
             for path in _sorted_by_name(subfolder.glob("*.json")):
                 task = read_task(path, is_evaluation=subfolder.name == EVALUATION)
                 if task.task_id in path_of:
-                    raise DatasetError(
+                    raise UserError(
                         f"{path}: there is a task of that name already, {path_of[task.task_id]}: "
                         "choose --dataset-dirs that hold each task once"
                     )
                 path_of[task.task_id] = path
                 tasks.append(task)
         if len(tasks) == before:
-            raise DatasetError(_nothing_there(folder))
+            raise UserError(_nothing_there(folder))
     return tasks
 
 
@@ -79,21 +81,21 @@ def _nothing_there(folder: Path) -> str:
 
 
 def read_task(path: Path, *, is_evaluation: bool) -> Task:
-    """One task from its JSON file. Raises DatasetError, naming the file and the pair, if it isn't a valid one."""
+    """One task from its JSON file. Raises UserError, naming the file and the pair, if it isn't a valid one."""
     try:
         raw = json.loads(path.read_text(encoding="utf-8-sig"))
     except (ValueError, RecursionError) as error:  # not UTF-8, not JSON, or nested beyond Python's depth
-        raise DatasetError(f"{path} is not readable as JSON: {error}") from error
+        raise UserError(f"{path} is not readable as JSON: {error}") from error
     task_id = path.stem
     if task_id == BLANK_IDENTIFIER or parse_augmentation_name(task_id)[0] != task_id:
-        raise DatasetError(f"{path}: the file's name is one that data sets give to other puzzles: rename it")
+        raise UserError(f"{path}: the file's name is one that data sets give to other puzzles: rename it")
     return parse_task(str(path), task_id, raw, is_evaluation=is_evaluation)
 
 
 def parse_task(where: str, task_id: str, raw: object, *, is_evaluation: bool) -> Task:
-    """One task from its raw form. Raises DatasetError, naming `where` and the pair, if it isn't a valid one."""
+    """One task from its raw form. Raises UserError, naming `where` and the pair, if it isn't a valid one."""
     if not isinstance(raw, dict):
-        raise DatasetError(f"{where} holds {_kind_of(raw)}, expected an object with 'train' and 'test'")
+        raise UserError(f"{where} holds {_kind_of(raw)}, expected an object with 'train' and 'test'")
     return Task(task_id, _parse_pairs(where, raw, "train"), _parse_pairs(where, raw, "test"), is_evaluation)
 
 
@@ -101,15 +103,15 @@ def _parse_pairs(origin: str, raw: dict[str, Any], kind: str) -> list[Pair]:
     pairs = raw.get(kind)
     if not isinstance(pairs, list) or not pairs:
         found = f"no {kind!r}" if kind not in raw else f"{_kind_of(pairs)} as {kind!r}"
-        raise DatasetError(f"{origin} has {found}, expected a list of at least one pair")
+        raise UserError(f"{origin} has {found}, expected a list of at least one pair")
     parsed = []
     for number, pair in enumerate(pairs, 1):
         where = f"{origin}: {kind} pair {number}"
         if not isinstance(pair, dict):
-            raise DatasetError(f"{where} is {_kind_of(pair)}, expected an object with 'input' and 'output'")
+            raise UserError(f"{where} is {_kind_of(pair)}, expected an object with 'input' and 'output'")
         for side in ("input", "output"):
             if side not in pair:
-                raise DatasetError(f"{where} has no {side!r}: only tasks with their answers can be built")
+                raise UserError(f"{where} has no {side!r}: only tasks with their answers can be built")
         parsed.append((_parse_grid(where, pair, "input"), _parse_grid(where, pair, "output")))
     return parsed
 
@@ -117,21 +119,21 @@ def _parse_pairs(origin: str, raw: dict[str, Any], kind: str) -> list[Pair]:
 def _parse_grid(where: str, pair: dict[str, Any], side: str) -> np.ndarray:
     rows = pair[side]
     if not isinstance(rows, list) or not all(isinstance(row, list) for row in rows):
-        raise DatasetError(f"{where}: {side} is not a list of rows, each a list of colours")
+        raise UserError(f"{where}: {side} is not a list of rows, each a list of colours")
     for number, row in enumerate(rows, 1):
         if len(row) != len(rows[0]):
-            raise DatasetError(
+            raise UserError(
                 f"{where}: row {number} of the {side} has {len(row)} cells, expected {len(rows[0])} as in row 1"
             )
         for cell in row:
             if type(cell) is not int or not 0 <= cell < NUM_COLOURS:
-                raise DatasetError(
+                raise UserError(
                     f"{where}: row {number} of the {side} has colour {json.dumps(cell)[:40]}, "
                     f"expected a whole number from 0 to {NUM_COLOURS - 1}"
                 )
     height, width = len(rows), len(rows[0]) if rows else 0
     if not (1 <= height <= SIDE and 1 <= width <= SIDE):
-        raise DatasetError(f"{where}: {side} has {height}x{width} cells, expected 1x1 to {SIDE}x{SIDE}")
+        raise UserError(f"{where}: {side} has {height}x{width} cells, expected 1x1 to {SIDE}x{SIDE}")
     return np.array(rows, np.uint8)
 
 

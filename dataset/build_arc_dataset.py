@@ -17,10 +17,11 @@ if not __package__:  # run as a script: find the modules that `import dataset.â€
     sys.path[:] = [p for p in sys.path if Path(p or ".").resolve() != Path(__file__).resolve().parent]
     sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
 
+from common.errors import UserError, one_line
 from dataset.arc_grids import NUM_COLOURS, SEQ_LEN, SIDE, VOCAB_SIZE, augmentation_name, place_grids
 from dataset.arc_tasks import EVALUATION, Pair, Task, read_tasks
 from dataset.symmetries import NUM_DIHEDRAL, dihedral, relabel
-from dataset.writer import DatasetError, DatasetWriter, check_minimums, run_cli
+from dataset.writer import DatasetWriter, check_minimums
 
 ARC_1_DIRS = ["dataset/raw-data/ARC-AGI/data", "dataset/raw-data/ConceptARC/corpus"]
 TRIES_PER_COPY = 5
@@ -150,16 +151,16 @@ def write_task(writer: DatasetWriter, task: Task, num_aug: int, rng: np.random.G
 def build(options: ArcOptions) -> list[str]:
     """Build the data set that `options` describe; returns lines that say what it holds.
 
-    Raises DatasetError for a bad option, folder or task.
+    Raises UserError for a bad option, folder or task.
     """
     check_minimums(options, num_aug=0, seed=0)
     dataset_dirs = ARC_1_DIRS if options.dataset_dirs is None else options.dataset_dirs
     if not dataset_dirs:
-        raise DatasetError("--dataset-dirs is empty: give it at least one folder of tasks")
+        raise UserError("--dataset-dirs is empty: give it at least one folder of tasks")
     with DatasetWriter(options.output_dir, seq_len=SEQ_LEN, vocab_size=VOCAB_SIZE, kind="arc") as writer:
         tasks = read_tasks(dataset_dirs)
         if not any(task.is_evaluation for task in tasks):
-            raise DatasetError(
+            raise UserError(
                 f"no tasks to test on in {', '.join(dataset_dirs)}: expected a sub-folder {EVALUATION!r} in one of them"
             )
         copies = {}
@@ -186,4 +187,4 @@ def main(options: ArcOptions) -> None:
 
 
 if __name__ == "__main__":
-    run_cli(cli)
+    one_line(cli)()

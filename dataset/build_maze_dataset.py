@@ -16,10 +16,12 @@ if not __package__:  # run as a script: find the modules that `import dataset.â€
     sys.path[:] = [p for p in sys.path if Path(p or ".").resolve() != Path(__file__).resolve().parent]
     sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
 
+from common.errors import UserError, one_line
 from dataset.csv_puzzles import Boards, CsvRows, choose, parse_boards, read_csv, resolve_source, write_split
 from dataset.mazes import ALPHABET, GOAL, OPEN, PATH, START, VOCAB_SIZE, is_path
+from dataset.metadata import SPLITS
 from dataset.symmetries import NUM_DIHEDRAL, Symmetries, dihedral
-from dataset.writer import SPLITS, DatasetError, DatasetWriter, check_minimums, run_cli
+from dataset.writer import DatasetWriter, check_minimums
 
 SIDE = 30
 CELLS = SIDE * SIDE
@@ -59,7 +61,7 @@ def dihedral_copies(puzzles: int) -> Symmetries:
 def read_mazes(path: Path) -> Iterator[Boards]:
     """Stream the mazes of a CSV file with their answers, as values of dataset.mazes: pairs uint8 `[p, 900]`.
 
-    Raises DatasetError naming file and line for a row that isn't a maze with a path through it.
+    Raises UserError naming file and line for a row that isn't a maze with a path through it.
     """
     for rows in read_csv(path, ["question", "answer"], chunk_rows=CHUNK_ROWS):
         questions = parse_boards(
@@ -76,26 +78,26 @@ def _check_paths(path: Path, rows: CsvRows, questions: np.ndarray, answers: np.n
         wrong = np.flatnonzero(counts != 1)
         if len(wrong):
             row = int(wrong[0])
-            raise DatasetError(
+            raise UserError(
                 f"{path}:{rows.lines[row]}: question has {counts[row]} cells {ALPHABET[value]!r}, expected one {name}"
             )
     clash = (answers != questions) & ~((answers == PATH) & (questions == OPEN))
     if clash.any():
         row, cell = (int(i) for i in np.argwhere(clash)[0])
-        raise DatasetError(
+        raise UserError(
             f"{path}:{rows.lines[row]}: the answer contradicts the question at position {cell + 1}: "
             f"{ALPHABET[answers[row, cell]]!r} where the question has {ALPHABET[questions[row, cell]]!r}"
         )
     broken = np.flatnonzero(~is_path(answers.reshape(-1, SIDE, SIDE)))
     if len(broken):
-        raise DatasetError(
+        raise UserError(
             f"{path}:{rows.lines[int(broken[0])]}: the answer's 'o' cells are not one path from 'S' to 'G' "
             "that visits each of them once"
         )
 
 
 def build(options: MazeOptions) -> None:
-    """Build the data set that `options` describe. Raises DatasetError for a bad option, source or row."""
+    """Build the data set that `options` describe. Raises UserError for a bad option, source or row."""
     check_minimums(options, subsample_size=1, seed=0)
     rng = np.random.default_rng(options.seed)
     with DatasetWriter(options.output_dir, seq_len=CELLS, vocab_size=VOCAB_SIZE, kind="maze") as writer:
@@ -104,7 +106,7 @@ def build(options: MazeOptions) -> None:
             path = resolve_source(options.source_repo, f"{split}.csv")
             chosen = choose(read_mazes(path), options.subsample_size if train else None, rng)
             if not chosen:
-                raise DatasetError(f"{path} holds no mazes: nothing to build")
+                raise UserError(f"{path} holds no mazes: nothing to build")
             write_split(writer, split, chosen, NUM_DIHEDRAL - 1 if train and options.aug else 0, dihedral_copies)
 
 
@@ -115,4 +117,4 @@ def main(options: MazeOptions) -> None:
 
 
 if __name__ == "__main__":
-    run_cli(cli)
+    one_line(cli)()

@@ -19,8 +19,10 @@ if not __package__:  # run as a script: find the modules that `import dataset.â€
     sys.path[:] = [p for p in sys.path if Path(p or ".").resolve() != Path(__file__).resolve().parent]
     sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
 
+from common.errors import UserError, one_line
 from dataset.mazes import GOAL, OPEN, PATH, START, VOCAB_SIZE, WALL, distances, shortest_paths
-from dataset.writer import SPLITS, DatasetError, DatasetWriter, check_minimums, run_cli
+from dataset.metadata import SPLITS
+from dataset.writer import DatasetWriter, check_minimums
 
 MIN_SIDE, MAX_SIDE = 4, 64
 WALL_SHARE = 0.37  # of maze-30x30-hard-1k
@@ -71,7 +73,7 @@ def _pick_highest(scores: np.ndarray, rng: np.random.Generator) -> np.ndarray:
 def make_mazes(options: MiniMazeOptions, min_path: int) -> tuple[np.ndarray, np.ndarray]:
     """As many mazes as `options` ask for, all with different walls: questions and answers, values `[n, side * side]`.
 
-    Raises DatasetError if mazes with so long a path are too rare.
+    Raises UserError if mazes with so long a path are too rare.
     """
     side, wanted = options.side, options.num_train + options.num_test
     rng = np.random.default_rng(options.seed)
@@ -90,7 +92,7 @@ def make_mazes(options: MiniMazeOptions, min_path: int) -> tuple[np.ndarray, np.
             bar.update(len(found) - bar.n)
             if window_tried >= WINDOW and len(found) < wanted:
                 if (len(found) - window_start) * 1000 < window_tried:
-                    raise DatasetError(
+                    raise UserError(
                         f"only {len(found)} of {wanted} different mazes of {side}x{side} with {min_path} cells or more "
                         f"between start and goal turned up in {tried} tries: lower --min-path or --num-train"
                     )
@@ -100,14 +102,14 @@ def make_mazes(options: MiniMazeOptions, min_path: int) -> tuple[np.ndarray, np.
 
 
 def build(options: MiniMazeOptions) -> None:
-    """Build the data set that `options` describe. Raises DatasetError for an option or a request that can't be met."""
+    """Build the data set that `options` describe. Raises UserError for an option or a request that can't be met."""
     check_minimums(options, side=MIN_SIDE, min_path=1, num_train=1, num_test=1, seed=0)
     if options.side > MAX_SIDE:
-        raise DatasetError(f"--side is {options.side}, expected at most {MAX_SIDE}")
+        raise UserError(f"--side is {options.side}, expected at most {MAX_SIDE}")
     cells = options.side**2
     min_path = options.side if options.min_path is None else options.min_path
     if min_path > cells - 2:
-        raise DatasetError(
+        raise UserError(
             f"--min-path is {min_path}, expected at most {cells - 2}, the cells beside start and goal of "
             f"{options.side}x{options.side}"
         )
@@ -133,4 +135,4 @@ def main(options: MiniMazeOptions) -> None:
 
 
 if __name__ == "__main__":
-    run_cli(cli)
+    one_line(cli)()

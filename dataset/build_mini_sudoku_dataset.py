@@ -19,7 +19,8 @@ if not __package__:  # run as a script: find the modules that `import dataset.â€
     sys.path[:] = [p for p in sys.path if Path(p or ".").resolve() != Path(__file__).resolve().parent]
     sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
 
-from dataset.writer import DatasetError, DatasetWriter, check_minimums, run_cli
+from common.errors import UserError, one_line
+from dataset.writer import DatasetWriter, check_minimums
 
 MAX_SIDE = 9
 ROUND = 1 << 14  # candidates worked on at once: bounds memory
@@ -165,7 +166,7 @@ def make_puzzles(
 ) -> tuple[np.ndarray, np.ndarray]:
     """`wanted` distinct puzzles with exactly one solution and `blanks` blank cells, spread evenly over `grids`.
 
-    Returns questions and answers, digits uint8 `[wanted, S]` (0 blank). Raises DatasetError if so many don't turn up.
+    Returns questions and answers, digits uint8 `[wanted, S]` (0 blank). Raises UserError if so many don't turn up.
     """
     found: dict[bytes, int] = {}  # question -> its grid
     todo: np.ndarray = np.empty(0, np.int64)  # grids that had no puzzle yet in this turn
@@ -193,7 +194,7 @@ def make_puzzles(
             bar.update(len(found) - bar.n)
             if window_tries >= WINDOW and len(found) < wanted:
                 if (len(found) - window_start) * 1000 < window_tries:
-                    raise DatasetError(
+                    raise UserError(
                         f"only {len(found)} of {wanted} {name} puzzles with {blanks} blanks and one solution turned up "
                         f"on {len(grids)} grids of {board.side}x{board.side}: lower --blanks or --num-{name}"
                     )
@@ -203,17 +204,17 @@ def make_puzzles(
 
 
 def build(options: MiniSudokuOptions) -> None:
-    """Build the data set that `options` describe. Raises DatasetError for an option or a request that can't be met."""
+    """Build the data set that `options` describe. Raises UserError for an option or a request that can't be met."""
     check_minimums(options, box_rows=2, box_cols=2, num_train=1, num_test=1, seed=0)
     side = options.box_rows * options.box_cols
     if side > MAX_SIDE:
-        raise DatasetError(
+        raise UserError(
             f"boxes of {options.box_rows}x{options.box_cols} make a board of {side}x{side}, expected at most "
             f"{MAX_SIDE}x{MAX_SIDE}: choose a smaller --box-rows or --box-cols"
         )
     blanks = options.blanks if options.blanks is not None else side * side // 2
     if not 1 <= blanks < side * side:
-        raise DatasetError(f"--blanks is {blanks}, expected 1 to {side * side - 1} for {side}x{side}")
+        raise UserError(f"--blanks is {blanks}, expected 1 to {side * side - 1} for {side}x{side}")
 
     board = Board(options.box_rows, options.box_cols)
     rng = np.random.default_rng(options.seed)
@@ -246,4 +247,4 @@ def main(options: MiniSudokuOptions) -> None:
 
 
 if __name__ == "__main__":
-    run_cli(cli)
+    one_line(cli)()

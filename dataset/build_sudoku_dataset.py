@@ -17,9 +17,11 @@ if not __package__:  # run as a script: find the modules that `import dataset.â€
     sys.path[:] = [p for p in sys.path if Path(p or ".").resolve() != Path(__file__).resolve().parent]
     sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
 
+from common.errors import UserError, one_line
 from dataset.csv_puzzles import Boards, CsvRows, choose, parse_boards, read_csv, resolve_source, write_split
+from dataset.metadata import SPLITS
 from dataset.symmetries import Symmetries
-from dataset.writer import SPLITS, DatasetError, DatasetWriter, check_minimums, run_cli
+from dataset.writer import DatasetWriter, check_minimums
 
 BOX, SIDE, CELLS = 3, 9, 81
 VOCAB_SIZE = 11  # pad, blank, 1..9
@@ -86,7 +88,7 @@ def random_symmetries(rng: np.random.Generator, n: int) -> Symmetries:
 def read_puzzles(path: Path, min_difficulty: int | None) -> Iterator[Boards]:
     """Stream the puzzles rated at least `min_difficulty`, as digits (0 blank): pairs uint8 `[p, 81]`, `[p, 81]`.
 
-    Raises DatasetError naming file and line for a row that isn't a puzzle with its solution.
+    Raises UserError naming file and line for a row that isn't a puzzle with its solution.
     """
     columns = ["question", "answer"] + (["rating"] if min_difficulty is not None else [])
     for rows in read_csv(path, columns):
@@ -103,13 +105,13 @@ def _check_solutions(path: Path, rows: CsvRows, questions: np.ndarray, answers: 
     clash = (questions != 0) & (questions != answers)
     if clash.any():
         row, cell = (int(i) for i in np.argwhere(clash)[0])
-        raise DatasetError(
+        raise UserError(
             f"{path}:{rows.lines[row]}: the answer contradicts the question at position {cell + 1}: "
             f"{answers[row, cell]} where the clue is {questions[row, cell]}"
         )
     invalid = np.flatnonzero(~solved(answers))
     if len(invalid):
-        raise DatasetError(
+        raise UserError(
             f"{path}:{rows.lines[int(invalid[0])]}: the answer is not a solved Sudoku: "
             "a row, column or box lacks a digit"
         )
@@ -130,12 +132,12 @@ def _parse_ratings(path: Path, rows: CsvRows) -> np.ndarray:
     except ValueError:
         for line, text in zip(rows.lines, texts, strict=True):
             if not text.strip().lstrip("+-").isdecimal():
-                raise DatasetError(f"{path}:{line}: rating is {text!r}, expected a whole number") from None
+                raise UserError(f"{path}:{line}: rating is {text!r}, expected a whole number") from None
         raise
 
 
 def build(options: SudokuOptions) -> None:
-    """Build the data set that `options` describe. Raises DatasetError for a bad option, source or row."""
+    """Build the data set that `options` describe. Raises UserError for a bad option, source or row."""
     check_minimums(options, subsample_size=1, num_aug=0, seed=0)
     rng = np.random.default_rng(options.seed)
 
@@ -152,7 +154,7 @@ def build(options: SudokuOptions) -> None:
             chosen = choose(puzzles, options.subsample_size if train else None, rng)
             if not any(len(questions) for questions, _ in chosen):
                 rated = "" if options.min_difficulty is None else f" rated {options.min_difficulty} or more"
-                raise DatasetError(f"{path} holds no puzzles{rated}: nothing to build")
+                raise UserError(f"{path} holds no puzzles{rated}: nothing to build")
             write_split(writer, split, chosen, options.num_aug if train else 0, draw)
 
 
@@ -163,4 +165,4 @@ def main(options: SudokuOptions) -> None:
 
 
 if __name__ == "__main__":
-    run_cli(cli)
+    one_line(cli)()

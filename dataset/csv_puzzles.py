@@ -17,9 +17,11 @@ from pathlib import Path
 import numpy as np
 from tqdm import tqdm
 
+from common.errors import UserError
+from common.files import expand_user
 from dataset.hub import HUB_ID, explain_hub_error
 from dataset.symmetries import Symmetries
-from dataset.writer import DatasetError, DatasetWriter, expand_user
+from dataset.writer import DatasetWriter
 
 CSV_CHUNK_ROWS = 50_000
 WRITE_CELLS = 81 << 15  # cells augmented at a time, 32768 Sudoku: bounds memory
@@ -33,18 +35,18 @@ def resolve_source(source: str, filename: str) -> Path:
     """The local path of one file of a source.
 
     `source` is a folder, or the id (`owner/name`) of a data set on the Hugging Face hub, from which the file is
-    downloaded (with progress) into the hub's cache. Raises DatasetError if it can't be had.
+    downloaded (with progress) into the hub's cache. Raises UserError if it can't be had.
     """
     folder = expand_user(source)
     if folder.is_dir():
         path = folder / filename
         if not path.is_file():
-            raise DatasetError(f"{path} is missing: a source folder must hold train.csv and test.csv")
+            raise UserError(f"{path} is missing: a source folder must hold train.csv and test.csv")
         return path
     if folder.exists():
-        raise DatasetError(f"--source-repo {source} is a file: give the folder that holds train.csv and test.csv")
+        raise UserError(f"--source-repo {source} is a file: give the folder that holds train.csv and test.csv")
     if not HUB_ID.fullmatch(source):
-        raise DatasetError(
+        raise UserError(
             f"--source-repo {source!r} is neither an existing folder nor a Hugging Face id of the form owner/name"
         )
     from huggingface_hub import hf_hub_download  # slow to import, and not needed for a local folder
@@ -53,7 +55,7 @@ def resolve_source(source: str, filename: str) -> Path:
         return Path(hf_hub_download(source, filename, repo_type="dataset"))
     except Exception as error:  # its error classes differ between versions and HTTP libraries
         failure = explain_hub_error(error)
-        raise DatasetError(
+        raise UserError(
             f"no folder {source!r} here, and {filename} could not be had from the Hugging Face data set of that name: "
             f"{failure.reason}; {failure.remedy}, or give --source-repo a folder with train.csv and test.csv"
         ) from error
@@ -70,7 +72,7 @@ class CsvRows:
 def read_csv(path: Path, names: Sequence[str], *, chunk_rows: int = CSV_CHUNK_ROWS) -> Iterator[CsvRows]:
     """Stream the named columns of a CSV file with a header line, with a progress bar, in chunks of `chunk_rows`.
 
-    Raises DatasetError naming the file (and line) if it is empty, lacks a column, or a row is shorter than the header.
+    Raises UserError naming the file (and line) if it is empty, lacks a column, or a row is shorter than the header.
     """
     with (
         open(path, "rb") as raw,
@@ -81,10 +83,10 @@ def read_csv(path: Path, names: Sequence[str], *, chunk_rows: int = CSV_CHUNK_RO
         try:
             header = next(reader, None)
             if header is None:
-                raise DatasetError(f"{path} is empty: expected a header line with the columns {', '.join(names)}")
+                raise UserError(f"{path} is empty: expected a header line with the columns {', '.join(names)}")
             missing = [name for name in names if name not in header]
             if missing:
-                raise DatasetError(f"{path}:1: no column {missing[0]!r}: found {', '.join(header)}")
+                raise UserError(f"{path}:1: no column {missing[0]!r}: found {', '.join(header)}")
             picks = [header.index(name) for name in names]
             while True:
                 lines: list[int] = []
@@ -94,7 +96,7 @@ def read_csv(path: Path, names: Sequence[str], *, chunk_rows: int = CSV_CHUNK_RO
                         lines.append(reader.line_num)
                         rows.append(row)
                     elif row:  # an empty line is harmless
-                        raise DatasetError(
+                        raise UserError(
                             f"{path}:{reader.line_num}: {len(row)} fields, expected {len(header)} ({','.join(header)})"
                         )
                 bar.update(raw.tell() - bar.n)
@@ -102,9 +104,9 @@ def read_csv(path: Path, names: Sequence[str], *, chunk_rows: int = CSV_CHUNK_RO
                     return
                 yield CsvRows(lines, {name: [row[i] for row in rows] for name, i in zip(names, picks, strict=True)})
         except UnicodeDecodeError as error:
-            raise DatasetError(f"{path}: not UTF-8 text after line {reader.line_num}: {error.reason}") from error
+            raise UserError(f"{path}: not UTF-8 text after line {reader.line_num}: {error.reason}") from error
         except csv.Error as error:
-            raise DatasetError(f"{path}:{reader.line_num}: not readable as CSV: {error}") from error
+            raise UserError(f"{path}:{reader.line_num}: not readable as CSV: {error}") from error
 
 
 def parse_boards(
@@ -112,12 +114,12 @@ def parse_boards(
 ) -> np.ndarray:
     """The texts of a column as boards: uint8 `[rows, cells]`, `values` giving each character's value.
 
-    Raises DatasetError naming file, line and position for another length or character; `expected` says which are meant.
+    Raises UserError naming file, line and position for another length or character; `expected` says which are meant.
     """
     texts = rows.columns[column]
     for line, text in zip(rows.lines, texts, strict=True):
         if len(text) != cells:
-            raise DatasetError(f"{path}:{line}: {column} has {len(text)} characters, expected {cells}")
+            raise UserError(f"{path}:{line}: {column} has {len(text)} characters, expected {cells}")
     value_of_byte: np.ndarray = np.full(256, BAD_CHARACTER, np.uint8)
     for character, value in values.items():
         value_of_byte[ord(character)] = value
@@ -125,7 +127,7 @@ def parse_boards(
     boards = value_of_byte[codes].reshape(-1, cells)
     if (boards == BAD_CHARACTER).any():
         row, cell = (int(i) for i in np.argwhere(boards == BAD_CHARACTER)[0])
-        raise DatasetError(
+        raise UserError(
             f"{path}:{rows.lines[row]}: {column} has {texts[row][cell]!r} at position {cell + 1}, expected {expected}"
         )
     return boards

@@ -1,7 +1,7 @@
 """The files of one split of a data set: opened, and checked before anything else relies on them.
 
 Reads the HRM data format, also files made elsewhere that hold tokens in any integer dtype. Every problem is a
-DatasetError that names the file, what was found, what is expected and the command that builds the data set.
+UserError that names the file, what was found, what is expected and the command that builds the data set.
 """
 
 from __future__ import annotations
@@ -15,7 +15,8 @@ from pathlib import Path
 import numpy as np
 from pydantic import ValidationError
 
-from dataset.writer import DatasetError, PuzzleDatasetMetadata
+from common.errors import UserError
+from dataset.metadata import PuzzleDatasetMetadata
 
 SCAN_BYTES = 16 << 20
 SET_NAME_PATTERN = re.compile(r"[A-Za-z0-9][A-Za-z0-9_.-]*")
@@ -62,19 +63,19 @@ def build_command(path: Path) -> str:
 def read_metadata(path: Path, split: str) -> PuzzleDatasetMetadata:
     build = f"Build it: {build_command(path)}"
     if not path.is_dir():
-        raise DatasetError(f"no data set at {path}: there is no such folder. {build}")
+        raise UserError(f"no data set at {path}: there is no such folder. {build}")
     if not (path / split).is_dir():
-        raise DatasetError(f"{path} has no split {split!r}: not a data set, or half-built. {build}")
+        raise UserError(f"{path} has no split {split!r}: not a data set, or half-built. {build}")
     file = path / split / "dataset.json"
     if not file.is_file():
-        raise DatasetError(f"{file} is missing: not a data set, or half-built. {build}")
+        raise UserError(f"{file} is missing: not a data set, or half-built. {build}")
     try:
         metadata = PuzzleDatasetMetadata.model_validate_json(file.read_bytes())
     except ValidationError as error:
         problem = error.errors()[0]
         where = ".".join(str(part) for part in problem["loc"])
         found = "" if problem["type"] in ("missing", "json_invalid") else f" (found {problem['input']!r})"
-        raise DatasetError(f"{file}: {where + ': ' if where else ''}{problem['msg']}{found}. {build}") from error
+        raise UserError(f"{file}: {where + ': ' if where else ''}{problem['msg']}{found}. {build}") from error
     limits = {
         "seq_len": (1, None),
         "vocab_size": (1, None),
@@ -86,33 +87,33 @@ def read_metadata(path: Path, split: str) -> PuzzleDatasetMetadata:
         value = getattr(metadata, key)
         if value < low or (limit is not None and value >= limit):
             expected = f"at least {low}" if limit is None else f"{low} to {limit - 1}"
-            raise DatasetError(f"{file}: {key} is {value}, expected {expected}. {build}")
+            raise UserError(f"{file}: {key} is {value}, expected {expected}. {build}")
     if metadata.box is not None and (min(metadata.box) < 1 or math.prod(metadata.box) ** 2 != metadata.seq_len):
-        raise DatasetError(
+        raise UserError(
             f"{file}: box is {list(metadata.box)}, expected two numbers that multiply to the side of a square board of "
             f"{metadata.seq_len} cells. {build}"
         )
     names = metadata.sets
     if not names or len(set(names)) < len(names) or not all(SET_NAME_PATTERN.fullmatch(name) for name in names):
-        raise DatasetError(
+        raise UserError(
             f"{file}: sets is {json.dumps(names)}, expected distinct names of letters, digits, '_', '-', '.'. {build}"
         )
     return metadata
 
 
 def _load_npy(file: Path, *, mmap: bool) -> np.ndarray:
-    """An integer array from a .npy file; DatasetError if it is missing, truncated or of another kind."""
+    """An integer array from a .npy file; UserError if it is missing, truncated or of another kind."""
     again = f"Build the data set again: {build_command(file.parents[1])}"
     try:
         array = np.load(file, mmap_mode="r" if mmap else None, allow_pickle=False)
     except FileNotFoundError:
-        raise DatasetError(f"{file} is missing: the data set is incomplete. {again}") from None
+        raise UserError(f"{file} is missing: the data set is incomplete. {again}") from None
     except (ValueError, EOFError, OSError) as error:
         reason = str(error).splitlines()[0] if str(error) else type(error).__name__
-        raise DatasetError(f"{file} is truncated or not a .npy file ({reason.rstrip('.')}). {again}") from error
+        raise UserError(f"{file} is truncated or not a .npy file ({reason.rstrip('.')}). {again}") from error
     if not isinstance(array, np.ndarray) or array.dtype.kind not in "iu":
         found = array.dtype if isinstance(array, np.ndarray) else type(array).__name__
-        raise DatasetError(f"{file} holds {found}, expected integers. {again}")
+        raise UserError(f"{file} holds {found}, expected integers. {again}")
     return array
 
 
@@ -120,8 +121,8 @@ def open_set(folder: Path, name: str, metadata: PuzzleDatasetMetadata) -> Exampl
     def file(kind: str) -> Path:
         return folder / f"{name}__{kind}.npy"
 
-    def fail(kind: str, found: str, expected: str) -> DatasetError:
-        return DatasetError(
+    def fail(kind: str, found: str, expected: str) -> UserError:
+        return UserError(
             f"{file(kind)}: {found}, expected {expected}. Build the data set again: {build_command(folder.parent)}"
         )
 
@@ -194,7 +195,7 @@ def _token_out_of_range(file: Path, tokens: np.ndarray, vocab_size: int, ignored
         while left:
             piece = np.fromfile(stream, dtype=tokens.dtype, count=min(left, SCAN_BYTES // tokens.itemsize))
             if not len(piece):
-                raise DatasetError(f"{file} ended early while it was read: it is being changed by another process")
+                raise UserError(f"{file} ended early while it was read: it is being changed by another process")
             left -= len(piece)
             if int(piece.max()) >= vocab_size or int(piece.min()) < 0:
                 wrong = (piece >= vocab_size) | (piece < 0)

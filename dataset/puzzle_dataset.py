@@ -16,8 +16,10 @@ from typing import Generic, TypeVar
 
 import numpy as np
 
+from common import IGNORE_LABEL_ID
+from common.errors import UserError
 from dataset.dataset_files import ExampleSet, build_command, open_set, read_metadata, read_rows
-from dataset.writer import DatasetError, PuzzleDatasetMetadata
+from dataset.metadata import PuzzleDatasetMetadata
 
 FINGERPRINT_ROWS = 1024
 # The metadata that a model trained on the split depends on; keys added to the format later are not among them
@@ -32,7 +34,6 @@ _IDENTITY = {
     "mean_puzzle_examples",
     "sets",
 }
-IGNORE_LABEL = -100  # what a label that carries no loss becomes, whatever the files use
 
 T = TypeVar("T")
 
@@ -57,7 +58,7 @@ class PuzzleDataset:
 
     All ranks walk the same global batches, fixed by (seed, iteration), and each reads only its slice of them. Every
     file is checked here, token values included (a sequential read of the token files, well under a second per GB from
-    the page cache). Raises DatasetError with what was found, what is expected and what to do.
+    the page cache). Raises UserError with what was found, what is expected and what to do.
     """
 
     metadata: PuzzleDatasetMetadata
@@ -67,16 +68,16 @@ class PuzzleDataset:
         self, path: str | Path, split: str, *, global_batch_size: int, seed: int = 0, rank: int = 0, num_ranks: int = 1
     ) -> None:
         if global_batch_size < 1:
-            raise DatasetError(f"global_batch_size is {global_batch_size}: expected at least 1")
+            raise UserError(f"global_batch_size is {global_batch_size}: expected at least 1")
         if num_ranks < 1 or not 0 <= rank < num_ranks:
-            raise DatasetError(f"rank is {rank} of {num_ranks}: expected 0 <= rank < number of ranks")
+            raise UserError(f"rank is {rank} of {num_ranks}: expected 0 <= rank < number of ranks")
         if global_batch_size % num_ranks:
-            raise DatasetError(
+            raise UserError(
                 f"global_batch_size {global_batch_size} is not divisible by the number of ranks {num_ranks}: "
                 f"use {-(-global_batch_size // num_ranks) * num_ranks}"
             )
         if seed < 0:
-            raise DatasetError(f"seed is {seed}: expected 0 or more")
+            raise UserError(f"seed is {seed}: expected 0 or more")
         self.path, self.split = Path(path), split
         self.global_batch_size, self.seed, self.rank, self.num_ranks = global_batch_size, seed, rank, num_ranks
         self.batch_size = global_batch_size // num_ranks
@@ -84,7 +85,7 @@ class PuzzleDataset:
         self._sets = [open_set(self.path / split, name, self.metadata) for name in self.metadata.sets]
         groups = sum(len(s.group_indices) - 1 for s in self._sets)
         if groups != self.metadata.total_groups:
-            raise DatasetError(
+            raise UserError(
                 f"{self.path / split / 'dataset.json'}: total_groups is {self.metadata.total_groups}, but the group "
                 f"indices hold {groups} groups. Build the data set again: {build_command(self.path)}"
             )
@@ -108,11 +109,11 @@ class PuzzleDataset:
 
         Per set: `epochs` random permutations of the groups, one after the other; from each group one random puzzle,
         and from it as many random distinct examples as it has and the batch still takes. An incomplete last batch is
-        dropped. Skipped batches are not read, and the others are the same as without skipping. Raises DatasetError, at
+        dropped. Skipped batches are not read, and the others are the same as without skipping. Raises UserError, at
         the call, if an iteration has no batch at all.
         """
         if next(self._train_plan(iteration, epochs), None) is None:
-            raise DatasetError(
+            raise UserError(
                 f"{self.path / self.split} is too small to train on: {epochs} epochs of {self.metadata.total_groups} "
                 f"groups don't fill one batch of {self.global_batch_size} examples. Lower global_batch_size or raise "
                 "eval_interval, the epochs of an iteration"
@@ -165,13 +166,13 @@ class PuzzleDataset:
         """The given examples as a batch, padded to the rank's batch size."""
         shape = (self.batch_size, self.metadata.seq_len)
         inputs = np.full(shape, self.metadata.pad_id, np.int32)
-        labels = np.full(shape, IGNORE_LABEL, np.int32)
+        labels = np.full(shape, IGNORE_LABEL_ID, np.int32)
         identifiers = np.full(self.batch_size, self.metadata.blank_identifier_id, np.int32)
         real = len(examples)
         inputs[:real] = data.inputs[examples]
         labels[:real] = data.labels[examples]
         if self.metadata.ignore_label_id is not None:
-            labels[labels == self.metadata.ignore_label_id] = IGNORE_LABEL
+            labels[labels == self.metadata.ignore_label_id] = IGNORE_LABEL_ID
         identifiers[:real] = data.puzzle_identifiers[np.searchsorted(data.puzzle_indices, examples, side="right") - 1]
         return Batch(data.name, inputs, labels, identifiers, real)
 

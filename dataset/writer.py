@@ -10,82 +10,25 @@ from __future__ import annotations
 import json
 import os
 import shutil
-import sys
-from collections.abc import Callable
 from pathlib import Path
 from types import TracebackType
 from typing import Any
 
 import numpy as np
-from pydantic import BaseModel, ConfigDict
+from pydantic import BaseModel
 
+from common.errors import UserError
+from common.files import expand_user
+from dataset.metadata import BLANK_IDENTIFIER, INDEX_DTYPE, SET_NAME, SPLITS, TOKEN_DTYPE, PuzzleDatasetMetadata
 from dataset.npy_stream import NpyStream
-
-SET_NAME = "all"
-BLANK_IDENTIFIER = "<blank>"
-SPLITS = ("train", "test")
-INDEX_DTYPE = np.dtype(np.int32)
-TOKEN_DTYPE = np.dtype(np.uint8)
-
-
-class DatasetError(ValueError):
-    """An expected problem with a data set, its source or an option. The message is one line for the user."""
-
-
-def run_cli(command: Callable[[], object]) -> None:
-    """Run a builder's command line: an expected problem becomes one line on stderr and exit status 1."""
-    try:
-        command()
-    except (DatasetError, OSError) as error:
-        print(f"error: {error}", file=sys.stderr)
-        raise SystemExit(1) from None
-    except KeyboardInterrupt:
-        print("\ninterrupted: no data set was written", file=sys.stderr)
-        raise SystemExit(130) from None
-
-
-def expand_user(path: str | Path) -> Path:
-    """`path` with a leading `~` or `~user` replaced by that home; DatasetError if there is no such user."""
-    try:
-        return Path(path).expanduser()
-    except RuntimeError:  # not an OSError
-        raise DatasetError(
-            f"{path} can't be expanded: {Path(path).parts[0]} is no known home; give the whole path, or ./{path} if "
-            "the name begins like this"
-        ) from None
 
 
 def check_minimums(options: BaseModel, **minimums: int) -> None:
-    """DatasetError if an option (by its field's name) is below its minimum. An option left at None is none."""
+    """UserError if an option (by its field's name) is below its minimum. An option left at None is none."""
     for key, low in minimums.items():
         value = getattr(options, key)
         if value is not None and value < low:
-            raise DatasetError(f"--{key.replace('_', '-')} is {value}, expected at least {low}")
-
-
-class PuzzleDatasetMetadata(BaseModel):
-    """`dataset.json` of one split. Unknown keys are ignored, so that files with later additions stay readable.
-
-    `mean_puzzle_examples` is examples per puzzle over the whole split; `ignore_label_id` is the label token that
-    carries no loss (None: every label counts).
-
-    Not in files made before or elsewhere: `kind`, what the puzzles are ("sudoku", "maze", "arc" or another builder's
-    word), and `box`, the rows and columns of a Sudoku's box.
-    """
-
-    model_config = ConfigDict(frozen=True)
-
-    pad_id: int
-    ignore_label_id: int | None
-    blank_identifier_id: int
-    vocab_size: int
-    seq_len: int
-    num_puzzle_identifiers: int
-    total_groups: int
-    mean_puzzle_examples: float
-    sets: list[str]
-    kind: str | None = None
-    box: tuple[int, int] | None = None
+            raise UserError(f"--{key.replace('_', '-')} is {value}, expected at least {low}")
 
 
 # ---------------------------------------------------------------------------------------------------- the one writer
@@ -106,7 +49,7 @@ class _SplitWriter:
     def finish(self) -> tuple[int, int, int]:
         """Write the index arrays; returns the number of groups, puzzles and examples."""
         if not self.inputs.rows:
-            raise DatasetError(f"no puzzles for the split {self.folder.name!r}: there is nothing to build")
+            raise UserError(f"no puzzles for the split {self.folder.name!r}: there is nothing to build")
         self.inputs.finish()
         self.labels.finish()
         counts = []
@@ -114,7 +57,7 @@ class _SplitWriter:
             sizes = np.concatenate(parts)
             offsets = np.concatenate(([0], np.cumsum(sizes, dtype=np.int64)))
             if offsets[-1] > np.iinfo(INDEX_DTYPE).max:
-                raise DatasetError(f"{offsets[-1]} rows don't fit the format's int32 offsets: build fewer copies")
+                raise UserError(f"{offsets[-1]} rows don't fit the format's int32 offsets: build fewer copies")
             np.save(self.folder / f"{SET_NAME}__{name}_indices.npy", offsets.astype(INDEX_DTYPE))
             counts.append(len(sizes))
         identifiers = np.concatenate(self.puzzle_identifiers).astype(INDEX_DTYPE)
@@ -131,7 +74,7 @@ class DatasetWriter:
 
     Used as a context manager. Everything goes into a hidden folder beside `output_dir`, which takes its place when the
     block ends well, so an interrupted build never leaves something that looks like a data set. An existing data set at
-    `output_dir` is replaced only then; any other non-empty folder there is refused (DatasetError, before any work).
+    `output_dir` is replaced only then; any other non-empty folder there is refused (UserError, before any work).
 
     `identifiers` lists the puzzle names, index = identifier. A builder that names its puzzles appends to it. What it
     puts into `test_puzzles` (task id -> raw task) goes to test_puzzles.json. `kind`, `box`: see PuzzleDatasetMetadata.
@@ -253,11 +196,11 @@ class DatasetWriter:
 
 
 def _refuse_foreign_folder(folder: Path) -> None:
-    """DatasetError unless `folder` is absent, empty or a data set and nothing else: replacing it must lose nothing."""
+    """UserError unless `folder` is absent, empty or a data set and nothing else: replacing it must lose nothing."""
     if not folder.exists():
         return
     if not folder.is_dir():
-        raise DatasetError(f"{folder} is a file: give --output-dir a new folder")
+        raise UserError(f"{folder} is a file: give --output-dir a new folder")
     entries = {entry.name for entry in folder.iterdir()} - {".DS_Store"}
     if not entries:
         return
@@ -272,7 +215,7 @@ def _refuse_foreign_folder(folder: Path) -> None:
     ]
     if not ours or not entries & set(SPLITS) or strays:
         found = strays[0] if ours and strays else ", ".join(sorted(entries)[:4])
-        raise DatasetError(
+        raise UserError(
             f"{folder} is not empty and not only a data set (found {found}): give --output-dir a new folder"
         )
 

@@ -9,8 +9,6 @@ from collections.abc import Callable, Iterator
 
 import mlx.core as mx
 
-IGNORE_LABEL_ID = -100  # label of a token that is not scored; the same number in data set batches and in the loss
-
 FORWARD_DTYPES = {"bfloat16": mx.bfloat16, "float16": mx.float16, "float32": mx.float32}
 
 _CUT = 2.0  # where the unit normal is cut on either side

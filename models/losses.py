@@ -8,7 +8,7 @@ from collections.abc import Callable
 import mlx.core as mx
 import mlx.nn as nn
 
-from models.common import IGNORE_LABEL_ID
+from common import IGNORE_LABEL_ID
 from models.hrm.hrm_act_v1 import Carry, HierarchicalReasoningModel_ACTV1
 
 Q_LOSS_WEIGHT = 0.5

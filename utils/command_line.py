@@ -9,7 +9,7 @@ from omegaconf import OmegaConf
 from pydantic import BaseModel, BeforeValidator, ConfigDict, Field, ValidationError, model_validator
 
 from common.errors import UserError, describe_validation_error
-from utils.config import DEFAULT_PREDICTION_KEYS, PredictionKey, check_film
+from utils.config import DEFAULT_PREDICTION_KEYS, PredictionKey, check_film, hydra_errors
 from utils.ranks.watch import DEFAULT_TIMEOUT
 
 
@@ -131,7 +131,8 @@ def _parse(arguments: list[str], kind: type[CommandLine], command: str, **requir
     if not all(any(argument.startswith(f"{name}=") for argument in arguments) for name in required):
         raise UserError(usage)
     try:
-        values = OmegaConf.to_container(OmegaConf.from_cli(arguments), resolve=True)
+        with hydra_errors():
+            values = OmegaConf.to_container(OmegaConf.from_cli(arguments), resolve=True)
     except yaml.YAMLError as error:
         raise UserError(f"{' '.join(arguments)} can't be read: {error}") from error
     try:

@@ -2,13 +2,17 @@
 
 from __future__ import annotations
 
+import contextlib
 import importlib
+from collections.abc import Iterator
 from pathlib import Path
 from typing import Any, Literal
 
 import coolname
 import yaml
+from hydra.errors import HydraException, OverrideParseException
 from omegaconf import DictConfig, OmegaConf
+from omegaconf.errors import OmegaConfBaseException
 from pydantic import BaseModel, ConfigDict, Field, ValidationError, model_validator
 
 from common.errors import UserError, describe_validation_error
@@ -177,13 +181,33 @@ class TrainedConfig(BaseModel):
     seed: int = Field(default=0, ge=0, lt=2**64)
 
 
+@contextlib.contextmanager
+def hydra_errors() -> Iterator[None]:
+    """Turn what Hydra and OmegaConf raise within into UserError, in this project's words."""
+    try:
+        yield
+    except (HydraException, OmegaConfBaseException) as error:
+        lines = [line.strip() for line in str(error).splitlines() if line.strip()]
+        message = " ".join(lines) or type(error).__name__
+        if isinstance(error, OverrideParseException):
+            quoted = "'{}=\"{}\"'".format(*error.override.partition("=")[::2])
+            message = (
+                f"{error.override!r} can't be read: {lines[0]}; quote a value with special characters, as in {quoted}"
+            )
+        elif lines and lines[0].startswith("Could not override"):
+            key = lines[0].removeprefix("Could not override").strip(" '.\"")
+            message = f"unknown key {key!r} on the command line; `--cfg job` lists the known ones"
+        raise UserError(message) from error
+
+
 def parse_pretrain_config(config: DictConfig | dict[str, Any], origin: str = "the configuration") -> PretrainConfig:
     """Check a composed configuration.
 
     Raises:
         UserError: one line that names the key, what was found and what is expected.
     """
-    values = OmegaConf.to_container(config, resolve=True) if isinstance(config, DictConfig) else config
+    with hydra_errors():
+        values = OmegaConf.to_container(config, resolve=True) if isinstance(config, DictConfig) else config
     try:
         return PretrainConfig.model_validate(values)
     except ValidationError as error:

@@ -15,7 +15,7 @@ from pathlib import Path
 
 from common import errors
 from common.errors import UserError
-from dataset.writer import expand_user
+from common.files import expand_user
 from utils.checkpoints.safetensors_file import write_safetensors
 from utils.checkpoints.stored_tensors import host_tensor
 from utils.checkpoints.weights import find_weights

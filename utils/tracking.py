@@ -12,11 +12,10 @@ import wandb
 from pydantic import ValidationError
 from tqdm import tqdm
 
-from common.errors import UserError, describe_validation_error
+from common.errors import Interrupted, UserError, describe_validation_error
 from utils.config import PretrainConfig
 from utils.evaluation.puzzle_view import draw_puzzle
 from utils.train.history import HISTORY_FILE, History
-from utils.train.interruption import Interrupted
 
 
 class Tracker:

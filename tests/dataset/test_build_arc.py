@@ -15,10 +15,10 @@ from pathlib import Path
 import numpy as np
 import pytest
 
+from common.errors import UserError
 from dataset import build_arc_dataset as arc
 from dataset.arc_tasks import Pair, read_task
 from dataset.puzzle_dataset import PuzzleDataset
-from dataset.writer import DatasetError
 from tests.dataset.conftest import ROOT, assert_one_line_error, folder_bytes, run_script
 from tests.helpers.arc_source import RawTask, make_arc, random_task, write_task
 
@@ -355,7 +355,7 @@ def test_bad_options_and_folders_are_one_line(tmp_path: Path) -> None:
         (["training-only"], {}, "no tasks to test on in .*training-only: expected a sub-folder 'evaluation'"),
         (["arc", "again"], {}, "again/tasks/t1.json: there is a task of that name already, .*arc/training/t1.json"),
     ):
-        with pytest.raises(DatasetError, match=message):
+        with pytest.raises(UserError, match=message):
             build([tmp_path / name for name in dirs], tmp_path / "out", **options)
     result = run_script("python dataset/build_arc_dataset.py --dataset-dirs nowhere", tmp_path)
     assert_one_line_error(result, "nowhere is missing")
@@ -407,7 +407,7 @@ def test_bad_task_is_named(name: str, tmp_path: Path) -> None:
     path = write_task(tmp_path / "arc" / "evaluation", "bad", content if not isinstance(content, bytes) else None)
     if isinstance(content, bytes):
         path.write_bytes(content)
-    with pytest.raises(DatasetError) as caught:
+    with pytest.raises(UserError) as caught:
         build(tmp_path / "arc", tmp_path / "out", num_aug=0)
     for part in [str(path), *parts]:
         assert part in str(caught.value)
@@ -419,7 +419,7 @@ def test_bad_task_is_named(name: str, tmp_path: Path) -> None:
 def test_names_that_mean_something_else_are_refused(name: str, tmp_path: Path) -> None:
     """Scoring would take the task for a copy of another one, or for padding."""
     path = write_task(tmp_path, name, random_task(0))
-    with pytest.raises(DatasetError, match="rename it"):
+    with pytest.raises(UserError, match="rename it"):
         read_task(path, is_evaluation=True)
 
 

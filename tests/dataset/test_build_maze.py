@@ -9,11 +9,11 @@ from pathlib import Path
 import numpy as np
 import pytest
 
+from common.errors import UserError
 from dataset import build_maze_dataset as maze
 from dataset import build_mini_maze_dataset as mini
 from dataset import csv_puzzles, mazes
 from dataset.puzzle_dataset import PuzzleDataset
-from dataset.writer import DatasetError
 from tests.dataset.conftest import assert_one_line_error, folder_bytes, run_script, write_csv
 from tests.helpers.hub import serve_hub
 
@@ -176,7 +176,7 @@ def test_malformed_row_names_file_line_and_finding(name: str, source: Path, tmp_
     question, answer, parts = MALFORMED[name]
     rows = random_rows(3, seed=5)
     write_csv(source / "test.csv", [rows[0], (question, answer, 0), *rows[1:]])
-    with pytest.raises(DatasetError) as caught:
+    with pytest.raises(UserError) as caught:
         build(source, tmp_path / "out")
     for part in [f"{source / 'test.csv'}:3: ", *parts]:
         assert part in str(caught.value)
@@ -187,14 +187,14 @@ def test_malformed_row_names_file_line_and_finding(name: str, source: Path, tmp_
 def test_empty_file_and_bad_options_are_one_line(source: Path, tmp_path: Path) -> None:
     """A typing mistake would end in a traceback or in an empty data set."""
     write_csv(source / "test.csv", [])
-    with pytest.raises(DatasetError, match=r"test\.csv holds no mazes"):
+    with pytest.raises(UserError, match=r"test\.csv holds no mazes"):
         build(source, tmp_path / "out")
     for options, message in (
         ({"subsample_size": 0}, "--subsample-size is 0, expected at least 1"),
         ({"seed": -1}, "--seed is -1, expected at least 0"),
         ({"source_repo": str(tmp_path)}, "train.csv is missing"),
     ):
-        with pytest.raises(DatasetError, match=message):
+        with pytest.raises(UserError, match=message):
             maze.build(maze.MazeOptions(**{"source_repo": str(source), "output_dir": str(tmp_path / "o")} | options))
 
 
@@ -300,6 +300,6 @@ def test_impossible_requests_are_one_line(tmp_path: Path, monkeypatch: pytest.Mo
         ({"min_path": 120}, "only 0 of 11000 different mazes of 12x12 with 120 cells or more"),
         ({"side": 4, "min_path": 8}, r"only \d+ of 11000 different mazes of 4x4 .*: lower --min-path or --num-train"),
     ):
-        with pytest.raises(DatasetError, match=message):
+        with pytest.raises(UserError, match=message):
             generate(tmp_path / "out", **options)
     assert not (tmp_path / "out").exists()

@@ -9,9 +9,9 @@ from pathlib import Path
 import numpy as np
 import pytest
 
+from common.errors import UserError
 from dataset import build_mini_sudoku_dataset as mini
 from dataset.puzzle_dataset import PuzzleDataset
-from dataset.writer import DatasetError
 from tests.dataset.conftest import assert_one_line_error, folder_bytes, run_script
 
 
@@ -176,7 +176,7 @@ def test_impossible_requests_are_one_line(tmp_path: Path, monkeypatch: pytest.Mo
         # No 4x4 with three clues has one solution.
         ({"box_cols": 2, "blanks": 13, "num_train": 5, "num_test": 5}, "only 0 of 5 train puzzles with 13 blanks"),
     ):
-        with pytest.raises(DatasetError, match=message) as caught:
+        with pytest.raises(UserError, match=message) as caught:
             build(tmp_path / "out", **options)
         assert "\n" not in str(caught.value)
     assert not (tmp_path / "out").exists()

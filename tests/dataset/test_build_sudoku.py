@@ -16,12 +16,12 @@ from pathlib import Path
 import numpy as np
 import pytest
 
+from common.errors import UserError
 from dataset import build_sudoku_dataset as sudoku
 from dataset import csv_puzzles
 from dataset import writer as common
 from dataset.puzzle_dataset import PuzzleDataset
 from dataset.symmetries import Symmetries
-from dataset.writer import DatasetError
 from tests.dataset.conftest import (
     ROOT,
     assert_one_line_error,
@@ -226,7 +226,7 @@ def test_malformed_row_names_file_line_and_finding(name: str, source: Path, tmp_
     """A user with a broken file would have to search a million lines for it, or train on garbage."""
     row, parts = MALFORMED[name]
     write_csv(source / "train.csv", [*sudoku_rows(1, seed=5), row, *sudoku_rows(2, seed=6)])  # type: ignore[list-item]
-    with pytest.raises(DatasetError) as caught:
+    with pytest.raises(UserError) as caught:
         build(source, tmp_path / "out", min_difficulty=0)
     for part in [str(source / "train.csv"), *parts]:
         assert part in str(caught.value)
@@ -247,14 +247,14 @@ def test_malformed_row_names_file_line_and_finding(name: str, source: Path, tmp_
 def test_malformed_file_is_named(content: bytes, part: str, source: Path, tmp_path: Path) -> None:
     """An empty or foreign file would end in a traceback, or in an empty data set."""
     (source / "train.csv").write_bytes(content)
-    with pytest.raises(DatasetError, match=part) as caught:
+    with pytest.raises(UserError, match=part) as caught:
         build(source, tmp_path / "out")
     assert str(source / "train.csv") in str(caught.value)
 
 
 def test_no_puzzle_is_hard_enough(source: Path, tmp_path: Path) -> None:
     """The user would get an empty data set instead of being told that the bound is too high."""
-    with pytest.raises(DatasetError, match="no puzzles rated 1000 or more"):
+    with pytest.raises(UserError, match="no puzzles rated 1000 or more"):
         build(source, tmp_path / "out", min_difficulty=1000)
 
 
@@ -318,7 +318,7 @@ def test_bad_options_are_one_line(source: Path, tmp_path: Path) -> None:
 
 @pytest.mark.parametrize("script", ["build_sudoku_dataset", "build_mini_sudoku_dataset"])
 def test_script_and_import_reach_the_same_modules(script: str, monkeypatch: pytest.MonkeyPatch) -> None:
-    """A second copy of dataset.writer would make `except DatasetError` miss, and its folder shadow other modules."""
+    """A second copy of dataset.writer would make `except UserError` miss, and its folder shadow other modules."""
     folder = str(ROOT / "dataset")
     monkeypatch.setattr(sys, "path", [folder, *sys.path])  # as Python does for a script
     namespace = runpy.run_path(f"{folder}/{script}.py", run_name="script")
@@ -369,7 +369,7 @@ def test_kill_in_the_middle_leaves_the_old_data_set_and_no_litter(source: Path, 
         os.kill(process.pid, signal.SIGKILL)
     assert partial.is_dir(), "the kill came too late to test anything"
     assert folder_bytes(out) == before
-    with pytest.raises(DatasetError, match="half-built"):
+    with pytest.raises(UserError, match="half-built"):
         PuzzleDataset(partial, "train", global_batch_size=1)
     build(source, out, num_aug=1)
     assert sorted(path.name for path in tmp_path.iterdir()) == ["out", "source"]
@@ -393,7 +393,7 @@ def test_a_folder_with_other_things_is_never_replaced(stray: str, source: Path, 
     (out / stray).parent.mkdir(exist_ok=True)
     (out / stray).write_text("mine")
     before = folder_bytes(out)
-    with pytest.raises(DatasetError, match="not empty and not only a data set"):
+    with pytest.raises(UserError, match="not empty and not only a data set"):
         build(source, out)
     assert folder_bytes(out) == before
 

@@ -15,9 +15,9 @@ import pytest
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
+from common.errors import UserError
 from dataset.dataset_files import read_rows
 from dataset.puzzle_dataset import Batch, PuzzleDataset
-from dataset.writer import DatasetError
 from tests.dataset.conftest import example_numbers, write_split
 
 ARC_LIKE = [[3, 2], [4], [1, 5, 2], [2], [6, 1], [3]]
@@ -90,7 +90,7 @@ def test_training_order_is_the_documented_one(
     data = PuzzleDataset(path, "train", global_batch_size=size, seed=seed)
     try:
         batches = list(data.train_batches(iteration, epochs=epochs))
-    except DatasetError:
+    except UserError:
         assert epochs * sum(min(sizes) for sizes in groups) < size
         return
     names = [batch.set_name for batch in batches]
@@ -388,7 +388,7 @@ def test_broken_file_is_refused_by_name(name: str, tmp_path: Path) -> None:
     PuzzleDataset(path, "train", global_batch_size=4)
     damage, parts = BROKEN[name]
     damage(folder)
-    with pytest.raises(DatasetError) as caught:
+    with pytest.raises(UserError) as caught:
         PuzzleDataset(path, "train", global_batch_size=4)
     command = f"dataset/build_sudoku_dataset.py --output-dir {path} --subsample-size 1000 --num-aug 1000"
     for part in [str(folder), *parts, command]:
@@ -405,7 +405,7 @@ def test_pickles_are_never_run(tmp_path: Path) -> None:
             return (Path.touch, (tmp_path / "ran",))
 
     (folder / "all__inputs.npy").write_bytes(pickle.dumps(Touch()))
-    with pytest.raises(DatasetError):
+    with pytest.raises(UserError):
         PuzzleDataset(tmp_path, "train", global_batch_size=4)
     assert not (tmp_path / "ran").exists()
 
@@ -425,12 +425,12 @@ def test_pickles_are_never_run(tmp_path: Path) -> None:
 def test_missing_data_set_tells_the_command(name: str, command: str, tmp_path: Path) -> None:
     """Who starts training before building would not know what to do."""
     path = tmp_path / name
-    with pytest.raises(DatasetError) as caught:
+    with pytest.raises(UserError) as caught:
         PuzzleDataset(path, "train", global_batch_size=4)
     assert "no such folder" in str(caught.value)
     assert command.format(path=path) in str(caught.value)
     write_split(path / "train", [[1]])
-    with pytest.raises(DatasetError, match="no split 'test'"):
+    with pytest.raises(UserError, match="no split 'test'"):
         PuzzleDataset(path, "test", global_batch_size=4)
 
 
@@ -439,7 +439,7 @@ def test_a_training_set_below_one_batch_is_an_error(tmp_path: Path) -> None:
     write_split(tmp_path / "train", [[1]] * 10)
     data = PuzzleDataset(tmp_path, "train", global_batch_size=32)
     for start in (0, 1):
-        with pytest.raises(DatasetError, match="3 epochs of 10 groups don't fill one batch of 32 examples"):
+        with pytest.raises(UserError, match="3 epochs of 10 groups don't fill one batch of 32 examples"):
             data.train_batches(0, epochs=3, start_batch=start)
     assert len(list(data.train_batches(0, epochs=4))) == 1
     assert [batch.num_examples for batch in data.eval_batches()] == [10]
@@ -454,7 +454,7 @@ def test_bad_arguments_are_named(tmp_path: Path) -> None:
         ({"global_batch_size": 4, "rank": 2, "num_ranks": 2}, "rank is 2 of 2"),
         ({"global_batch_size": 4, "seed": -1}, "seed is -1"),
     ):
-        with pytest.raises(DatasetError, match=message):
+        with pytest.raises(UserError, match=message):
             PuzzleDataset(tmp_path, "train", **options)
 
 

@@ -11,11 +11,11 @@ import numpy as np
 import pytest
 import wandb
 
+from common.errors import Interrupted
 from tests.helpers.configs import pretrain_config
 from utils.config import with_names
 from utils.tracking import Tracker
 from utils.train.history import History
-from utils.train.interruption import Interrupted
 
 
 class FakeRun:

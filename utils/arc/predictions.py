@@ -13,9 +13,9 @@ from pathlib import Path
 import numpy as np
 
 from common.errors import UserError
+from common.files import expand_user
 from dataset.arc_grids import FIRST_COLOUR, SEQ_LEN, SIDE, grid_shapes
 from dataset.symmetries import inverse_dihedral, relabel
-from dataset.writer import expand_user
 
 KEYS = ("inputs", "puzzle_identifiers", "preds", "q_halt_logits")  # what evaluate.py must have saved
 PIECE_ROWS = 1 << 14  # rows worked on at once: bounds memory, 15 MB for each array of tokens
@@ -72,7 +72,7 @@ def find_folders(patterns: Sequence[str]) -> list[Path]:
 
     Raises:
         UserError: if one of them names no folder.
-        DatasetError: if one begins with `~` and a user who is not known.
+        UserError: if one begins with `~` and a user who is not known.
     """
     folders: dict[Path, Path] = {}
     for pattern in patterns:

@@ -230,7 +230,7 @@ def read_evaluation_tasks(path: Path) -> dict[str, Task]:
 
     Raises:
         UserError: if it is missing or no such file.
-        DatasetError: if a task in it is none; task and pair are named.
+        UserError: if a task in it is none; task and pair are named.
     """
     tasks = _read_json(path)
     if not isinstance(tasks, dict) or not tasks:

@@ -12,7 +12,7 @@ import mlx.core as mx
 from mlx.utils import tree_flatten
 
 from common.errors import UserError
-from dataset.writer import expand_user
+from common.files import expand_user
 from models.losses import ACTLossHead
 from utils.checkpoints.hub import fetch_checkpoint, is_hub_id
 from utils.checkpoints.record import (
@@ -73,7 +73,7 @@ def find_weights(checkpoint: str) -> WeightsSource:
 
     Raises:
         UserError: if there is nothing of the kind, or it is damaged.
-        DatasetError: if it begins with `~` and a user who is not known.
+        UserError: if it begins with `~` and a user who is not known.
     """
     path = expand_user(checkpoint)
     if path.is_dir():

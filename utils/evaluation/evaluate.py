@@ -12,6 +12,7 @@ import mlx.core as mx
 import numpy as np
 from tqdm import tqdm
 
+from common.errors import Interrupted
 from dataset.puzzle_dataset import Batch, PuzzleDataset, prefetch
 from models.hrm.hrm_act_v1 import Carry
 from models.losses import ACTLossHead
@@ -19,7 +20,6 @@ from utils.evaluation.predictions import PredictionWriter, to_numpy
 from utils.evaluation.q_halting import finished_batches
 from utils.evaluation.validity import answer_checks
 from utils.ranks.ranks import Ranks
-from utils.train.interruption import Interrupted
 from utils.train.state import Metrics, to_device
 
 METRICS = ("accuracy", "exact_accuracy", "q_halt_accuracy", "steps", "lm_loss", "q_halt_loss")

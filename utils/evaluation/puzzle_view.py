@@ -11,7 +11,7 @@ import math
 import numpy as np
 from PIL import Image, ImageDraw, ImageFont
 
-from models.common import IGNORE_LABEL_ID
+from common import IGNORE_LABEL_ID
 
 _CELL, _MARGIN = 28, 8  # pixels
 _PAPER, _INK, _LINE, _WRONG, _ANSWER = "#ffffff", "#1a1a1a", "#b8b8b8", "#d62728", "#1f6fb4"

@@ -11,7 +11,7 @@ from collections.abc import Callable
 import numpy as np
 
 from common.errors import UserError
-from dataset.writer import PuzzleDatasetMetadata
+from dataset.metadata import PuzzleDatasetMetadata
 
 SUDOKU_BLANK = 1  # tokens: digit d is d + 1
 WALL, OPEN, START, GOAL, PATH = 1, 2, 3, 4, 5  # tokens of "# SGo"

@@ -18,9 +18,8 @@ import mlx.core as mx
 import numpy as np
 from mlx.utils import tree_flatten, tree_map, tree_unflatten
 
-from common.errors import UserError, explain
+from common.errors import Interrupted, UserError, explain
 from utils.ranks.watch import RankWatch, host_and_process, open_watch
-from utils.train.interruption import Interrupted
 
 T = TypeVar("T")
 

@@ -10,20 +10,10 @@ import threading
 from collections.abc import Callable
 from types import TracebackType
 
+from common.errors import Interrupted
+
 _MANY = 4096.0  # more than there are ranks
 _ANNOUNCEMENT = "finishing this step and saving a checkpoint; once more leaves at once"
-
-
-class Interrupted(Exception):
-    """The user or the system asked the run to end.
-
-    `exit_status`: 128 + `signal_number`, as shells report it.
-    """
-
-    def __init__(self, signal_number: int):
-        self.signal_number = signal_number
-        self.exit_status = 128 + signal_number
-        super().__init__(f"ended by {signal.Signals(signal_number).name}")
 
 
 class Interruption:

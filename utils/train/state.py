@@ -10,8 +10,8 @@ from mlx.utils import tree_flatten, tree_map, tree_unflatten
 from pydantic import ValidationError
 
 from common.errors import UserError, describe_validation_error
+from dataset.metadata import PuzzleDatasetMetadata
 from dataset.puzzle_dataset import Batch
-from dataset.writer import PuzzleDatasetMetadata
 from models.common import on_gpu
 from models.hrm.hrm_act_v1 import Carry
 from models.losses import ACTLossHead

@@ -17,7 +17,6 @@ from common.errors import UserError
 from dataset.arc_grids import VOCAB_SIZE, parse_augmentation_name, restore_grid
 from dataset.build_arc_dataset import ArcOptions, build
 from dataset.puzzle_dataset import PuzzleDataset
-from dataset.writer import DatasetError
 from tests.helpers.arc_data import (
     RIGHT,
     WORSE,
@@ -369,7 +368,7 @@ def test_what_is_no_arc_data_set_is_refused(tmp_path: Path, name: str, content: 
     path.unlink()
     if content is not None:
         path.write_bytes(content.encode("latin-1"))
-    with pytest.raises((UserError, DatasetError)) as error:
+    with pytest.raises((UserError, UserError)) as error:
         score_predictions([folder], files.data)
     assert complaint in str(error.value)
     assert "\n" not in str(error.value)

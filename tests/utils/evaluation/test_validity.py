@@ -14,8 +14,9 @@ import numpy as np
 import pytest
 
 from common.errors import UserError
+from dataset.metadata import PuzzleDatasetMetadata
 from dataset.puzzle_dataset import PuzzleDataset
-from dataset.writer import DatasetWriter, PuzzleDatasetMetadata
+from dataset.writer import DatasetWriter
 from tests.helpers.configs import pretrain_config, train_state
 from utils.evaluation.evaluate import Evaluator, evaluate, metric_names
 from utils.evaluation.validity import answer_checks, distances, optimal_path, valid_path, valid_sudoku

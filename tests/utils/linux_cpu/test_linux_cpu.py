@@ -152,7 +152,7 @@ def test_system_library_comes_first(tmp_path):
 def test_without_openblas_one_line_and_it_works():
     """A bare machine would either fail or be slow without anybody knowing what to do."""
     work = "import utils.linux_cpu, mlx.core as mx; "
-        "print(utils.linux_cpu.blas_name, (mx.ones((1, 2)) @ mx.ones((2, 1))).item())"
+    work += "print(utils.linux_cpu.blas_name, (mx.ones((1, 2)) @ mx.ones((2, 1))).item())"
     code = HIDE_OPENBLAS + work
     out, err = run(code)
     assert out == "built in 2.0"

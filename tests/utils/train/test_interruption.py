@@ -11,8 +11,9 @@ import time
 
 import pytest
 
+from common.errors import Interrupted
 from tests.helpers.tiny_data import ROOT
-from utils.train.interruption import Interrupted, Interruption
+from utils.train.interruption import Interruption
 
 # One call into C that takes minutes: Python calls no signal handler before it returns.
 BUSY = """

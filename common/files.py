@@ -1,0 +1,83 @@
+"""Paths that users type, and files and folders that appear whole or not at all."""
+
+from __future__ import annotations
+
+import contextlib
+import os
+import shutil
+from collections.abc import Iterator
+from pathlib import Path
+
+from common.errors import UserError
+
+# Suffixes of the hidden neighbours of a path: what is being written, and what makes room for it
+PARTIAL, REPLACED = ".partial", ".replaced"
+
+
+def expand_user(path: str | Path) -> Path:
+    """Replace a leading `~` or `~user` by that home.
+
+    Raises:
+        UserError: if there is no such user.
+    """
+    try:
+        return Path(path).expanduser()
+    except RuntimeError:  # not an OSError
+        raise UserError(
+            f"{path} can't be expanded: {Path(path).parts[0]} is no known home; give the whole path, or ./{path} if "
+            "the name begins like this"
+        ) from None
+
+
+@contextlib.contextmanager
+def replacing(path: Path) -> Iterator[Path]:
+    """Write a file or folder beside its place, and rename it into it when it is whole.
+
+    Yields `.<name>.partial`, where nothing is yet. When the block ends well, what was written there takes the place of
+    `path`; otherwise it is removed, and `path` stays as it was.
+    """
+    partial = path.with_name(f".{path.name}{PARTIAL}")
+    remove(partial)
+    try:
+        yield partial
+        move_into_place(partial, path)
+    finally:
+        remove(partial)
+
+
+def move_into_place(partial: Path, path: Path) -> None:
+    """Rename `partial` to `path`, in place of what is there, and bring the new name to the disk.
+
+    A folder can't be swapped in one step everywhere: for a moment the old one is called `.<name>.replaced`.
+    """
+    if path.is_dir():
+        replaced = path.with_name(f".{path.name}{REPLACED}")
+        remove(replaced)
+        path.rename(replaced)
+        try:
+            partial.rename(path)
+        except OSError:
+            replaced.rename(path)
+            raise
+        remove(replaced)
+    else:
+        partial.replace(path)
+    sync_folder(path.parent)
+
+
+def remove(path: Path) -> None:
+    """Remove a file or folder if it is there, as far as that can be done."""
+    if path.is_dir() and not path.is_symlink():
+        shutil.rmtree(path, ignore_errors=True)
+    else:
+        with contextlib.suppress(OSError):
+            path.unlink(missing_ok=True)
+
+
+def sync_folder(folder: Path) -> None:
+    """Bring the names in a folder to the disk, so that they survive a loss of power."""
+    descriptor = os.open(folder, os.O_RDONLY)
+    try:
+        os.fsync(descriptor)
+    finally:
+        os.close(descriptor)
