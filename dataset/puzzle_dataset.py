@@ -52,6 +52,19 @@ class Batch:
     puzzle_identifiers: np.ndarray
     num_examples: int
 
+    @property
+    def arrays(self):
+        return {n: getattr(self, n) for n in ("inputs", "labels", "puzzle_identifiers")}
+
+
+def padding_arrays(metadata: PuzzleDatasetMetadata, rows: int) -> dict[str, np.ndarray]:
+    """SHIM"""
+    return {
+        "inputs": np.zeros((rows, metadata.seq_len), np.int32),
+        "labels": np.full((rows, metadata.seq_len), -100, np.int32),
+        "puzzle_identifiers": np.zeros(rows, np.int32),
+    }
+
 
 class PuzzleDataset:
     """One split (`train` or `test`) of a data set folder.

@@ -1,4 +1,4 @@
-"""The layers of an HRM block: bias-free linear maps, rotary attention, SwiGLU, and the post-norm block of the two.
+"""The layers of a model: bias-free linear maps, rotary attention, SwiGLU, and the post-norm block of the two.
 
 Parameters are kept in float32 and cast to the dtype of the activations where they are used. Shapes in comments:
 b batch, t tokens, d hidden size, h heads.
@@ -13,7 +13,7 @@ import mlx.core as mx
 import mlx.nn as nn
 
 from models.common import truncated_normal
-from models.kernels.cpu import attention, linear, rms_norm, swiglu
+from models.kernels import attention, linear, rms_norm, swiglu
 
 SWIGLU_MULTIPLE = 256  # the inner width is rounded up to a multiple of this
 
@@ -72,16 +72,10 @@ class Attention(nn.Module):
         self._num_heads = num_heads
         self._rope_theta = rope_theta  # None: positions are not rotated
 
-    def __call__(self, x: mx.array, *, first: int | None = None) -> mx.array:
-        """Map `[b, t, d]` to `[b, t, d]`, or to `[b, first, d]` if only the first tokens of that are wanted."""
+    def __call__(self, x: mx.array) -> mx.array:
+        """Map `[b, t, d]` to `[b, t, d]`."""
         b, t, d = x.shape
-        if first is None:
-            qkv = self._heads(self.qkv_proj(x))  # (b 3h t head_dim)
-            q, k, v = mx.split(qkv, 3, axis=1)
-        else:
-            weight, t = self.qkv_proj.weight.astype(x.dtype), first
-            q = self._heads(linear(x[:, :first], weight[:d]))
-            k, v = mx.split(self._heads(linear(x, weight[d:])), 2, axis=1)
+        q, k, v = mx.split(self._heads(self.qkv_proj(x)), 3, axis=1)  # (b h t head_dim)
         if self._rope_theta is not None:
             q, k = (
                 mx.fast.rope(a, d // self._num_heads, traditional=False, base=self._rope_theta, scale=1.0, offset=0)
@@ -91,7 +85,7 @@ class Attention(nn.Module):
         return self.o_proj(out.transpose(0, 2, 1, 3).reshape(b, t, d))
 
     def _heads(self, x: mx.array) -> mx.array:
-        """`[b, t, n · d]` as `[b, n · h, t, head_dim]`."""
+        """Arrange `[b, t, n · d]` as `[b, n · h, t, head_dim]`."""
         b, t, width = x.shape
         head_dim = self.o_proj.weight.shape[0] // self._num_heads
         return x.reshape(b, t, width // head_dim, head_dim).transpose(0, 2, 1, 3)
@@ -117,24 +111,21 @@ class SwiGLU(nn.Module):
 
 
 class Block(nn.Module):
-    """One post-norm transformer block: x = norm(x + attention(x)), then x = norm(x + mlp(x))."""
+    """One post-norm transformer block: x = norm(x + mixer(x)), then x = norm(x + mlp(x)).
 
-    def __init__(
-        self,
-        hidden_size: int,
-        num_heads: int,
-        expansion: float,
-        keys: Iterator[mx.array],
-        *,
-        rope_theta: float | None,
-        rms_norm_eps: float,
-    ):
+    Args:
+        mixer: mixes tokens, `[b, t, d]` to `[b, t, d]`, such as `Attention`.
+        mlp: works on each token alone, such as `SwiGLU`.
+        rms_norm_eps: added to the mean square.
+    """
+
+    def __init__(self, mixer: nn.Module, mlp: nn.Module, rms_norm_eps: float):
         super().__init__()
-        self.self_attn = Attention(hidden_size, num_heads, keys, rope_theta=rope_theta)
-        self.mlp = SwiGLU(hidden_size, expansion, keys)
+        self.self_attn = mixer  # called as in the PyTorch code, whatever takes the place of attention
+        self.mlp = mlp
         self._eps = rms_norm_eps
 
-    def __call__(self, x: mx.array, *, first: int | None = None) -> mx.array:
-        """Map `[b, t, d]` to `[b, t, d]`, or to `[b, first, d]` if only the first tokens of that are wanted."""
-        x = rms_norm(x[:, :first] + self.self_attn(x, first=first), self._eps)
+    def __call__(self, x: mx.array) -> mx.array:
+        """Map `[b, t, d]` to `[b, t, d]`."""
+        x = rms_norm(x + self.self_attn(x), self._eps)
         return rms_norm(x + self.mlp(x), self._eps)

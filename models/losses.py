@@ -1,21 +1,27 @@
-"""The losses of HRM: stablemax or softmax cross entropy on the tokens, binary cross entropy on the two Q values, and
-the metrics that go with them. Shapes in comments: b batch, s tokens of the puzzle, v vocabulary."""
+"""The losses of HRM: cross entropy of the tokens, binary cross entropy of the Q values; and the metrics beside them.
+
+A new token loss is a function like `stablemax_cross_entropy` in its own file: `arch.loss.loss_type=file@function`.
+A new loss head is a subclass of `ACTLossHead`: `arch.loss.name=file@Class`. Further keys of `arch.loss` reach the
+head's constructor, and those that it does not know the token loss.
+Shapes in comments: b batch, s tokens of the puzzle, v vocabulary.
+"""
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from typing import Any
 
 import mlx.core as mx
 import mlx.nn as nn
 
 from common import IGNORE_LABEL_ID
-from models.hrm.hrm_act_v1 import Carry, HierarchicalReasoningModel_ACTV1
+from models.act import ACTModel, Carry, Outputs
+from models.loading import checked_options, load
 
 Q_LOSS_WEIGHT = 0.5
 
 
 def log_stablemax(logits: mx.array) -> mx.array:
-    """Log-probabilities log(s(x) / Σ s(x)) with s(x) = x + 1 for x ≥ 0 and 1 / (1 - x) for x < 0.
+    """Compute log-probabilities log(s(x) / Σ s(x)) with s(x) = x + 1 for x ≥ 0 and 1 / (1 - x) for x < 0.
 
     The published code computes this in float64, which GPUs under MLX lack. Here log s is ±log1p(|x|), accurate
     to float32 rounding, and Σ s is a sum of positive numbers, which loses nothing to cancellation.
@@ -28,25 +34,23 @@ def log_stablemax(logits: mx.array) -> mx.array:
     """
     x = logits.astype(mx.float32)
     positive = x >= 0
-    above, below = (
-        mx.where(positive, x, 0),
-        mx.where(positive, 0, x),
-    )  # keeps the branch not taken, and its gradient, finite
+    # Keeps the branch not taken, and its gradient, finite.
+    above, below = mx.where(positive, x, 0), mx.where(positive, 0, x)
     s = mx.where(positive, 1 + above, 1 / (1 - below))
     log_s = mx.where(positive, mx.log1p(above), -mx.log1p(-below))
     return log_s - mx.log(mx.sum(s, axis=-1, keepdims=True))
 
 
 def log_softmax(logits: mx.array) -> mx.array:
-    """Log-probabilities under softmax, float32 `[..., v]`."""
+    """Compute log-probabilities under softmax, float32 `[..., v]`."""
     x = logits.astype(mx.float32)
-    x = x - mx.stop_gradient(
-        mx.max(x, axis=-1, keepdims=True)
-    )  # before the sum, so that no digits are lost to large logits
+    # Before the sum, so that no digits are lost to large logits.
+    x = x - mx.stop_gradient(mx.max(x, axis=-1, keepdims=True))
     return x - mx.log(mx.sum(mx.exp(x), axis=-1, keepdims=True))
 
 
-def _cross_entropy(log_probs: mx.array, labels: mx.array) -> mx.array:
+def cross_entropy(log_probs: mx.array, labels: mx.array) -> mx.array:
+    """Pick -log p of each label, float32 `[...]`, 0 where it is -100, from `[..., v]` and int32 `[...]`."""
     labelled = labels != IGNORE_LABEL_ID
     index = mx.where(labelled, labels, 0)
     picked = mx.take_along_axis(log_probs, index[..., None], axis=-1)[..., 0]
@@ -54,7 +58,7 @@ def _cross_entropy(log_probs: mx.array, labels: mx.array) -> mx.array:
 
 
 def stablemax_cross_entropy(logits: mx.array, labels: mx.array) -> mx.array:
-    """Cross entropy of each token under stablemax; 0 where the label is -100.
+    """Compute the cross entropy of each token under stablemax; 0 where the label is -100.
 
     Args:
         logits: `[..., v]`, any float dtype.
@@ -63,37 +67,34 @@ def stablemax_cross_entropy(logits: mx.array, labels: mx.array) -> mx.array:
     Returns:
         float32 `[...]`.
     """
-    return _cross_entropy(log_stablemax(logits), labels)
+    return cross_entropy(log_stablemax(logits), labels)
 
 
 def softmax_cross_entropy(logits: mx.array, labels: mx.array) -> mx.array:
-    """Cross entropy of each token under softmax; 0 where the label is -100. Shapes as `stablemax_cross_entropy`."""
-    return _cross_entropy(log_softmax(logits), labels)
-
-
-TOKEN_LOSSES: dict[str, Callable[[mx.array, mx.array], mx.array]] = {
-    "stablemax_cross_entropy": stablemax_cross_entropy,
-    "softmax_cross_entropy": softmax_cross_entropy,
-}
+    """Compute the cross entropy of each token under softmax. Shapes as in `stablemax_cross_entropy`."""
+    return cross_entropy(log_softmax(logits), labels)
 
 
 class ACTLossHead(nn.Module):
-    """The model together with its loss and metrics.
+    """A model together with its loss and metrics.
+
+    Metrics are named by `row_metrics` and nowhere else: they are logged as `train/<name>` and `eval/<name>`, and
+    `stop_when` takes them.
 
     Args:
-        model: the ACT model; its parameters appear below the name `model`.
-        loss_type: `stablemax_cross_entropy` or `softmax_cross_entropy`.
+        model: the model; its parameters appear below the name `model`.
+        loss_type: the token loss, the name of a function in this file or `module@function` below `models`.
+        options: keyword arguments of the token loss.
 
     Raises:
-        ValueError: if `loss_type` is neither.
+        UserError: if there is no such token loss, or it takes no such options.
     """
 
-    def __init__(self, model: HierarchicalReasoningModel_ACTV1, loss_type: str):
+    def __init__(self, model: ACTModel, loss_type: str, **options: Any):
         super().__init__()
-        if loss_type not in TOKEN_LOSSES:
-            raise ValueError(f"arch.loss.loss_type is {loss_type!r}; it must be one of {', '.join(TOKEN_LOSSES)}")
         self.model = model
-        self._token_loss = TOKEN_LOSSES[loss_type]
+        self._token_loss = load(loss_type if "@" in loss_type else f"losses@{loss_type}", "arch.loss.loss_type")
+        self._options = checked_options(self._token_loss, options, "arch.loss", given=2)
 
     def __call__(
         self,
@@ -101,43 +102,41 @@ class ACTLossHead(nn.Module):
         puzzle_rows: mx.array | None,
         *,
         training: bool,
-        key: mx.array | None = None,
-        rank: int = 0,
-        num_ranks: int = 1,
-    ) -> tuple[mx.array, Carry, dict[str, mx.array], dict[str, mx.array]]:
-        """One outer step and its loss.
+        min_steps: mx.array | None = None,
+    ) -> tuple[mx.array, Carry, dict[str, mx.array], Outputs]:
+        """Take one outer step and compute its loss.
 
         Args:
             carry: what `model.begin_step` returned.
             puzzle_rows: float32 `[b, puzzle_emb_ndim]`, the puzzle embeddings of the carry's data, or None.
             training: whether rows may halt early and the Q-continue target is computed.
-            key: random key of the exploration; needed when training.
-            rank, num_ranks: which slice of a global batch the rows are.
+            min_steps: int32 `[b]`, how many steps a row takes at least.
 
         Returns:
-            `(loss, carry, metrics, outputs)`: the loss summed over rows, float32 scalar; the new carry; metric sums
-            over halted rows with at least one label (float32 scalars); the outputs of the model.
+            `(loss, carry, metrics, outputs)`: the loss summed over rows, float32 scalar; the new carry; the sums of
+            `row_metrics`, float32 scalars, losses over all rows and the others over those that have halted; the
+            outputs of the model.
         """
-        carry, outputs = self.model(carry, puzzle_rows, training=training, key=key, rank=rank, num_ranks=num_ranks)
-        loss, metrics = self.loss(carry, outputs)
-        return loss, carry, metrics, outputs
-
-    def loss(self, carry: Carry, outputs: dict[str, mx.array]) -> tuple[mx.array, dict[str, mx.array]]:
-        """Loss and metrics of what the model made of a carry; shapes as `__call__`."""
-        rows = self.row_metrics(carry, outputs)
+        carry, outputs = self.model(carry, puzzle_rows, training=training, min_steps=min_steps)
         metrics = {
             name: (value if name.endswith("loss") else mx.where(carry["halted"], value, 0)).sum()
-            for name, value in rows.items()
+            for name, value in self.row_metrics(carry, outputs).items()
         }
-        q_loss = metrics["q_halt_loss"]
-        if "target_q_continue" in outputs:
-            q_continue, target = outputs["q_continue_logits"], outputs["target_q_continue"]
-            metrics["q_continue_loss"] = nn.losses.binary_cross_entropy(q_continue, target, reduction="sum")
-            q_loss = q_loss + metrics["q_continue_loss"]
-        return metrics["lm_loss"] + Q_LOSS_WEIGHT * q_loss, metrics
+        return self.loss(metrics), carry, metrics, outputs
 
-    def row_metrics(self, carry: Carry, outputs: dict[str, mx.array]) -> dict[str, mx.array]:
-        """What each row adds to the metrics, float32 `[b]`; nothing but the losses where a row has no label."""
+    def loss(self, metrics: dict[str, mx.array]) -> mx.array:
+        """Combine the sums of `row_metrics` to the loss, which is divided by global_batch_size and differentiated."""
+        q_loss = metrics["q_halt_loss"]
+        if "q_continue_loss" in metrics:
+            q_loss = q_loss + metrics["q_continue_loss"]
+        return metrics["lm_loss"] + Q_LOSS_WEIGHT * q_loss
+
+    def row_metrics(self, carry: Carry, outputs: Outputs) -> dict[str, mx.array]:
+        """Compute what each row adds to the metrics, float32 `[b]`.
+
+        Names that end in `loss` are means over the examples of a batch. All others are means over the rows that have
+        halted, of which `count` is the number; they are 0 where a row has no label.
+        """
         labels = carry["current_data"]["labels"]  # (b s)
         labelled = labels != IGNORE_LABEL_ID
         label_count = labelled.sum(axis=-1)  # (b)
@@ -154,7 +153,15 @@ class ACTLossHead(nn.Module):
             "q_halt_accuracy": (q_halt >= 0) == row_correct,
             "steps": carry["steps"],
         }
-        return {name: mx.where(label_count > 0, value, 0).astype(mx.float32) for name, value in counted.items()} | {
-            "lm_loss": self._token_loss(outputs["logits"], labels).sum(axis=-1) / divisor,
-            "q_halt_loss": nn.losses.binary_cross_entropy(q_halt, row_correct.astype(q_halt.dtype), reduction="none"),
-        }
+        rows = {name: mx.where(label_count > 0, value, 0).astype(mx.float32) for name, value in counted.items()}
+        token_losses = self._token_loss(outputs["logits"], labels, **self._options)  # (b s)
+        rows["lm_loss"] = token_losses.sum(axis=-1) / divisor
+        rows["q_halt_loss"] = _binary_cross_entropy(q_halt, row_correct)
+        if "target_q_continue" in outputs:
+            target = outputs["target_q_continue"]
+            rows["q_continue_loss"] = _binary_cross_entropy(outputs["q_continue_logits"], target)
+        return rows
+
+
+def _binary_cross_entropy(logits: mx.array, targets: mx.array) -> mx.array:
+    return nn.losses.binary_cross_entropy(logits, targets.astype(logits.dtype), reduction="none")

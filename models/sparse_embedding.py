@@ -19,14 +19,14 @@ class SparseEmbedding(nn.Module):
         self.freeze(keys=["weights"], recurse=False)
 
     def __call__(self, identifiers: mx.array) -> mx.array:
-        """Rows float32 `[b, dims]` of int32 identifiers `[b]`, cut off from differentiation."""
+        """Look up rows float32 `[b, dims]` of int32 identifiers `[b]`, cut off from differentiation."""
         return mx.stop_gradient(self.weights[identifiers])
 
 
 def sign_sgd_rows(
-    weights: mx.array, identifiers: mx.array, rows: mx.array, row_gradients: mx.array, lr: mx.array, weight_decay: float
+    weights: mx.array, identifiers: mx.array, row_gradients: mx.array, lr: mx.array, weight_decay: float
 ) -> None:
-    """SignSGD with decoupled weight decay, in place, on the rows that a batch used (the sparse optimiser of HRM).
+    """Update in place the rows that a batch used: SignSGD with decoupled weight decay, HRM's sparse optimiser.
 
     The gradients of equal identifiers are summed, then each distinct row becomes
     row · (1 - lr · weight_decay) - lr · sign(sum), once.
@@ -34,8 +34,7 @@ def sign_sgd_rows(
     Args:
         weights: the table, float32 `[n, dims]`.
         identifiers: int32 `[b]`, repetitions allowed.
-        rows: `weights[identifiers]`, float32 `[b, dims]`.
-        row_gradients: float32 `[b, dims]`, the gradient of the loss with respect to `rows`.
+        row_gradients: float32 `[b, dims]`, the gradient of the loss with respect to `weights[identifiers]`.
         lr: learning rate, a float32 scalar.
         weight_decay: decoupled weight decay, relative to `lr`.
     """
@@ -43,5 +42,5 @@ def sign_sgd_rows(
     # same bits and it does not matter which of the equal rows is written last.
     first = mx.argmax(identifiers[:, None] == identifiers[None, :], axis=1)  # (b)
     summed = mx.zeros_like(row_gradients).at[first].add(row_gradients)[first]  # (b dims)
-    updated = rows * (1.0 - lr * weight_decay) - lr * mx.sign(summed)
+    updated = weights[identifiers] * (1.0 - lr * weight_decay) - lr * mx.sign(summed)
     weights[identifiers] = updated

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import contextlib
-import importlib
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Any, Literal
@@ -16,6 +15,7 @@ from omegaconf.errors import OmegaConfBaseException
 from pydantic import BaseModel, ConfigDict, Field, ValidationError, model_validator
 
 from common.errors import UserError, describe_validation_error
+from common.files import replacing
 from utils.ranks.watch import DEFAULT_TIMEOUT
 
 CONFIG_FILE = "all_config.yaml"  # beside the step folders of a run; the same name as in the PyTorch code
@@ -49,26 +49,22 @@ def check_film(eval_halt: str, save_outputs: list[PredictionKey], key: str) -> N
         )
 
 
-class LossConfig(BaseModel):
-    """The loss head: `name` is `module@Class` below `models`."""
-
-    model_config = ConfigDict(extra="forbid")
-
-    name: str = Field(max_length=200)  # an import of thousands of packages within one another exhausts the stack
-    loss_type: Literal["stablemax_cross_entropy", "softmax_cross_entropy"]
-
-
-class ArchConfig(BaseModel):
-    """The architecture: `name` is `module@Class` below `models`; the other keys are checked by that class's config."""
+class NamedConfig(BaseModel):
+    """Something that a configuration names: `name`, and options that are checked by what bears that name."""
 
     model_config = ConfigDict(extra="allow")
 
-    name: str = Field(max_length=200)
-    loss: LossConfig
+    name: str = Field(max_length=200)  # an import of thousands of packages within one another exhausts the stack
 
-    def model_fields_only(self) -> dict[str, Any]:
-        """The keys meant for the model's own config. Unset ones (null) are left out."""
+    def options(self) -> dict[str, Any]:
+        """Return the keys beside `name`. Unset ones (null) are left out."""
         return {key: value for key, value in (self.__pydantic_extra__ or {}).items() if value is not None}
+
+
+class ArchConfig(NamedConfig):
+    """The architecture and its loss head: each `name` is `module@Class` below `models`."""
+
+    loss: NamedConfig
 
 
 class StopWhen(BaseModel):
@@ -128,6 +124,7 @@ class PretrainConfig(BaseModel):
     beta1: float = Field(ge=0, lt=1)
     beta2: float = Field(ge=0, lt=1)
     weight_decay: float = Field(ge=0)
+    optimizer: NamedConfig = NamedConfig(name="optimizers@AdamATan2")
     puzzle_emb_lr: float = Field(ge=0)
     puzzle_emb_weight_decay: float = Field(ge=0)
 
@@ -285,28 +282,5 @@ def read_trained_config(folder: Path) -> TrainedConfig:
 def write_saved_config(config: PretrainConfig, folder: Path) -> None:
     """Write `all_config.yaml`; `read_saved_config` gives back an equal configuration."""
     text = yaml.safe_dump(config.model_dump(), sort_keys=True, allow_unicode=True)
-    temporary = folder / f".{CONFIG_FILE}.partial"
-    temporary.write_text(text, encoding="utf-8")
-    temporary.replace(folder / CONFIG_FILE)
-
-
-def load_model_class(identifier: str) -> type:
-    """The class that `module@Class` names below the package `models`, such as `losses@ACTLossHead`.
-
-    Raises:
-        UserError: if it is not of that form, or there is no such module or class. No module from elsewhere is imported.
-    """
-    module_path, separator, class_name = identifier.partition("@")
-    parts = [*module_path.split("."), class_name]
-    expected = "expected module@Class below models, such as hrm.hrm_act_v1@HierarchicalReasoningModel_ACTV1"
-    if not separator or not all(part.isidentifier() and not part.startswith("_") for part in parts):
-        raise UserError(f"architecture name {identifier!r}: {expected}")
-    module_name = f"models.{module_path}"
-    try:
-        module = importlib.import_module(module_name)
-    except ModuleNotFoundError as error:
-        raise UserError(f"architecture name {identifier!r}: there is no module {module_name}; {expected}") from error
-    found = getattr(module, class_name, None)
-    if not isinstance(found, type) or not found.__module__.startswith("models."):
-        raise UserError(f"architecture name {identifier!r}: {module_name} defines no class {class_name}; {expected}")
-    return found
+    with replacing(folder / CONFIG_FILE) as partial:
+        partial.write_text(text, encoding="utf-8")

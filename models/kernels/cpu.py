@@ -1,9 +1,8 @@
-"""SwiGLU's gate, RMSNorm and attention in the form that the device at hand computes fastest.
+"""The functions of `models.kernels` in the form that a Linux CPU computes fastest.
 
-GPUs have a fast exponential and fused kernels, which are used as they are. MLX's CPU backend calls the scalar
-exponential of the C library, at some ten nanoseconds an element, and fuses elementwise operations into C++ loops that
-the compiler vectorises only if they are free of library calls and of broadcast rows. The forms below are; their
-derivatives are written out, because the bits of a power of two have none.
+MLX's CPU backend calls the scalar exponential of the C library, at some ten nanoseconds an element, and fuses
+elementwise operations into C++ loops that the compiler vectorises only if they are free of library calls and of
+broadcast rows. The forms below are; their derivatives are written out, because the bits of a power of two have none.
 """
 
 from __future__ import annotations
@@ -12,9 +11,8 @@ import math
 from collections.abc import Callable
 
 import mlx.core as mx
-import mlx.nn as nn
 
-from models.common import distinct_shape, on_gpu
+from models.kernels.streams import distinct_shape
 
 _LOG2_E = 1.0 / math.log(2.0)
 # 2^f on |f| ≤ 1/2: least squares on the relative error, at Chebyshev points; 2e-9 before rounding
@@ -83,22 +81,17 @@ def _elementwise(
     return _differentiable(function, derivative, *(array.reshape(own) for array in arrays)).reshape(arrays[0].shape)
 
 
-def _cpu_linear_derivative(
-    cotangent: mx.array, _: mx.array, x: mx.array, weight: mx.array
-) -> tuple[mx.array, mx.array]:
+def _linear_derivative(cotangent: mx.array, _: mx.array, x: mx.array, weight: mx.array) -> tuple[mx.array, mx.array]:
     rows = (array.reshape(-1, array.shape[-1]) for array in (cotangent, x))
     return cotangent @ weight, next(rows).T @ next(rows)
 
 
 def linear(x: mx.array, weight: mx.array) -> mx.array:
-    """x Wᵀ: maps `[..., in]` by a weight `[out, in]` of the same dtype to `[..., out]`.
+    """Compute x Wᵀ. The gradient of the weight is formed as it lies in memory.
 
-    On a CPU the gradient of the weight is formed as it lies in memory. MLX's own is a transposed view, element by
-    element slow to combine with the moments of the optimiser.
+    MLX's own is a transposed view, element by element slow to combine with the moments of the optimiser.
     """
-    if on_gpu():
-        return x @ weight.T
-    return _differentiable(lambda x, weight: x @ weight.T, _cpu_linear_derivative, x, weight)
+    return _differentiable(lambda x, weight: x @ weight.T, _linear_derivative, x, weight)
 
 
 def _exp_of_minus(x: mx.array) -> mx.array:
@@ -108,38 +101,27 @@ def _exp_of_minus(x: mx.array) -> mx.array:
     return _exp2(-_LOG2_E * x, x * -_LOG2_E + _ROUNDS)
 
 
-def _cpu_swiglu(gate: mx.array, up: mx.array) -> mx.array:
+def _swiglu(gate: mx.array, up: mx.array) -> mx.array:
     return (gate * up) / (1.0 + _exp_of_minus(gate))
 
 
-def _cpu_swiglu_derivative(cotangent: mx.array, _: mx.array, gate: mx.array, up: mx.array) -> tuple[mx.array, mx.array]:
+def _swiglu_derivative(cotangent: mx.array, _: mx.array, gate: mx.array, up: mx.array) -> tuple[mx.array, mx.array]:
     sigmoid = mx.contiguous(1.0 / (1.0 + _exp_of_minus(gate)))  # formed once, used by both
     weighted = cotangent * sigmoid
     return weighted * up * (1.0 + gate * (1.0 - sigmoid)), weighted * gate
 
 
 def swiglu(x: mx.array, gate_up_weight: mx.array) -> mx.array:
-    """silu(x Gᵀ) · x Uᵀ, where `gate_up_weight` `[2 · inter, d]` holds G above U.
+    """Compute silu(x Gᵀ) · x Uᵀ in float32.
 
-    On a CPU the two products are taken apart, because halves of one array can't be gone through in a single run, and
-    the rest is computed in float32.
-
-    Args:
-        x: `[..., d]`, any float dtype.
-        gate_up_weight: in the same dtype.
-
-    Returns:
-        `[..., inter]`, in the same dtype.
+    The two matmuls are taken apart, because halves of one array can't be gone through in a single run.
     """
-    if on_gpu():
-        gate, up = mx.split(x @ gate_up_weight.T, 2, axis=-1)
-        return nn.silu(gate) * up
     gate, up = (linear(x, weight).astype(mx.float32) for weight in mx.split(gate_up_weight, 2))
-    return _elementwise(_cpu_swiglu, _cpu_swiglu_derivative, gate, up).astype(x.dtype)
+    return _elementwise(_swiglu, _swiglu_derivative, gate, up).astype(x.dtype)
 
 
-def _cpu_softmax(scores: mx.array, scale: float) -> mx.array:
-    """The softmax of scale · scores over the last axis, scale > 0."""
+def _softmax(scores: mx.array, scale: float) -> mx.array:
+    """Compute the softmax of scale · scores over the last axis, scale > 0."""
 
     def softmax(x: mx.array) -> mx.array:
         weights = vectorised_exp2((x - mx.max(x, axis=-1, keepdims=True)) * (scale * _LOG2_E))
@@ -153,30 +135,14 @@ def _cpu_softmax(scores: mx.array, scale: float) -> mx.array:
 
 
 def attention(q: mx.array, k: mx.array, v: mx.array, scale: float) -> mx.array:
-    """softmax(scale · q kᵀ) v, every token attending to every token; the softmax is computed in float32.
-
-    On a GPU this is MLX's fused kernel. On a CPU the weights `[b, h, t, t]` are formed, as MLX itself does there, as
-    powers of two.
-
-    Args:
-        q: `[b, h, tq, head_dim]`, any float dtype.
-        k, v: `[b, h, t, head_dim]`, same dtype.
-        scale: factor of the scores, positive.
-
-    Returns:
-        `[b, h, tq, head_dim]`, in the same dtype.
-    """
-    if on_gpu():
-        return mx.fast.scaled_dot_product_attention(q, k, v, scale=scale)
+    """Compute softmax(scale · q kᵀ) v. The weights `[b, h, t, t]` are formed, as MLX itself does on a CPU."""
     scores = q @ k.swapaxes(-1, -2)  # (b h tq t)
-    weights = _cpu_softmax(scores.astype(mx.float32), scale)
+    weights = _softmax(scores.astype(mx.float32), scale)
     return weights.astype(q.dtype) @ v
 
 
 def rms_norm(x: mx.array, eps: float) -> mx.array:
-    """x / sqrt(mean(x²) + eps) over the last axis, computed in float32, without a learned weight; same dtype."""
-    if on_gpu():
-        return mx.fast.rms_norm(x, None, eps)
+    """Compute x / sqrt(mean(x²) + eps) over the last axis in float32."""
 
     def norm(x: mx.array) -> mx.array:
         return x * mx.rsqrt(mx.mean(mx.square(x), axis=-1) + eps)[..., None]
@@ -186,3 +152,33 @@ def rms_norm(x: mx.array, eps: float) -> mx.array:
         return ((cotangent - output * mx.mean(cotangent * output, axis=-1)[..., None]) * scale,)
 
     return _elementwise(norm, derivative, x.astype(mx.float32)).astype(x.dtype)
+
+
+# arctan(t) ≈ t · P(t²) on [0, 1], lowest power first: a Chebyshev fit in t², as accurate as float32 (1.1e-7)
+_ARCTAN_P = (
+    1.0,
+    -0.3333306610584259,
+    0.19992484152317047,
+    -0.14202570915222168,
+    0.10636754333972931,
+    -0.07495445758104324,
+    0.042587608098983765,
+    -0.016005029901862144,
+    0.0028340641874819994,
+)
+_SMALLEST_NORMAL = 1.1754944e-38  # of float32; added to a denominator, it makes 0 / 0 zero and changes nothing else
+
+
+def arctan2_of_square(y: mx.array, square: mx.array) -> mx.array:
+    """Compute atan2(y, sqrt(square)) of float32 arrays, with a relative error below 4e-7; atan2(0, 0) = 0.
+
+    y² has to be a normal float32 number, 1e-19 < |y| < 1e19: smaller ones give too little, larger ones 0. Half the
+    angle has the tangent y / (x + sqrt(x² + y²)), which needs no case distinctions.
+    """
+    # Clipped for the case that both squares vanish and y does not.
+    t = mx.clip(y / (mx.sqrt(square) + mx.sqrt(square + y * y) + _SMALLEST_NORMAL), -1.0, 1.0)
+    t = mx.contiguous(t)  # no copy: a border between two fused kernels, each small enough to be vectorised
+    c, t2 = _ARCTAN_P, t * t
+    t4 = t2 * t2
+    high = (c[4] + c[5] * t2) + t4 * (c[6] + c[7] * t2 + c[8] * t4)
+    return (((c[0] + c[1] * t2) + t4 * (c[2] + c[3] * t2)) + (t4 * t4) * high) * (2.0 * t)

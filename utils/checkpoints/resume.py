@@ -11,6 +11,8 @@ from tqdm import tqdm
 
 from common.errors import UserError
 from utils.checkpoints.record import (
+    TRAINING_FILE,
+    WEIGHTS_FILE,
     CheckpointRecord,
     DamagedCheckpointError,
     Progress,
@@ -20,10 +22,14 @@ from utils.checkpoints.record import (
     verify,
 )
 from utils.checkpoints.run_folder import set_aside
+from utils.checkpoints.safetensors_file import read_safetensors
+from utils.checkpoints.weights import load_weights, share_weights
 from utils.config import CONFIG_FILE, ArchConfig, PretrainConfig, parse_pretrain_config, read_saved_config, with_names
+from utils.train.metrics import TrainMetrics
+from utils.train.state import TrainState
 
 # Keys that decide what the checkpoint's arrays mean; those of arch are among them too.
-_FIXED = {"global_batch_size", "seed"}
+_FIXED = {"global_batch_size", "seed", "optimizer.name"}
 # Keys that say where a run lies or begins, not what it does
 _FREE = {"resume", "load_weights", "checkpoint_path"}
 
@@ -111,8 +117,8 @@ def find_resume_point(config: PretrainConfig) -> ResumePoint | None:
     if damaged:
         names = ", ".join(folder.name for folder in damaged)
         raise UserError(
-            f"no checkpoint in {path} is whole enough to resume ({names}); remove them to start anew, or start another "
-            "run from the weights of one with load_weights"
+            f"all checkpoints in {path} are damaged ({names}); remove them to start anew, or start another run from "
+            "the weights of one with load_weights"
         )
     return None
 
@@ -165,6 +171,16 @@ def progress_from(point: ResumePoint, config: PretrainConfig) -> Progress:
     if not progress.batches:
         progress.iteration_epochs = max(1, min(config.epochs_per_iteration, config.epochs - progress.epochs_done))
     return progress
+
+
+def restore(point: ResumePoint, state: TrainState, metrics: TrainMetrics) -> None:
+    """Put the arrays and sums of a checkpoint in place. Only rank 0 reads it; the others get the arrays."""
+    if state.ranks.first:
+        load_weights(state.head, read_safetensors(point.folder / WEIGHTS_FILE), str(point.folder))
+    share_weights(state.head, state.ranks)
+    arrays = read_safetensors(point.folder / TRAINING_FILE) if state.ranks.first else {}
+    state.restore(point.record.step, arrays, str(point.folder))
+    metrics.restore(point.record.train_metrics)
 
 
 def _change(key: str, old: dict[str, Any], new: dict[str, Any]) -> str:

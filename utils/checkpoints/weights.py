@@ -14,6 +14,7 @@ from mlx.utils import tree_flatten
 from common.errors import UserError
 from common.files import expand_user
 from models.losses import ACTLossHead
+from models.sparse_embedding import SparseEmbedding
 from utils.checkpoints.hub import fetch_checkpoint, is_hub_id
 from utils.checkpoints.record import (
     RECORD_FILE,
@@ -163,9 +164,21 @@ def load_weights(head: ACTLossHead, tensors: Mapping[str, StoredTensor], origin:
                 + (f" and {len(names) - 1} more" if len(names) > 1 else "")
                 + "; it was made by another architecture, compare the arch keys in all_config.yaml"
             )
+    tables = {f"{name}.weights" for name, module in head.named_modules() if isinstance(module, SparseEmbedding)}
     for name, tensor in tensors.items():
-        if tensor.shape != own[name].shape:
-            raise UserError(_shape_message(name, tensor.shape, own[name].shape, origin))
+        found, needed = tensor.shape, own[name].shape
+        if found == needed:
+            continue
+        if name in tables and found[1:] == needed[1:]:
+            raise UserError(
+                f"{origin} has embeddings of {found[0]:,} puzzles, but the data set has {needed[0]:,} identifiers; "
+                "identifiers belong to the build of the data set that the model was trained on, give that one as "
+                "data_path"
+            )
+        raise UserError(
+            f"{origin}: {name} has shape {tuple(found)}, the model needs {tuple(needed)}; compare the arch keys in "
+            "all_config.yaml and the sizes in the data set's dataset.json"
+        )
     for name, tensor in tensors.items():
         array = tensor.read()
         head.load_weights([(name, array.astype(own.pop(name).dtype))], strict=False)
@@ -180,13 +193,9 @@ def share_weights(head: ACTLossHead, ranks: Ranks) -> None:
             head.load_weights([(name, ranks.share(array))], strict=False)
 
 
-def _shape_message(name: str, found: tuple[int, ...], needed: tuple[int, ...], origin: str) -> str:
-    if name.endswith("puzzle_emb.weights") and found[1:] == needed[1:]:
-        return (
-            f"{origin} has embeddings of {found[0]:,} puzzles, but the data set has {needed[0]:,} identifiers; "
-            "identifiers belong to the build of the data set that the model was trained on, give that one as data_path"
-        )
-    return (
-        f"{origin}: {name} has shape {tuple(found)}, the model needs {tuple(needed)}; compare the arch keys in "
-        "all_config.yaml and the sizes in the data set's dataset.json"
-    )
+def start_from(checkpoint: str, head: ACTLossHead, ranks: Ranks) -> None:
+    """Put the weights that `checkpoint` names in place of a model's, on all ranks. Only rank 0 reads them."""
+    if ranks.first:
+        source = find_weights(checkpoint)
+        load_weights(head, source.tensors(), source.name)
+    share_weights(head, ranks)

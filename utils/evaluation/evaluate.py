@@ -6,15 +6,16 @@ from __future__ import annotations
 import time
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass, field
-from typing import Literal
+from typing import Any, Literal
 
 import mlx.core as mx
 import numpy as np
 from tqdm import tqdm
 
 from common.errors import Interrupted
-from dataset.puzzle_dataset import Batch, PuzzleDataset, prefetch
-from models.hrm.hrm_act_v1 import Carry
+from dataset.prefetch import prefetch
+from dataset.puzzle_dataset import Batch, PuzzleDataset
+from models.act import Carry, Outputs
 from models.losses import ACTLossHead
 from utils.evaluation.predictions import PredictionWriter, to_numpy
 from utils.evaluation.q_halting import finished_batches
@@ -22,7 +23,31 @@ from utils.evaluation.validity import answer_checks
 from utils.ranks.ranks import Ranks
 from utils.train.state import Metrics, to_device
 
-METRICS = ("accuracy", "exact_accuracy", "q_halt_accuracy", "steps", "lm_loss", "q_halt_loss")
+NOT_REPORTED = ("count", "loss")  # what the others are divided by; what is differentiated in training
+
+
+def make_eval_step(
+    head: ACTLossHead, halt: Literal["max", "q"] = "max"
+) -> Callable[..., tuple[Carry, Metrics, Outputs]]:
+    """Make the function that takes one outer step of an evaluation, to be compiled with the state of `head`.
+
+    It maps a carry and a batch to the new carry, metrics and outputs, `preds` among them: uint32 `[b, s]`, the argmax
+    of the logits. With `max` the metrics are sums over the rows that have halted, all of them at the last step; with
+    `q` they are those of each row, `[b]`.
+    """
+
+    def step(carry: Carry, batch: dict[str, mx.array]) -> tuple[Carry, Metrics, Outputs]:
+        carry = head.model.begin_step(carry, batch)
+        puzzle_rows = head.model.puzzle_rows(carry)
+        if halt == "q":
+            carry, outputs = head.model(carry, puzzle_rows, training=False, halt_by_q=True)
+            metrics = head.row_metrics(carry, outputs)
+        else:
+            loss, carry, metrics, outputs = head(carry, puzzle_rows, training=False)
+            metrics = metrics | {"loss": loss}
+        return carry, metrics, outputs | {"preds": mx.argmax(outputs["logits"], axis=-1)}
+
+    return step
 
 
 class Evaluator:
@@ -30,37 +55,19 @@ class Evaluator:
 
     Args:
         head: the model.
-        halt: `max`, every example takes all halt_max_steps outer steps; `q`, it stops where q_halt > q_continue.
+        halt: `max`, every example takes all halt_max_steps outer steps; `q`, it stops where the model halts.
     """
 
     def __init__(self, head: ACTLossHead, halt: Literal["max", "q"] = "max"):
         self.head = head
         self.halt = halt
-        self.trace_count = 0  # how often MLX traced the step; more than once means that a shape or dtype changed
+        self.step = mx.compile(make_eval_step(head, halt), inputs=head.state)
 
-        def step(carry: Carry, batch: dict[str, mx.array]) -> tuple[Carry, Metrics, dict[str, mx.array]]:
-            self.trace_count += 1  # runs at tracing only
-            carry = head.model.begin_step(carry, batch)
-            loss, carry, metrics, outputs = head(carry, head.model.puzzle_rows(carry), training=False)
-            outputs["preds"] = mx.argmax(outputs["logits"], axis=-1)
-            return carry, metrics | {"loss": loss}, outputs
-
-        def halting_step(carry: Carry, batch: dict[str, mx.array]) -> tuple[Carry, Metrics, dict[str, mx.array]]:
-            self.trace_count += 1
-            carry = head.model.begin_step(carry, batch)
-            carry, outputs = head.model(carry, head.model.puzzle_rows(carry), training=False, halt_by_q=True)
-            outputs["preds"] = mx.argmax(outputs["logits"], axis=-1)
-            return carry, head.row_metrics(carry, outputs), outputs
-
-        self.uncompiled_step = step
-        self.step = mx.compile(step, inputs=head.state)
-        self._halting_step = mx.compile(halting_step, inputs=head.state)
-
-    def outer_steps(self, batch: dict[str, mx.array]) -> Iterator[tuple[Carry, Metrics, dict[str, mx.array]]]:
-        """Think about a batch; yields carry, metric sums and outputs after each of the halt_max_steps outer steps.
+    def outer_steps(self, batch: dict[str, mx.array]) -> Iterator[tuple[Carry, Metrics, Outputs]]:
+        """Think about a batch, with `halt` = max; yields what the step returns after each of the outer steps.
 
         The metrics count halted rows, and in evaluation a row halts after the last step, so those yielded last are the
-        evaluation's. The outputs are those of training and `preds`, uint32 `[b, s]`, the argmax of the logits.
+        evaluation's.
         """
         carry = self.head.model.initial_carry(batch)
         for _ in range(self.head.model.config.halt_max_steps):
@@ -72,14 +79,14 @@ class Evaluator:
 
     def results(
         self, batches: Iterator[Batch], writer: PredictionWriter | None, after_step: Callable[[], None]
-    ) -> Iterator[tuple[Batch, Metrics | dict[str, float], dict[str, mx.array] | dict[str, np.ndarray]]]:
+    ) -> Iterator[tuple[Batch, dict[str, Any], dict[str, Any]]]:
         """Think about all examples; yields each batch with its metric sums and outputs, `preds` among them.
 
         `writer` is told of every outer step where all examples take the same ones; `after_step` is called after each.
         """
         if self.halt == "q":
             wanted = {"preds", *(writer.keys if writer is not None else ())}
-            yield from finished_batches(self._halting_step, self.head.model.initial_carry, batches, wanted, after_step)
+            yield from finished_batches(self.step, self.head.model.initial_carry, batches, wanted, after_step)
             return
         for batch in batches:
             for *_, metrics, outputs in self.outer_steps(to_device(batch)):  # noqa: B007 - the last step's count
@@ -93,8 +100,11 @@ class Evaluator:
 class Evaluation:
     """What an evaluation found.
 
-    `metrics`: `eval/<name>`, or `eval/<set>/<name>` where the data set has several sets, means over the examples.
-    `samples`: the first examples, each with `inputs`, `labels` and `preds` `[s]`. `num_examples`; `seconds`, wall time.
+    Attributes:
+        metrics: `eval/<name>`, or `eval/<set>/<name>` where the data set has several sets, means over the examples.
+        samples: the first examples, each with `inputs`, `labels` and `preds` `[s]`.
+        num_examples: how many were evaluated.
+        seconds: wall time.
     """
 
     metrics: dict[str, float]
@@ -103,19 +113,19 @@ class Evaluation:
     seconds: float
 
 
-def examples_to_evaluate(dataset: PuzzleDataset, max_examples: int | None) -> int:
-    """How many examples of a split `evaluate` goes through."""
-    return dataset.num_examples if max_examples is None else min(max_examples, dataset.num_examples)
+@dataclass
+class _Share:
+    """What one rank finds, in JSON's types: sums by set and name, samples with their place in the split, a signal."""
+
+    totals: dict[str, dict[str, float]] = field(default_factory=dict)
+    samples: list[tuple[tuple[int, int, int], dict[str, list[int]]]] = field(default_factory=list)
+    num_examples: int = 0
+    signal_number: int = 0
 
 
-def _prefix(dataset: PuzzleDataset, set_name: str) -> str:
-    return "eval" if len(dataset.metadata.sets) == 1 else f"eval/{set_name}"
-
-
-def metric_names(dataset: PuzzleDataset) -> list[str]:
-    """The names of the metrics that `evaluate` finds for a split."""
-    names = (*METRICS, *answer_checks(dataset.metadata))
-    return [f"{_prefix(dataset, set_name)}/{name}" for set_name in dataset.metadata.sets for name in names]
+def prefix(dataset: PuzzleDataset, set_name: str) -> str:
+    """Return what stands before the name of a metric of one set: `eval/`, or `eval/<set>/` where there are several."""
+    return "eval/" if len(dataset.metadata.sets) == 1 else f"eval/{set_name}/"
 
 
 def evaluate(
@@ -146,35 +156,28 @@ def evaluate(
     ranks = ranks or Ranks()
     started = time.monotonic()
     share = _Share()
-    signal_number = 0
     try:
         _evaluate_share(share, evaluator, dataset, max_examples, writer, num_samples, after_step, ranks)
     except Interrupted as interrupted:  # the others, who may have finished, wait to hear of it
-        signal_number = interrupted.signal_number
-    shares, signal_numbers = zip(*ranks.gather((share, signal_number)), strict=True)
-    if any(signal_numbers):
-        raise Interrupted(max(signal_numbers))
+        share.signal_number = interrupted.signal_number
+    shares = [_Share(**values) for values in ranks.gather(vars(share))]
+    if signal_number := max(part.signal_number for part in shares):
+        raise Interrupted(signal_number)
 
     checks = answer_checks(dataset.metadata)
     means: dict[str, float] = {}
     for set_name in share.totals:  # the same on all ranks, which have equally many batches
         total = {name: sum(part.totals[set_name][name] for part in shares) for name in share.totals[set_name]}
-        count, examples = max(1.0, total["count"]), max(1.0, total["examples"])
-        means |= {f"{_prefix(dataset, set_name)}/{name}": total[name] / count for name in METRICS}
-        means |= {f"{_prefix(dataset, set_name)}/{name}": total[name] / examples for name in checks}
-    samples = [sample for part in shares for sample in part.samples]
-    samples.sort(key=lambda placed: placed[0])
-    num_examples = sum(part.num_examples for part in shares)
-    return Evaluation(means, [sample for _, sample in samples[:num_samples]], num_examples, time.monotonic() - started)
-
-
-@dataclass
-class _Share:
-    """What one rank finds: sums by set and name; samples, each with its place in the split; a number of examples."""
-
-    totals: dict[str, dict[str, float]] = field(default_factory=dict)
-    samples: list[tuple[tuple[int, int, int], dict[str, np.ndarray]]] = field(default_factory=list)
-    num_examples: int = 0
+        examples = max(1.0, total.pop("examples"))
+        count = max(1.0, total["count"])
+        means |= {
+            prefix(dataset, set_name) + name: value / (examples if name in checks else count)
+            for name, value in total.items()
+            if name not in NOT_REPORTED
+        }
+    samples = sorted((sample for part in shares for sample in part.samples), key=lambda placed: placed[0])
+    arrays = [{key: np.array(row) for key, row in sample.items()} for _, sample in samples[:num_samples]]
+    return Evaluation(means, arrays, sum(part.num_examples for part in shares), time.monotonic() - started)
 
 
 def _evaluate_share(
@@ -194,24 +197,21 @@ def _evaluate_share(
         after_step()
 
     checks = answer_checks(dataset.metadata)
-    to_evaluate = examples_to_evaluate(dataset, max_examples)
+    to_evaluate = dataset.num_examples if max_examples is None else min(max_examples, dataset.num_examples)
     with (
         prefetch(dataset.eval_batches(max_examples=max_examples)) as batches,
         tqdm(
-            total=to_evaluate,
-            disable=not ranks.first,
-            desc="evaluate",
-            unit="ex",
-            dynamic_ncols=True,
-            leave=False,
+            total=to_evaluate, disable=not ranks.first, desc="evaluate", unit="ex", dynamic_ncols=True, leave=False
         ) as bar,
     ):
         for number, (batch, metrics, outputs) in enumerate(evaluator.results(batches, writer, stepped)):
             if writer is not None:
                 writer.write(batch, outputs)
             for row in range(min(num_samples - len(share.samples), batch.num_examples)):
-                preds = to_numpy(outputs["preds"][row])
-                sample = {"inputs": batch.inputs[row], "labels": batch.labels[row], "preds": preds}
+                shown = (batch.inputs[row], batch.labels[row], to_numpy(outputs["preds"][row]))
+                sample = {
+                    name: array.tolist() for name, array in zip(("inputs", "labels", "preds"), shown, strict=True)
+                }
                 share.samples.append(((number, ranks.rank, row), sample))
 
             total = share.totals.setdefault(batch.set_name, dict.fromkeys([*metrics, *checks, "examples"], 0.0))
@@ -222,5 +222,6 @@ def _evaluate_share(
                 total[name] += float(check(batch.inputs[real], to_numpy(outputs["preds"][real])).sum())
             total["examples"] += batch.num_examples
             share.num_examples += batch.num_examples
-            bar.set_postfix(exact=f"{total['exact_accuracy'] / max(1.0, total['count']):.3f}", refresh=False)
+            exact = total.get("exact_accuracy", 0.0) / max(1.0, total["count"])
+            bar.set_postfix(exact=f"{exact:.3f}", refresh=False)
             bar.update(min(ranks.size * batch.num_examples, to_evaluate - bar.n))  # the others are about as far

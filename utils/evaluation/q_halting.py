@@ -1,4 +1,4 @@
-"""Evaluation in which a row stops when the model says so, and a waiting example takes its seat in the batch."""
+"""Evaluation in which a row stops when the model says so, and a waiting example takes its slot in the batch."""
 
 from __future__ import annotations
 
@@ -10,7 +10,7 @@ import mlx.core as mx
 import numpy as np
 
 from dataset.puzzle_dataset import Batch
-from models.hrm.hrm_act_v1 import Carry
+from models.act import Carry
 from utils.evaluation.predictions import to_numpy
 
 # (carry, batch) -> (carry, what each row adds to the metrics, outputs); a row has halted where the new carry says so
@@ -26,15 +26,15 @@ class _Batch:
     metrics: dict[str, float] = field(default_factory=dict)
     outputs: dict[str, np.ndarray] = field(default_factory=dict)
 
-    def add(self, row: int, metrics: dict[str, np.ndarray], outputs: dict[str, np.ndarray], seat: int) -> None:
-        """Take the results of a row from the seat where it was thought about."""
+    def add(self, row: int, metrics: dict[str, np.ndarray], outputs: dict[str, np.ndarray], slot: int) -> None:
+        """Take the results of a row from the slot where it was thought about."""
         for name, values in metrics.items():
-            value = float(values[seat]) if row < self.batch.num_examples else 0.0
+            value = float(values[slot]) if row < self.batch.num_examples else 0.0
             self.metrics[name] = self.metrics.get(name, 0.0) + value
         for name, values in outputs.items():
             if name not in self.outputs:
                 self.outputs[name] = np.zeros_like(values)
-            self.outputs[name][row] = values[seat]
+            self.outputs[name][row] = values[slot]
         self.unfinished -= 1
 
 
@@ -47,7 +47,7 @@ def finished_batches(
 ) -> Iterator[tuple[Batch, dict[str, float], dict[str, np.ndarray]]]:
     """Think about all examples of `batches`, each as long as it takes; yields the batches again, in their order.
 
-    Every call of `step` has a batch of the same shape. An example that has halted leaves its seat to the next one that
+    Every call of `step` has a batch of the same shape. An example that has halted leaves its slot to the next one that
     waits, from whatever batch. So no more results are held than those of the examples that overtook the slowest one.
 
     Args:
@@ -62,39 +62,39 @@ def finished_batches(
     """
     begun: deque[_Batch] = deque()  # the first one is the next to be yielded
     waiting: deque[tuple[_Batch, int]] = deque()
-    seats: list[tuple[_Batch, int] | None] = []
-    rows: dict[str, np.ndarray] = {}  # what is sat down; idle seats keep what was there, and nobody looks at it
+    slots: list[tuple[_Batch, int] | None] = []
+    rows: dict[str, np.ndarray] = {}  # what is worked on; idle slots keep what was there, and nobody looks at it
     carry: Carry | None = None
     more = True
     while True:
-        while more and len(waiting) < max(1, seats.count(None)):
+        while more and len(waiting) < max(1, slots.count(None)):
             batch = next(batches, None)
             more = batch is not None
             if batch is not None:
                 # Of a batch without examples, as one of several ranks may have, a padding row shows what results are.
                 begun.append(_Batch(batch, max(1, batch.num_examples)))
                 waiting.extend((begun[-1], row) for row in range(begun[-1].unfinished))
-                if not seats:
-                    seats = [None] * len(batch.inputs)
-                    rows = {name: getattr(batch, name).copy() for name in ("inputs", "labels", "puzzle_identifiers")}
-        for seat, taken in enumerate(seats):
+                if not slots:
+                    slots = [None] * len(batch.inputs)
+                    rows = {name: array.copy() for name, array in batch.arrays.items()}
+        for slot, taken in enumerate(slots):
             if taken is None and waiting:
-                seats[seat] = source, row = waiting.popleft()
+                slots[slot] = source, row = waiting.popleft()
                 for name, array in rows.items():
-                    array[seat] = getattr(source.batch, name)[row]
+                    array[slot] = source.batch.arrays[name][row]
 
-        if any(seats):
+        if any(slots):
             device_rows = {name: mx.array(array) for name, array in rows.items()}
             carry, row_metrics, outputs = step(initial_carry(device_rows) if carry is None else carry, device_rows)
             outputs = {name: outputs[name] for name in wanted if name in outputs}
             mx.async_eval(carry, row_metrics, outputs)
             halted = np.array(carry["halted"])
-            done = [(seat, *taken) for seat, taken in enumerate(seats) if taken is not None and halted[seat]]
+            done = [(slot, *taken) for slot, taken in enumerate(slots) if taken is not None and halted[slot]]
             if done:
                 found, results = ({n: to_numpy(a) for n, a in group.items()} for group in (row_metrics, outputs))
-                for seat, source, row in done:
-                    source.add(row, found, results, seat)
-                    seats[seat] = None
+                for slot, source, row in done:
+                    source.add(row, found, results, slot)
+                    slots[slot] = None
             after_step()
         while begun and not begun[0].unfinished:
             first = begun.popleft()

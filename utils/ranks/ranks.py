@@ -45,6 +45,8 @@ class Ranks:
         self.size = size
         self.watch = watch
 
+    watchdog = None
+
     @property
     def first(self) -> bool:
         """Whether this is the rank that speaks, logs, and reads and writes the folder of the run."""
@@ -64,7 +66,7 @@ class Ranks:
             rows = np.array(mx.distributed.all_gather(mx.array(padded)))
         return [pickle.loads(row[:length].tobytes()) for row, length in zip(rows, lengths, strict=True)]
 
-    def from_first(self, make: Callable[[], T]) -> T:
+    def from_first(self, make: Callable[[], T], kind: object = object) -> T:
         """What `make` returns on rank 0, the only one that calls it."""
         return self.gather(make() if self.first else None)[0]  # type: ignore[return-value]  # rank 0's is a T
 

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import math
 from collections import deque
+from collections.abc import Callable
 from typing import Any
 
 import mlx.core as mx
@@ -11,19 +12,12 @@ import mlx.core as mx
 from common.errors import UserError
 from utils.train.state import Metrics
 
-# What stop_when may name, besides the evaluation's metrics
-TRAIN_METRICS = tuple(
-    f"train/{name}"
-    for name in ("accuracy", "exact_accuracy", "q_halt_accuracy", "steps", "lm_loss", "q_halt_loss", "q_continue_loss")
-)
-
-_LOSSES = ("lm_loss", "q_halt_loss", "q_continue_loss", "loss")
 # Skipping is for stray steps. A model that gives NaN for every batch will not recover by waiting.
 SKIPPED_IN_A_ROW = 100
 
 
 def means(sums: list[dict[str, float]], global_batch_size: int) -> dict[str, float]:
-    """`train/<name>` over some steps: losses per example of the batches, everything else per counted row.
+    """Compute `train/<name>` over some steps: losses per example of the batches, everything else per counted row.
 
     Args:
         sums: for each step the metric sums of the loss head.
@@ -53,15 +47,15 @@ class TrainMetrics:
     def __init__(self, global_batch_size: int, window: int, *, skip: bool = False):
         self._global_batch_size = global_batch_size
         self._skip = skip
-        self._pending: list[tuple[int, Metrics]] = []  # on the device
+        self._pending: list[tuple[int, Metrics, mx.array]] = []  # on the device
         self._settled: list[dict[str, float]] = []  # here, but not part of a mean yet
         self._window: deque[dict[str, float]] = deque(maxlen=window)
         self._skipped_in_a_row = 0
         self.skipped = 0
 
-    def add(self, step: int, metrics: Metrics) -> None:
-        """Take the metric sums of one step and its `finite`, without waiting for them."""
-        self._pending.append((step, metrics))
+    def add(self, step: int, metrics: Metrics, finite: mx.array) -> None:
+        """Take the metric sums of one step, and whether it was finite, without waiting for them."""
+        self._pending.append((step, metrics, finite))
 
     def settle(self) -> None:
         """Wait for the steps added so far and see whether they were finite.
@@ -69,16 +63,17 @@ class TrainMetrics:
         Raises:
             NonFiniteError: at the first that was not; with `skip`, only after SKIPPED_IN_A_ROW of them in a row.
         """
-        mx.eval([metrics for _, metrics in self._pending])
-        for step, metrics in self._pending:
+        mx.eval(self._pending)
+        for step, metrics, finite in self._pending:
             sums = {name: float(value) for name, value in metrics.items()}
-            if sums.pop("finite"):
+            if finite.item():
                 self._settled.append(sums)
                 self._skipped_in_a_row = 0
                 continue
             self.skipped += 1
             self._skipped_in_a_row += 1
-            culprit = next((name for name in _LOSSES if not math.isfinite(sums.get(name, 0.0))), None)
+            losses = sorted((name for name in sums if name.endswith("loss")), key=lambda name: name == "loss")
+            culprit = next((name for name in losses if not math.isfinite(sums[name])), None)
             found = f"{culprit} is {sums[culprit]}" if culprit else "the gradient is not finite"
             if not self._skip:
                 raise NonFiniteError(f"at step {step} {found}")
@@ -127,11 +122,11 @@ class TrainMetrics:
         self.skipped, self._skipped_in_a_row = record["skipped"], record["skipped_in_a_row"]
 
 
-def check_metric(metric: str | None, known: list[str]) -> None:
+def check_metric(metric: str | None, known: Callable[[], list[str]]) -> None:
     """Check the metric that `stop_when` names, if any.
 
     Raises:
         UserError: if it is not among the known ones; the message lists them.
     """
-    if metric is not None and metric not in known:
-        raise UserError(f"stop_when.metric = {metric!r} can't be stopped by; choose one of {', '.join(known)}")
+    if metric is not None and metric not in (names := known()):
+        raise UserError(f"stop_when.metric = {metric!r}: unknown metric; choose one of {', '.join(names)}")

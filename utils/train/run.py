@@ -1,16 +1,21 @@
-"""What the parts of a training run share, and the one place where all of it becomes a checkpoint."""
+"""A run under way: what its parts share, and the one place where all of it becomes a checkpoint."""
 
 from __future__ import annotations
 
+import contextlib
+import math
 from collections import deque
+from collections.abc import Iterator
 from dataclasses import dataclass, field
 from datetime import datetime, timezone
 
 import mlx.core as mx
 from tqdm import tqdm
 
-from dataset.puzzle_dataset import PuzzleDataset
-from utils.checkpoints.record import CheckpointRecord, Evaluated, Progress, current_versions
+from common.errors import Interrupted, UserError
+from dataset.prefetch import prefetch
+from dataset.puzzle_dataset import Batch, PuzzleDataset
+from utils.checkpoints.record import CheckpointRecord, Evaluated, Progress, current_versions, step_folders
 from utils.checkpoints.stored_tensors import host_tensor
 from utils.checkpoints.writer import CheckpointWriter, Snapshot
 from utils.config import PretrainConfig
@@ -19,20 +24,17 @@ from utils.ranks.ranks import Ranks, checksum
 from utils.tracking import Tracker
 from utils.train.interruption import Interruption
 from utils.train.metrics import NonFiniteError, TrainMetrics
-from utils.train.state import TrainState, all_finite
-
-
-def is_over(config: PretrainConfig, state: TrainState, progress: Progress) -> bool:
-    """Whether a run that stands there has nothing left to do."""
-    all_steps = state.step >= state.total_steps and progress.evaluated == state.step
-    return all_steps or progress.finished(config.epochs)
+from utils.train.state import TrainState, all_finite, to_device
 
 
 @dataclass
 class Run:
     """A run under way. `state`, `progress` and `metrics` move; a checkpoint holds the three.
 
-    `data`: fingerprints of the two splits. `tracker` and `checkpoints`: on rank 0 only.
+    Attributes:
+        data: fingerprints of the two splits.
+        tracker, checkpoints: on rank 0 only.
+        iteration_complete: whether the last of `batches` up to the next evaluation has been given out.
     """
 
     ranks: Ranks
@@ -48,49 +50,103 @@ class Run:
     checkpoints: CheckpointWriter | None
     interruption: Interruption
     bar: tqdm
+    iteration_complete: bool = False
     _saved: Progress | None = None
-    _flags: deque[mx.array] = field(default_factory=deque)  # of the last steps, not looked at yet
+    _signals: deque[mx.array] = field(default_factory=deque)  # of the last steps, not waited for yet
 
-    def log(self, metrics: dict[str, float]) -> None:
-        """Record metrics of the current step."""
-        if self.tracker is not None:
-            self.tracker.log(metrics, self.state.step)
+    # ------------------------------------------------------------------------------------------------ training
 
-    def step(self, batch: dict[str, mx.array]) -> None:
-        """Take a training step, without waiting for it."""
-        metrics, _ = self.state.train_step(batch, self.interruption.flag)
-        with self.ranks.waiting():  # MLX holds a process back whose device, or whose neighbour, is behind
-            mx.async_eval(self.state.arrays, self.state.carry, metrics)
-        if "flags" in metrics:
-            self._flags.append(metrics.pop("flags"))
-        self.metrics.add(self.state.step, metrics)
+    def batches(self) -> Iterator[Batch]:
+        """Yield the batches up to the next evaluation, or to the last step of the run, read ahead in a thread."""
+        progress = self.progress
+        self.iteration_complete = False
+        if progress.batches and self.reason_to_stop():  # a run that was interrupted right there
+            return
+        plan = self.train_set.train_batches(
+            progress.iteration, epochs=progress.iteration_epochs, start_batch=progress.batches
+        )
+        with prefetch(plan) as prepared:
+            following = next(prepared, None)
+            self.iteration_complete = following is None
+            while following is not None and self.state.step < self.state.total_steps:
+                batch, following = following, next(prepared, None)
+                self.iteration_complete = following is None
+                yield batch
+
+    def step(self, batch: Batch) -> None:
+        """Take a training step, without waiting for it.
+
+        Raises:
+            Interrupted: if a signal has come.
+            UserError: if the last checkpoint could not be written.
+        """
+        self.pause()
+        if self.checkpoints is not None:
+            self.checkpoints.check()
+        result = self.state.train_step(to_device(batch), self.interruption.flag)
+        mx.async_eval(self.state.arrays, self.state.carry, result)  # waits while the device is a few steps behind
+        if self.ranks.size > 1:
+            self._signals.append(result.signals)
+        self.metrics.add(self.state.step, result.metrics, result.finite)
+        self.progress.batches += 1
+        self.bar.update()
 
     def pause(self, steps_ahead: int = 1) -> None:
-        """Between two steps: raise Interrupted if a signal has come.
+        """Raise Interrupted if a signal has come.
 
         With several ranks, to any of them: what counts is what they have told one another in a step, all but the last
         `steps_ahead` of which are waited for. So all ranks stop at the same step, and their devices never run dry.
         """
         if self.ranks.size == 1:
             self.interruption.check()
-        while len(self._flags) > steps_ahead:
-            with self.ranks.waiting():
-                flags = float(self._flags.popleft())
+        while len(self._signals) > steps_ahead:
+            signals = float(self._signals.popleft())
             self.ranks.moved()
-            self.interruption.check_sum(flags)
+            self.interruption.check_sum(signals)
+
+    def reason_to_stop(self) -> str | None:
+        """Return what `stop_when` finds in the training metrics of the last steps: why to stop, or None."""
+        stop = self.config.stop_when
+        if stop.metric is None or not self.metrics.window_counts(stop.metric):
+            return None
+        return stop.reason(self.metrics.over_window(), f" over {stop.window} steps")
+
+    # ------------------------------------------------------------------------------------------------ records
+
+    def log(self, metrics: dict[str, float]) -> None:
+        """Record metrics of the current step."""
+        if self.tracker is not None:
+            self.tracker.log(metrics, self.state.step)
+
+    def log_train_metrics(self) -> None:
+        """Wait for the steps since the last call, and log their mean metrics and the learning rate."""
+        means = self.metrics.read()
+        means.pop("train/loss", None)  # a weighted sum of the losses that are logged
+        means["train/lr"] = self.state.learning_rates(self.state.step)[0]
+        if self.config.on_nonfinite == "skip":
+            means["train/skipped_steps"] = self.metrics.skipped
+        self.log(means)
+        recent = self.metrics.over_window()  # of one step's rows few have halted, and so been counted, or none
+        loss, exact = (recent.get(f"train/{name}", math.nan) for name in ("loss", "exact_accuracy"))
+        self.bar.set_postfix(loss=f"{loss:.3f}", exact=f"{exact:.3f}", refresh=False)
 
     def over(self) -> bool:
-        """Whether there is nothing left to do."""
+        """Return whether there is nothing left to do."""
         return is_over(self.config, self.state, self.progress)
 
     def note_evaluation(self, metrics: dict[str, float]) -> bool:
-        """Remember an evaluation of the current step; returns whether it is the best so far."""
+        """Take note of an evaluation of the current step, and go on to the next iteration; return whether it is the
+        best so far."""
+        progress, config = self.progress, self.config
         found = Evaluated(step=self.state.step, metrics=metrics)
-        self.progress.evaluated = found.step
-        better = self.progress.best is None or found.rank > self.progress.best.rank
-        if better:
-            self.progress.best = found
-        return better
+        progress.evaluated = found.step
+        best = progress.best is None or found.rank > progress.best.rank
+        if best:
+            progress.best = found
+        progress.stopped = self.reason_to_stop() or config.stop_when.reason(metrics)
+        if self.iteration_complete:  # else its rest is left for a run resumed with another stop_when, or more epochs
+            progress.next_iteration(config.epochs_per_iteration, config.epochs)
+        return best
 
     def save(self) -> None:
         """Have a checkpoint of this moment written in the background, unless it would be the one that was last.
@@ -99,8 +155,7 @@ class Run:
             NonFiniteError: if a step since the last look was not finite, or what would be saved is not.
             UserError: if the last checkpoint could not be written, or the ranks have drifted apart.
         """
-        with self.ranks.waiting():
-            self.metrics.settle()
+        self.metrics.settle()
         if self.state.step == 0 or self.progress == self._saved:
             return
         arrays = self.state.weights(), self.state.named_arrays()
@@ -126,3 +181,37 @@ class Run:
         )
         weights, training = ({name: host_tensor(array) for name, array in group.items()} for group in arrays)
         self.checkpoints.save(Snapshot(weights, training, record))
+
+    @contextlib.contextmanager
+    def ending_in_order(self) -> Iterator[None]:
+        """Leave behind what the user needs when the block is cut short: a checkpoint, or advice.
+
+        Raises:
+            UserError: in place of NonFiniteError, with what to do.
+        """
+        try:
+            try:
+                yield
+            except Interrupted:
+                self.save()
+                if self.checkpoints is not None:
+                    self.checkpoints.wait()
+                raise
+        except NonFiniteError as error:
+            if self.checkpoints is None:  # rank 0, which has found the same, tells
+                raise SystemExit(1) from error
+            self.checkpoints.wait()
+            steps = step_folders(self.checkpoints.path)
+            kept = f"{steps[0].name} is the last good checkpoint" if steps else "there is no checkpoint yet"
+            again = "continue with resume=auto and" if steps else "start anew with"
+            raise UserError(
+                f"{error}; training is stopped, and {kept}. Late in training on few examples this happens: stop "
+                f"earlier (stop_when.metric=train/exact_accuracy stop_when.at_least=0.999), or {again} a lower lr"
+                + ("" if self.config.on_nonfinite == "skip" else " or on_nonfinite=skip")
+            ) from error
+
+
+def is_over(config: PretrainConfig, state: TrainState, progress: Progress) -> bool:
+    """Return whether a run that stands there has nothing left to do."""
+    all_steps = state.step >= state.total_steps and progress.evaluated == state.step
+    return all_steps or progress.finished(config.epochs)

@@ -1,0 +1,1 @@
+from dataset.puzzle_dataset import prefetch as prefetch

@@ -1,0 +1,185 @@
+"""Adaptive computation time: the wrapper in which every core lives, whatever its mathematics.
+
+A core takes one outer step. The wrapper decides which puzzle each row of the batch works on: rows that have halted
+start anew with the next puzzle, the others go on with theirs (paper, section 2, "Adaptive computational time").
+Shapes: b batch, s tokens of a puzzle, t tokens of the state (puzzle embedding and puzzle), d hidden size, v vocabulary.
+"""
+
+from __future__ import annotations
+
+from typing import Any
+
+import mlx.core as mx
+import mlx.nn as nn
+from pydantic import BaseModel
+
+from models.kernels import map_rows
+from models.sparse_embedding import SparseEmbedding
+
+State = dict[str, mx.array]  # what a core keeps of a row from one outer step to the next, arrays [b, …] by name
+Outputs = dict[str, mx.array]  # what an outer step yields, arrays [b, …] by name
+# A State and what the wrapper adds: `steps` int32 [b], outer steps taken; `halted` bool [b]; `current_data`, the arrays
+# of the batch (`inputs` [b, s], `labels` [b, s], `puzzle_identifiers` [b], …) that each row is working on.
+Carry = dict[str, Any]
+_OF_WRAPPER = ("steps", "halted", "current_data")
+
+
+class Core(nn.Module):
+    """What an architecture consists of. Subclasses define the first three methods, and the others where they differ.
+
+    Its puzzle embedding, if it has one, is its attribute `puzzle_emb`, a `SparseEmbedding`.
+    """
+
+    def initial_state(self, rows: int) -> State:
+        """Return the state from which a puzzle is begun, the same for each of `rows` rows."""
+        raise NotImplementedError
+
+    def input_embeddings(self, data: dict[str, mx.array], puzzle_rows: mx.array | None) -> mx.array:
+        """Embed the puzzles, once for an outer step.
+
+        Args:
+            data: the arrays of the batch, `inputs` int32 `[b, s]` among them.
+            puzzle_rows: float32 `[b, puzzle_emb_ndim]`, or None where the core has no puzzle embedding.
+
+        Returns:
+            `[b, t, d]`.
+        """
+        raise NotImplementedError
+
+    def __call__(self, state: State, embeddings: mx.array) -> tuple[State, Outputs]:
+        """Take one outer step.
+
+        Returns:
+            The new state, in the dtypes of the old one and cut off from differentiation; and the outputs, of which
+            there must be `logits` `[b, s, v]` and `q_halt_logits` float32 `[b]`.
+        """
+        raise NotImplementedError
+
+    def halts(self, outputs: Outputs) -> mx.array:
+        """Decide for each row whether it is done: bool `[b]`."""
+        return outputs["q_halt_logits"] > 0
+
+    def target_q_continue(self, state: State, embeddings: mx.array, last: mx.array) -> mx.array | None:
+        """Return what Q-continue aims at, float32 `[b]` from 0 to 1, or None if it is not trained.
+
+        Args:
+            state: the state just reached.
+            embeddings: of the outer step that led there.
+            last: bool `[b]`, whether a row may take no further step.
+        """
+        return None
+
+
+class ACTModel(nn.Module):
+    """A core under adaptive computation time. Architectures subclass it to name their `Config` and their `Inner`.
+
+    Args:
+        config: a `Config`, which has `halt_max_steps` and `halt_exploration_prob`.
+        key: random key of the initial weights.
+    """
+
+    Config: type[BaseModel]
+    Inner: type[Core]
+
+    def __init__(self, config: Any, key: mx.array):
+        super().__init__()
+        self._config = config
+        self.inner = self.Inner(config, key)
+
+    @property
+    def config(self) -> Any:
+        """The configuration that the model was built from."""
+        return self._config
+
+    @property
+    def puzzle_emb(self) -> SparseEmbedding | None:
+        """The puzzle embedding, which has an optimiser of its own."""
+        return self.inner.get("puzzle_emb")
+
+    def initial_carry(self, batch: dict[str, mx.array]) -> Carry:
+        """Return the carry before the first step: every row halted, so that `begin_step` fills all from its batch."""
+        rows = len(batch["inputs"])
+        state = {name: mx.zeros_like(array) for name, array in self.inner.initial_state(rows).items()}
+        return state | {
+            "steps": mx.zeros((rows,), mx.int32),
+            "halted": mx.ones((rows,), mx.bool_),
+            "current_data": {name: mx.zeros_like(array) for name, array in batch.items()},
+        }
+
+    def begin_step(self, carry: Carry, batch: dict[str, mx.array]) -> Carry:
+        """Give the rows that have halted a fresh state and the data of `batch`; the others keep theirs."""
+        halted = carry["halted"]
+
+        def choose(fresh: mx.array, kept: mx.array) -> mx.array:
+            return mx.where(halted.reshape(-1, *([1] * (kept.ndim - 1))), fresh, kept)
+
+        state = {name: choose(fresh, carry[name]) for name, fresh in self.inner.initial_state(len(halted)).items()}
+        return state | {
+            "steps": mx.where(halted, 0, carry["steps"]),
+            "halted": halted,
+            "current_data": {name: choose(batch[name], kept) for name, kept in carry["current_data"].items()},
+        }
+
+    def puzzle_rows(self, carry: Carry) -> mx.array | None:
+        """Look up the puzzle embeddings of the carry's data: float32 `[b, puzzle_emb_ndim]`, or None without any."""
+        return None if self.puzzle_emb is None else self.puzzle_emb(carry["current_data"]["puzzle_identifiers"])
+
+    def __call__(
+        self,
+        carry: Carry,
+        puzzle_rows: mx.array | None,
+        *,
+        training: bool,
+        min_steps: mx.array | None = None,
+        halt_by_q: bool = False,
+    ) -> tuple[Carry, Outputs]:
+        """Take one outer step with every row.
+
+        Args:
+            carry: what `begin_step` returned.
+            puzzle_rows: what `puzzle_rows` returned, or a copy with respect to which to differentiate.
+            training: let rows halt when the core says so, and compute the target of Q-continue. Evaluation takes
+                halt_max_steps steps.
+            min_steps: int32 `[b]`, how many steps a row takes at least: the exploration, see `draw_min_steps`.
+            halt_by_q: let rows halt when the core says so in evaluation too.
+
+        Returns:
+            The new carry and the outputs: those of the core; `halts` bool `[b]`, whether the core says that a row is
+            done; and `target_q_continue` float32 `[b]`, if the core has one and a row may take more than one step.
+        """
+        data = carry["current_data"]
+        state = {name: array for name, array in carry.items() if name not in _OF_WRAPPER}
+        embeddings = self.inner.input_embeddings(data, puzzle_rows)
+        state, outputs = map_rows(self.inner, state, embeddings)
+
+        steps = carry["steps"] + 1
+        last = steps >= self.config.halt_max_steps
+        outputs = outputs | {"halts": mx.stop_gradient(self.inner.halts(outputs))}
+        halted = last | outputs["halts"] if training or halt_by_q else last
+        if min_steps is not None:
+            halted = halted & (steps >= min_steps)
+
+        if training and self.config.halt_max_steps > 1:
+            target = map_rows(self.inner.target_q_continue, state, mx.stop_gradient(embeddings), last)
+            if target is not None:
+                outputs["target_q_continue"] = mx.stop_gradient(target)
+        return state | {"steps": steps, "halted": halted, "current_data": data}, outputs
+
+
+def draw_min_steps(key: mx.array, rows: int, halt_max_steps: int, probability: float) -> mx.array | None:
+    """Draw how many outer steps each row takes at least in this step of training (paper, section 2, exploration).
+
+    Args:
+        key: random key.
+        rows: rows of the global batch. Each rank draws for all of them, and takes its own.
+        halt_max_steps: a row that explores draws from 2 to this number.
+        probability: that a row explores.
+
+    Returns:
+        int32 `[rows]`, 0 where a row does not explore; None if none ever does.
+    """
+    if halt_max_steps == 1 or probability == 0:
+        return None
+    explore_key, min_steps_key = mx.random.split(key)
+    explores = mx.random.uniform(shape=(rows,), key=explore_key) < probability
+    return mx.where(explores, mx.random.randint(2, halt_max_steps + 1, (rows,), key=min_steps_key), 0)

@@ -1,0 +1,93 @@
+"""From a configuration to a model: the architecture, loss head and optimiser that it names, in a data set's sizes."""
+
+from __future__ import annotations
+
+import inspect
+from typing import Any
+
+import mlx.core as mx
+import mlx.optimizers
+from mlx.utils import tree_flatten
+from pydantic import ValidationError
+
+from common.errors import UserError, describe_validation_error
+from dataset.metadata import PuzzleDatasetMetadata
+from dataset.puzzle_dataset import padding_arrays
+from models.act import ACTModel
+from models.kernels.streams import on_gpu
+from models.loading import checked_options, load
+from models.losses import ACTLossHead
+from utils.config import ArchConfig, PretrainConfig
+
+
+def default_forward_dtype() -> str:
+    """Return `bfloat16` on a GPU, `float32` on a CPU, whose bfloat16 matmuls are many times slower."""
+    return "bfloat16" if on_gpu() else "float32"
+
+
+def with_forward_dtype(config: PretrainConfig) -> PretrainConfig:
+    """Choose `arch.forward_dtype` where it is unset, so that the run's saved configuration names the one in use."""
+    values = config.arch.model_dump()
+    if values.get("forward_dtype") is None:
+        values["forward_dtype"] = default_forward_dtype()
+    return config.model_copy(update={"arch": ArchConfig.model_validate(values)})
+
+
+def build_model(arch: ArchConfig, metadata: PuzzleDatasetMetadata, key: mx.array) -> ACTLossHead:
+    """Make the loss head, with the model in it, that `arch` names, with random weights drawn from `key`.
+
+    Raises:
+        UserError: if `arch` has unknown, missing or impossible values.
+    """
+    model_class, head_class = load(arch.name, "arch.name"), load(arch.loss.name, "arch.loss.name")
+    if not (isinstance(model_class, type) and issubclass(model_class, ACTModel)):
+        raise UserError(f"arch.name = {arch.name!r} is not a model; expected a subclass of act@ACTModel")
+    if not (isinstance(head_class, type) and issubclass(head_class, ACTLossHead)):
+        raise UserError(f"arch.loss.name = {arch.loss.name!r} is not a loss head; expected losses@ACTLossHead")
+    options = checked_options(head_class, arch.loss.options(), "arch.loss", given=1)
+    fields = {"forward_dtype": default_forward_dtype()} | arch.options()
+    sizes = {name: getattr(metadata, name) for name in ("seq_len", "vocab_size", "num_puzzle_identifiers")}
+    try:
+        model_config = model_class.Config.model_validate(fields | sizes)
+    except ValidationError as error:
+        raise UserError(describe_validation_error(error, "the configuration", "arch.")) from error
+    return head_class(model_class(model_config, key), **options)
+
+
+def build_optimizer(config: PretrainConfig) -> mlx.optimizers.Optimizer:
+    """Make the optimiser of the weights that `optimizer.name` names: `module@Class` below models, or one of MLX's.
+
+    `lr`, `beta1`, `beta2` and `weight_decay` reach it as `learning_rate`, `betas` and `weight_decay`, as far as its
+    constructor takes them; further keys of `optimizer` come after these.
+
+    Raises:
+        UserError: if there is none of that name, or it takes no such options.
+    """
+    name = config.optimizer.name
+    found: Any = load(name, "optimizer.name") if "@" in name else getattr(mlx.optimizers, name, None)
+    if not (isinstance(found, type) and issubclass(found, mlx.optimizers.Optimizer)):
+        raise UserError(
+            f"optimizer.name = {name!r} is no optimiser; expected optimizers@AdamATan2, a class of mlx.optimizers such "
+            "as Lion, or module@Class below models"
+        )
+    common = {
+        "learning_rate": config.lr,
+        "betas": [config.beta1, config.beta2],
+        "weight_decay": config.weight_decay,
+    }
+    takes = inspect.signature(found).parameters
+    options = {key: value for key, value in common.items() if key in takes} | config.optimizer.options()
+    return found(**checked_options(found, options, "optimizer"))
+
+
+def count_parameters(head: ACTLossHead) -> int:
+    """Count the trainable weights; the puzzle embedding and the fixed initial states are not among them."""
+    return sum(parameter.size for parameter in dict(tree_flatten(head.trainable_parameters())).values())
+
+
+def metric_names(head: ACTLossHead, metadata: PuzzleDatasetMetadata, *, training: bool) -> list[str]:
+    """List the metrics that a loss head names, in training or in evaluation. Builds a graph and computes nothing."""
+    batch = {name: mx.array(array) for name, array in padding_arrays(metadata, 1).items()}
+    carry = head.model.begin_step(head.model.initial_carry(batch), batch)
+    _, _, metrics, _ = head(carry, head.model.puzzle_rows(carry), training=training)
+    return [name for name in metrics if name != "count"]
