@@ -12,7 +12,7 @@ import pytest
 from PIL import Image
 
 from tests.helpers.tiny_data import make_tiny_data, split_test_set
-from tests.viewer.conftest import ARC_COLOURS, MAZE_COLOURS, STEPS, Folders, Viewer, digits, rgb
+from tests.helpers.viewer import ARC_COLOURS, MAZE_COLOURS, STEPS, Folders, Viewer, digits, rgb
 
 
 def wrong_cells(folders: Folders, tokens: np.ndarray) -> np.ndarray:

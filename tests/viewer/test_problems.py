@@ -10,7 +10,7 @@ from pathlib import Path
 import numpy as np
 
 from tests.helpers.tiny_data import make_tiny_data
-from tests.viewer.conftest import Folders, Viewer, digits
+from tests.helpers.viewer import Folders, Viewer, digits
 
 
 def overwrite(name: str, change: Callable[[np.ndarray], np.ndarray]) -> Callable[[Path], None]:
