@@ -290,19 +290,21 @@ class HierarchicalReasoningModel_ACTV1(nn.Module):
 
         Returns:
             The new carry and the outputs: `logits` `[b, s, v]`, `q_halt_logits` and `q_continue_logits` float32 `[b]`,
+            `halts` bool `[b]`, whether the model's rule would halt the row here,
             and when training with halt_max_steps > 1 also `target_q_continue` float32 `[b]`.
         """
         c = self._config
         data = carry["current_data"]
         embeddings = self.inner.input_embeddings(data["inputs"], puzzle_rows)
         z_H, z_L, logits, q_halt, q_continue = map_rows(self.inner, carry["z_H"], carry["z_L"], embeddings)
-        outputs = {"logits": logits, "q_halt_logits": q_halt, "q_continue_logits": q_continue}
+        halts = mx.stop_gradient(q_halt) > mx.stop_gradient(q_continue)
+        outputs = {"logits": logits, "q_halt_logits": q_halt, "q_continue_logits": q_continue, "halts": halts}
 
         steps = carry["steps"] + 1
         last = steps >= c.halt_max_steps
         halted = last
         if training or halt_by_q:
-            halted = halted | (mx.stop_gradient(q_halt) > mx.stop_gradient(q_continue))
+            halted = halted | halts
         if training and c.halt_max_steps > 1:
             if c.halt_exploration_prob > 0:
                 if key is None:

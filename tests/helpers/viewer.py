@@ -36,9 +36,13 @@ class Viewer:
         self.noise: list[str] = []
         self.page.on("console", lambda message: self.noise.append(f"console: {message.text}"))
         self.page.on("pageerror", lambda error: self.noise.append(f"error: {error}"))
-        self.page.on("dialog", lambda dialog: (self.noise.append(f"dialogue: {dialog.message}"), dialog.dismiss()))
+        self.page.on("dialog", self._dismiss)
         self.page.on("request", self._note_request)
         self.page.goto(PAGE)
+
+    def _dismiss(self, dialog: Any) -> None:
+        self.noise.append(f"dialogue: {dialog.message}")
+        dialog.dismiss()
 
     def _note_request(self, request: Any) -> None:
         own = request.url == PAGE or request.url.startswith((ROOT / "assets/viewer").as_uri())

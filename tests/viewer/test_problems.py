@@ -42,7 +42,7 @@ def put(array: np.ndarray, at: int, value: int) -> np.ndarray:
     return array
 
 
-DAMAGES: dict[str, tuple[Callable[[Path], None], list[str]]] = {
+DAMAGES: dict[str, tuple[Callable[[Path], object], list[str]]] = {
     "missing array": (lambda f: (f / "train/all__labels.npy").unlink(), ["train/all__labels.npy is missing"]),
     "missing names": (lambda f: (f / "identifiers.json").unlink(), ["tiny/identifiers.json is missing"]),
     "missing dataset.json": (lambda f: (f / "train/dataset.json").unlink(), ["tiny/train/dataset.json is missing"]),
