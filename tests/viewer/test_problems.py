@@ -174,6 +174,13 @@ def test_predictions_that_belong_to_nothing(
     shutil.copy(folders.predictions / "q_halt_logits.npy", folder)
     np.save(folder / "step_preds.npy", np.zeros((20, 3, 35), np.uint8))
     assert "step_preds.npy: shape (20, 3, 35), expected (20, 3, 36)" in complaint(folders.dataset)
+    shutil.copy(folders.predictions / "step_preds.npy", folder)
+    for array, found in (
+        (np.zeros((20, 2), bool), "shape (20, 2), expected (20, 3)"),
+        (np.zeros((20, 3), np.float32), "values of type f4, expected bool or uint8"),
+    ):
+        np.save(folder / "step_halted.npy", array)
+        assert f"step_halted.npy: {found}" in complaint(folders.dataset)
     for path in folder.glob("*"):
         if path.name != "preds.npy":
             path.unlink()
