@@ -274,7 +274,7 @@ def column_heights(viewer: Viewer) -> list[int]:
     return [int(red[:, 34 + round(width * (step + 0.3) / 3)].sum()) for step in range(3)]
 
 
-def download(viewer: Viewer, button: str) -> tuple[str, Image.Image]:
+def download(viewer: Viewer, button: str) -> tuple[str, Any]:
     """The name and the picture that a button saves."""
     with viewer.page.expect_download() as waiting:
         viewer.page.locator(button).click()
