@@ -67,7 +67,7 @@ function verdict() {
   if (current.qHalt !== null)
     details.push(`q_halt ${signed(current.qHalt)} (${(100 / (1 + Math.exp(-current.qHalt))).toFixed(0)}\u00a0% sure)`);
   if (current.qContinue !== null) details.push(`q_continue ${signed(current.qContinue)}`);
-  if (current.film?.margin) details.push(current.film.describeHalt());
+  if (current.film?.halted) details.push(current.film.describeHalt());
   return [
     wrong ? `✗ ${grouped(wrong)} of ${plural(scored, "cell")} wrong` : "✓ Exact",
     details.map((text) => ` · ${text}`).join(""),

@@ -14,7 +14,8 @@ const FILTERS = {
 /**
  * How many cells of each prediction are wrong, counted in the background for the part of a set that has predictions.
  *
- * `count` examples have a prediction, and `wrong[i]` of the first `done` is known. `qHalt`, `qContinue` may be null.
+ * `count` examples have a prediction, and `wrong[i]` of the first `done` is known. `halts[i]`: whether the model's own
+ * rule would halt it after the last step; null if that isn't stored.
  */
 class Scores {
   constructor(set, predictions) {
@@ -25,8 +26,7 @@ class Scores {
       exact: 0,
       cells: 0,
       wrongCells: 0,
-      qHalt: null,
-      qContinue: null,
+      halts: null,
       cancelled: false,
     });
     this.count = Math.max(0, Math.min(set.numExamples, predictions.numExamples - set.first));
@@ -35,10 +35,12 @@ class Scores {
 
   /** Count, calling `progress` now and then; ends early once `cancelled` is set. */
   async run(progress) {
-    const { arrays } = this.predictions;
+    const { arrays, steps } = this.predictions;
     const { first, seqLen } = this.set;
-    const part = (array) => array?.rows(first, first + this.count) ?? null;
-    [this.qHalt, this.qContinue] = await Promise.all([part(arrays.q_halt_logits), part(arrays.q_continue_logits)]);
+    if (arrays.step_halted) {
+      const halted = await arrays.step_halted.rows(first, first + this.count);
+      this.halts = Uint8Array.from({ length: this.count }, (_, i) => halted[(i + 1) * steps - 1]);
+    }
     const rows = Math.max(1, Math.floor(SCORE_BYTES / seqLen / 4));
     for (let start = 0; start < this.count && !this.cancelled; start += rows) {
       const stop = Math.min(this.count, start + rows);
@@ -64,16 +66,11 @@ class Scores {
     }
   }
 
-  /** Whether the model would have halted after the last step: q_halt > q_continue, or null if these aren't known. */
-  halts(example) {
-    return this.qHalt && this.qContinue ? this.qHalt[example] > this.qContinue[example] : null;
-  }
-
   passes(filter, example) {
     if (example >= this.done) return false;
     const exact = this.wrong[example] === 0;
     if (filter === "exact" || filter === "wrong") return exact === (filter === "exact");
-    return exact === (filter === "unsure") && this.halts(example) === (filter === "sure");
+    return exact === (filter === "unsure") && Boolean(this.halts[example]) === (filter === "sure");
   }
 }
 

@@ -164,8 +164,8 @@ function drawLines(context, board, colours, cell) {
 }
 
 /**
- * Plot a film over its steps: wrong cells as columns, q_halt - q_continue as a line about a dashed zero, the
- * present step and the one at which the model would have halted.
+ * Plot a film over its steps: wrong cells as columns, Q values as a line about a dashed zero, the present step and the
+ * one at which the model would have halted.
  */
 function drawPlot(context, film, step, colours, x, y, width, height) {
   const margin = { left: 34, right: 40, top: 20, bottom: 22 };
@@ -173,8 +173,8 @@ function drawPlot(context, film, step, colours, x, y, width, height) {
   const slot = plotWidth / film.steps;
   const xOf = (i) => margin.left + (i + 0.5) * slot;
   const most = Math.max(1, ...film.wrongCells);
-  const reach = film.margin ? Math.max(1, ...film.margin.map(Math.abs).filter(Number.isFinite)) : 1;
-  const yOfMargin = (value) => margin.top + ((1 - Math.min(1, Math.max(-1, value / reach))) * plotHeight) / 2;
+  const reach = film.q ? Math.max(1, ...film.q.map(Math.abs).filter(Number.isFinite)) : 1;
+  const yOfQ = (value) => margin.top + ((1 - Math.min(1, Math.max(-1, value / reach))) * plotHeight) / 2;
   context.save();
   context.translate(x, y);
   context.font = `11px ${FONT}`;
@@ -199,34 +199,34 @@ function drawPlot(context, film, step, colours, x, y, width, height) {
   context.fillText(most, margin.left - 5, margin.top + 4);
   context.fillText("0", margin.left - 5, margin.top + plotHeight - 3);
 
-  if (film.margin) {
+  if (film.q) {
     context.strokeStyle = colours.accent;
     context.setLineDash([2, 4]);
     context.globalAlpha = 0.7;
     context.beginPath();
-    context.moveTo(margin.left, yOfMargin(0));
-    context.lineTo(margin.left + plotWidth, yOfMargin(0));
+    context.moveTo(margin.left, yOfQ(0));
+    context.lineTo(margin.left + plotWidth, yOfQ(0));
     context.stroke();
     context.setLineDash([]);
     context.globalAlpha = 1;
     context.lineWidth = 2;
     context.lineJoin = "round";
     context.beginPath();
-    film.margin.forEach((value, i) => context.lineTo(xOf(i), yOfMargin(value)));
+    film.q.forEach((value, i) => context.lineTo(xOf(i), yOfQ(value)));
     context.stroke();
-    film.margin.forEach((value, i) => {
+    film.q.forEach((value, i) => {
       context.fillStyle = i === step ? colours.accent : colours.paper;
       context.beginPath();
-      context.arc(xOf(i), yOfMargin(value), Math.min(i === step ? 4.5 : 3, slot * 0.4), 0, 2 * Math.PI);
+      context.arc(xOf(i), yOfQ(value), Math.min(i === step ? 4.5 : 3, slot * 0.4), 0, 2 * Math.PI);
       context.fill();
       context.stroke();
     });
     context.fillStyle = colours.accent;
-    context.fillText("q_halt − q_continue", width - 6, 9);
+    context.fillText(film.qName, width - 6, 9);
     context.textAlign = "left";
     const after = margin.left + plotWidth + 5;
     context.fillText(`+${reach.toFixed(reach < 10 ? 1 : 0)}`, after, margin.top + 4);
-    context.fillText("0", after, yOfMargin(0));
+    context.fillText("0", after, yOfQ(0));
     context.fillText(`−${reach.toFixed(reach < 10 ? 1 : 0)}`, after, margin.top + plotHeight - 3);
   }
   if (film.halt !== null) {

@@ -4,20 +4,21 @@
 /**
  * One example's predictions, step by step (steps count from 0 here, from 1 on the page).
  *
- * `wrongCells[t]`; `margin[t]`, q_halt - q_continue, or null without Q values; `halt`, the first step after which the
- * model would have halted (q_halt > q_continue), null if it never would.
+ * `wrongCells[t]`; `q[t]`, q_halt - q_continue, or q_halt where there is no q_continue (`qName` tells which), null
+ * without Q values; `halted[t]`, whether the model's own rule would have halted it there, null if that isn't stored;
+ * `halt`, the first such step, null if there is none.
  */
 class Film {
   /** Read the film of the example in row `row` of the predictions; `labels` and `isScored` tell wrong cells. */
   static async read({ arrays, steps, seqLen }, row, labels, isScored) {
-    const [tokens, qHalt, qContinue] = await Promise.all(
-      [arrays.step_preds, arrays.step_q_halt_logits, arrays.step_q_continue_logits].map((array) =>
-        array?.rows(row, row + 1),
-      ),
+    const keys = ["step_preds", "step_q_halt_logits", "step_q_continue_logits", "step_halted"];
+    const [tokens, qHalt, qContinue, halted = null] = await Promise.all(
+      keys.map((key) => arrays[key]?.rows(row, row + 1)),
     );
-    const film = Object.assign(new Film(), { allTokens: tokens, steps, seqLen, qHalt, qContinue });
-    film.margin = qHalt && qContinue ? Array.from(qHalt, (value, t) => value - qContinue[t]) : null;
-    const halt = film.margin?.findIndex((value) => value > 0) ?? -1;
+    const film = Object.assign(new Film(), { allTokens: tokens, steps, seqLen, halted });
+    film.q = qHalt ? Array.from(qHalt, (value, t) => value - (qContinue?.[t] ?? 0)) : null;
+    film.qName = qContinue ? "q_halt − q_continue" : "q_halt";
+    const halt = halted?.findIndex(Boolean) ?? -1;
     film.halt = halt < 0 ? null : halt;
     film.wrong = Array.from({ length: steps }, (_, t) => wrongCells(film.tokens(t), labels, isScored));
     film.wrongCells = film.wrong.map(count);
@@ -41,13 +42,13 @@ class Film {
       wrong ? `${wrong} wrong cell${wrong > 1 ? "s" : ""}` : "all right",
     ];
     if (step) parts.push(`${count(this.changed(step))} changed`);
-    if (this.margin) parts.push(`q_halt − q_continue ${signed(this.margin[step])}`);
+    if (this.q) parts.push(`${this.qName} ${signed(this.q[step])}`);
     return parts.join(" · ");
   }
 
-  /** When the model would have halted, for the film as a whole. */
+  /** When the model would have halted, for the film as a whole; empty if that isn't known. */
   describeHalt() {
-    if (!this.margin) return "";
+    if (!this.halted) return "";
     return this.halt === null ? `would not halt within ${this.steps} steps` : `would halt after step ${this.halt + 1}`;
   }
 }

@@ -12,6 +12,7 @@ const PREDICTION_KEYS = [
   "step_preds",
   "step_q_halt_logits",
   "step_q_continue_logits",
+  "step_halted",
 ];
 const IGNORED_LABEL = -100; // in predictions; data sets have their own ignore_label_id
 const SAMPLE_ROWS = 32; // looked at to recognise puzzles, and to tell whether predictions belong to a data set
@@ -291,8 +292,12 @@ class Predictions {
         const wanted = `expected (${whole}), with at least one example; run evaluate.py again`;
         throw new FileProblem(`${file.path}: shape (${found}), ${wanted}`);
       }
-      if (!/q_(halt|continue)_logits/.test(key) && !file.isInteger) {
-        throw new FileProblem(`${file.path}: values of type ${file.type}, expected integers; run evaluate.py again`);
+      const [fits, wanted] =
+        key === "step_halted"
+          ? [/^[bu]1$/.test(file.type), "bool or uint8"]
+          : [file.isInteger || /q_(halt|continue)_logits/.test(key), "integers"];
+      if (!fits) {
+        throw new FileProblem(`${file.path}: values of type ${file.type}, expected ${wanted}; run evaluate.py again`);
       }
     }
     const run = nameOf(parentOf(folder));

@@ -79,13 +79,13 @@ function showScores(scores) {
     `${percent(cells - wrongCells, cells)} of cells right${counting}${without}`;
   document.querySelector("#scores .meter span").style.width = `${(100 * exact) / Math.max(1, done)}%`;
   const counts = { exact, wrong: done - exact, sure: 0, unsure: 0 };
-  if (scores.qHalt && scores.qContinue) {
+  if (scores.halts) {
     for (let i = 0; i < done; i++) {
       if (scores.passes("sure", i)) counts.sure++;
       else if (scores.passes("unsure", i)) counts.unsure++;
     }
   }
-  const offered = Object.keys(FILTERS).filter((filter) => filter in counts && (scores.qHalt || !/sure/.test(filter)));
+  const offered = Object.keys(FILTERS).filter((filter) => filter in counts && (scores.halts || !/sure/.test(filter)));
   setOptions(
     byId("filter"),
     ["all", ...offered],

@@ -11,7 +11,7 @@ import numpy as np
 import pytest
 
 from tests.helpers.tiny_data import make_tiny_data, split_test_set
-from tests.viewer.conftest import ARC_COLOURS, MAZE_COLOURS, Viewer, digits, rgb
+from tests.helpers.viewer import ARC_COLOURS, MAZE_COLOURS, Viewer, digits, rgb
 
 
 def load(folder: Path, split: str = "train") -> dict[str, np.ndarray]:

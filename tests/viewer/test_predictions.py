@@ -12,7 +12,7 @@ import pytest
 from PIL import Image
 
 from tests.helpers.tiny_data import make_tiny_data, split_test_set
-from tests.viewer.conftest import ARC_COLOURS, MAZE_COLOURS, STEPS, Folders, Viewer, digits, rgb
+from tests.helpers.viewer import ARC_COLOURS, MAZE_COLOURS, STEPS, Folders, Viewer, digits, rgb
 
 
 def wrong_cells(folders: Folders, tokens: np.ndarray) -> np.ndarray:
@@ -24,7 +24,7 @@ def wrong_cells(folders: Folders, tokens: np.ndarray) -> np.ndarray:
 @pytest.fixture
 def scored(evaluated: dict[str, Folders], tmp_path: Path) -> Folders:
     """The Sudoku of `evaluated`, with a model that is better than one step of training makes it: the first 7 of 20
-    predictions are exact, and the model would halt at examples 0 to 3 and 10 to 11."""
+    predictions are exact, and the model would halt at examples 0 to 3 and 10 to 11, whatever its Q values are."""
     folders = evaluated["mini-sudoku"]
     target = tmp_path / "run" / folders.predictions.name
     shutil.copytree(folders.predictions, target)
@@ -33,10 +33,9 @@ def scored(evaluated: dict[str, Folders], tmp_path: Path) -> Folders:
     preds[:7] = labels[:7]
     np.save(target / "preds.npy", preds)
     halts = np.isin(np.arange(len(preds)), [0, 1, 2, 3, 10, 11])
-    np.save(target / "q_halt_logits.npy", np.where(halts, 1.5, -2.5).astype(np.float32))
+    np.save(target / "q_halt_logits.npy", np.where(halts, -2.5, 1.5).astype(np.float32))
     np.save(target / "q_continue_logits.npy", np.zeros(len(preds), np.float32))
-    for path in target.glob("step_*.npy"):
-        path.unlink()
+    np.save(target / "step_halted.npy", np.stack([~halts, ~halts, halts], axis=1))
     return better
 
 
@@ -104,7 +103,9 @@ def test_predictions_go_through_all_sets(viewer: Viewer, tmp_path: Path) -> None
     labels = np.concatenate([np.load(folder / "test" / f"{name}__labels.npy") for name in ("easy", "hard")])
     steps = np.repeat(labels[:, None], 2, axis=1)
     steps[8, :, :3] = steps[8, :, :3] % 4 + 2  # three cells of the first hard one
-    for key, array in (("preds", steps[:, -1]), ("step_preds", steps), ("labels", labels.astype(np.int16))):
+    halted = np.arange(20)[:, None] == np.array([0, 8])  # at the last step that one alone
+    arrays = {"preds": steps[:, -1], "step_preds": steps, "step_halted": halted, "labels": labels.astype(np.int16)}
+    for key, array in arrays.items():
         (tmp_path / "run").mkdir(exist_ok=True)
         np.save(tmp_path / "run" / f"{key}.npy", array)
     viewer.open(folder, tmp_path / "run")
@@ -112,7 +113,11 @@ def test_predictions_go_through_all_sets(viewer: Viewer, tmp_path: Path) -> None
     viewer.page.locator("#set").select_option("hard")
     viewer.until("view.setName === 'hard' && view.scores.done === 12 && view.shownTicket === view.ticket")
     assert viewer.text("#score-text").startswith("11 of 12 predictions exact")
-    assert viewer.text("#verdict").startswith("✗ 3 of 16 cells wrong")
+    assert viewer.page.locator("#filter option").all_inner_texts()[3:] == [
+        "Wrong, yet would halt (1)",
+        "Exact, yet would go on (11)",
+    ]
+    assert viewer.text("#verdict") == "✗ 3 of 16 cells wrong · would halt after step 2"
     assert viewer.board("prediction").lines == digits(steps[8, 1], 4)
 
 
@@ -180,6 +185,7 @@ def test_the_film_shows_the_stored_steps(viewer: Viewer, evaluated: dict[str, Fo
     wrong = wrong_cells(folders, steps).sum(-1)
     margin = folders.predicted("step_q_halt_logits") - folders.predicted("step_q_continue_logits")
     assert steps.shape[1] == STEPS
+    np.testing.assert_array_equal(folders.predicted("step_halted"), margin > 0)  # HRM's rule
     for example in (0, 19):
         viewer.show(example)
         for step in reversed(range(STEPS)):  # it opens at the last step
@@ -207,6 +213,7 @@ def film(evaluated: dict[str, Folders], tmp_path: Path) -> Folders:
     np.save(target / "preds.npy", labels)
     np.save(target / "step_q_halt_logits.npy", np.tile(np.array([-1, 1, 2], np.float32), (len(labels), 1)))
     np.save(target / "step_q_continue_logits.npy", np.zeros((len(labels), 3), np.float32))
+    np.save(target / "step_halted.npy", np.tile([False, True, True], (len(labels), 1)))
     return Folders(folders.dataset, target)
 
 
@@ -267,7 +274,7 @@ def column_heights(viewer: Viewer) -> list[int]:
     return [int(red[:, 34 + round(width * (step + 0.3) / 3)].sum()) for step in range(3)]
 
 
-def download(viewer: Viewer, button: str) -> tuple[str, Image.Image]:
+def download(viewer: Viewer, button: str) -> tuple[str, Any]:
     """The name and the picture that a button saves."""
     with viewer.page.expect_download() as waiting:
         viewer.page.locator(button).click()
@@ -312,12 +319,68 @@ def test_saved_pictures(viewer: Viewer, film: Folders) -> None:
 
 
 def test_a_film_without_q_values_still_plays(viewer: Viewer, film: Folders) -> None:
-    """Older or partial folders: the plot would be gone with its second line."""
+    """Partial folders: the plot would be gone with its second line."""
     for path in film.predictions.glob("*q_*.npy"):
         path.unlink()
     (film.predictions / "preds.npy").unlink()
     viewer.open(film.dataset, film.predictions)
-    assert viewer.text("#verdict") == "✓ Exact"
+    assert viewer.text("#verdict") == "✓ Exact · would halt after step 2"
     viewer.press(",", ",")
     assert viewer.text("#step-text") == "Step 1 of 3 · 8 wrong cells"
+    assert viewer.page.locator("#filter option").count() == 5
+
+
+def marked_steps(marked: np.ndarray, unmarked: np.ndarray) -> set[int]:
+    """At which of three steps one plot has a vertical line that the other lacks."""
+    rows = slice(22, 127)
+    differs = (marked[rows].astype(int) != unmarked[rows]).any(-1).sum(0)
+    width = marked.shape[1] - 74
+    return {int((x - 34) / (width / 3)) for x in np.flatnonzero(differs > 30)}
+
+
+def test_the_mark_of_halting_is_the_model_s_word(viewer: Viewer, film: Folders) -> None:
+    """Each architecture has its own rule. With one that the page made up, a film would be marked where another model
+    would have halted: these Q values, positive from the second step on, mean nothing to the page."""
+    path = film.predictions / "step_halted.npy"
+    path.rename(path.with_suffix(".aside"))  # as before it was stored
+    viewer.open(film.dataset, film.predictions)
+    assert "would" not in viewer.text("#verdict")
+    unmarked = viewer.pixels("#plot")
+    assert viewer.page.locator("#plot").get_attribute("aria-label").endswith("8, 3, 0")
+    assert viewer.text("#step-text").endswith("q_halt − q_continue +2.00")
     assert viewer.page.locator("#filter option").count() == 3
+    _, strip = download(viewer, "#save-strip")
+
+    for halted, step in (([0, 1, 1], 2), ([0, 0, 1], 3), ([1, 0, 0], 1), ([0, 0, 0], None)):
+        for dtype in (np.bool_, np.uint8):
+            np.save(path, np.tile(np.array(halted, dtype), (20, 1)))
+            viewer.open(None, film.predictions)
+            words = "would not halt within 3 steps" if step is None else f"would halt after step {step}"
+            assert viewer.text("#verdict").endswith(f" · {words}")
+            assert viewer.page.locator("#plot").get_attribute("aria-label").endswith(f"8, 3, 0; {words}")
+            assert marked_steps(viewer.pixels("#plot"), unmarked) == ({step - 1} if step else set())
+            sure = 20 * halted[-1]  # all predictions are right in the end
+            assert viewer.page.locator("#filter option").all_inner_texts()[3:] == [
+                "Wrong, yet would halt (0)",
+                f"Exact, yet would go on ({20 - sure})",
+            ]
+        _, marked = download(viewer, "#save-strip")
+        differs = (np.asarray(marked.convert("RGB")) != np.asarray(strip.convert("RGB"))).any(-1)
+        titles = {(int(y) - 42) // 282 * 3 + int(x) // 256 for y, x in np.argwhere(differs)}  # 0 is the input's
+        assert titles == ({step} if step else set())
+
+
+def test_a_model_without_q_continue(viewer: Viewer, film: Folders) -> None:
+    """TRM has one Q value: the plot would be empty, or the page broken."""
+    viewer.open(film.dataset, film.predictions)
+    before = viewer.pixels("#plot")
+    for path in film.predictions.glob("*q_continue_logits.npy"):
+        path.unlink()
+    viewer.open(None, film.predictions)
+    assert viewer.text("#verdict").endswith("% sure) · would halt after step 2")
+    assert "q_continue" not in viewer.text("#verdict")
+    assert viewer.text("#step-text") == "Step 3 of 3 · all right · 3 changed · q_halt +2.00"
+    assert viewer.page.locator("#filter option").count() == 5
+    plot = viewer.pixels("#plot")
+    np.testing.assert_array_equal(plot[22:], before[22:])  # the same line, since q_continue was 0
+    assert (plot[:18] != before[:18]).any()  # under another name

@@ -10,7 +10,7 @@ from pathlib import Path
 import numpy as np
 
 from tests.helpers.tiny_data import make_tiny_data
-from tests.viewer.conftest import Folders, Viewer, digits
+from tests.helpers.viewer import Folders, Viewer, digits
 
 
 def overwrite(name: str, change: Callable[[np.ndarray], np.ndarray]) -> Callable[[Path], None]:
@@ -42,7 +42,7 @@ def put(array: np.ndarray, at: int, value: int) -> np.ndarray:
     return array
 
 
-DAMAGES: dict[str, tuple[Callable[[Path], None], list[str]]] = {
+DAMAGES: dict[str, tuple[Callable[[Path], object], list[str]]] = {
     "missing array": (lambda f: (f / "train/all__labels.npy").unlink(), ["train/all__labels.npy is missing"]),
     "missing names": (lambda f: (f / "identifiers.json").unlink(), ["tiny/identifiers.json is missing"]),
     "missing dataset.json": (lambda f: (f / "train/dataset.json").unlink(), ["tiny/train/dataset.json is missing"]),
@@ -174,6 +174,13 @@ def test_predictions_that_belong_to_nothing(
     shutil.copy(folders.predictions / "q_halt_logits.npy", folder)
     np.save(folder / "step_preds.npy", np.zeros((20, 3, 35), np.uint8))
     assert "step_preds.npy: shape (20, 3, 35), expected (20, 3, 36)" in complaint(folders.dataset)
+    shutil.copy(folders.predictions / "step_preds.npy", folder)
+    for array, found in (
+        (np.zeros((20, 2), bool), "shape (20, 2), expected (20, 3)"),
+        (np.zeros((20, 3), np.float32), "values of type f4, expected bool or uint8"),
+    ):
+        np.save(folder / "step_halted.npy", array)
+        assert f"step_halted.npy: {found}" in complaint(folders.dataset)
     for path in folder.glob("*"):
         if path.name != "preds.npy":
             path.unlink()

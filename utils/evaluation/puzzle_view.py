@@ -1,4 +1,4 @@
-"""Puzzles for people: as text in a terminal and as a picture in W&B. Square puzzles are shown as grids.
+"""Show puzzles to people: as text in a terminal and as a picture in W&B. Square puzzles are shown as grids.
 
 A vocabulary of side + 2 tokens on a square grid is Sudoku (blank and the digits, behind the padding token), whose cells
 are digits. Other puzzles show their tokens as they are.
@@ -35,7 +35,7 @@ def _grid_shape(length: int) -> tuple[int, int]:
 
 
 def is_sudoku(length: int, vocab_size: int) -> bool:
-    """Whether puzzles of this length and vocabulary are Sudoku grids of any size."""
+    """Tell whether puzzles of this length and vocabulary are Sudoku grids of any size."""
     rows, columns = _grid_shape(length)
     return rows == columns > 1 and vocab_size == rows + 2
 
@@ -49,11 +49,14 @@ def _symbol(token: int, sudoku: bool) -> str:
 
 
 def format_puzzle(sample: dict[str, np.ndarray], vocab_size: int) -> str:
-    """Puzzle, the model's answer and the truth side by side in text; wrong cells of the answer are marked with `*`.
+    """Write puzzle, answer of the model and truth side by side; wrong cells of the answer are marked with `*`.
 
     Args:
         sample: integer arrays `inputs`, `labels` and `preds`, each `[s]`.
         vocab_size: number of tokens.
+
+    Returns:
+        Lines of text: the titles, then one for each row of the grid.
     """
     rows, columns = _grid_shape(len(sample["inputs"]))
     sudoku = is_sudoku(rows * columns, vocab_size)
@@ -77,11 +80,14 @@ def format_puzzle(sample: dict[str, np.ndarray], vocab_size: int) -> str:
 
 
 def draw_puzzle(sample: dict[str, np.ndarray], vocab_size: int) -> Image.Image:
-    """Picture of puzzle, prediction and truth side by side. Digits that the puzzle lacks are blue, wrong ones red.
+    """Draw puzzle, prediction and truth side by side. Digits that the puzzle lacks are blue, wrong ones red.
 
     Args:
         sample: integer arrays `inputs`, `labels` and `preds`, each `[s]`.
         vocab_size: number of tokens.
+
+    Returns:
+        An RGB picture.
     """
     rows, columns = _grid_shape(len(sample["inputs"]))
     sudoku = is_sudoku(rows * columns, vocab_size)

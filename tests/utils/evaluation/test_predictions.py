@@ -25,6 +25,7 @@ def batch(first: int, num_examples: int) -> tuple[Batch, dict[str, mx.array]]:
         "logits": mx.array(np.repeat(tokens[..., None], VOCAB_SIZE, axis=2)).astype(mx.bfloat16),
         "q_halt_logits": mx.array(number).astype(mx.float32),
         "q_continue_logits": -mx.array(number).astype(mx.float32),
+        "halts": mx.array(number % 3 == 0),
     }
     return Batch("all", tokens, np.where(tokens % 2, tokens, -100), number, num_examples), outputs
 
@@ -72,10 +73,12 @@ def test_step_preds_hold_every_outer_step_of_every_example(tmp_path: Path) -> No
         for first, num_examples in ((0, 4), (4, 4), (8, 2)):
             for step in range(3):
                 data, outputs = batch(first, num_examples)
-                writer.write_step({key: array + 20 * step for key, array in outputs.items()})
+                halts = mx.array(data.puzzle_identifiers % 3 == step)
+                writer.write_step({key: array + 20 * step for key, array in outputs.items()} | {"halts": halts})
             writer.write(data, outputs)
     found = {path.name: np.load(path) for path in (tmp_path / "p").iterdir()}
-    assert found.keys() == {"step_preds.npy", "step_q_halt_logits.npy", "step_q_continue_logits.npy"}
+    names = ("step_preds", "step_q_halt_logits", "step_q_continue_logits", "step_halted")
+    assert found.keys() == {f"{name}.npy" for name in names}
     preds, q_halt = found["step_preds.npy"], found["step_q_halt_logits.npy"]
     assert (preds.dtype, preds.shape) == (np.uint8, (10, 3, SEQ_LEN))
     assert (q_halt.dtype, q_halt.shape) == (np.float32, (10, 3))
@@ -83,6 +86,21 @@ def test_step_preds_hold_every_outer_step_of_every_example(tmp_path: Path) -> No
     np.testing.assert_array_equal(preds[:, :, 1], expected)
     np.testing.assert_array_equal(q_halt, expected)
     np.testing.assert_array_equal(found["step_q_continue_logits.npy"][:, 0], -np.arange(10))
+    assert found["step_halted.npy"].dtype == np.bool_
+    np.testing.assert_array_equal(found["step_halted.npy"], np.arange(10)[:, None] % 3 == np.arange(3))
+
+
+def test_what_a_model_does_not_give_is_left_out(tmp_path: Path) -> None:
+    """A model without Q-continue, evaluated with the default keys, would end in a KeyError or an empty file."""
+    with PredictionWriter(tmp_path / "p", [*KEYS, "step_preds"], VOCAB_SIZE) as writer:
+        for first, num_examples in ((0, 4), (4, 2)):
+            data, outputs = batch(first, num_examples)
+            del outputs["q_continue_logits"]
+            writer.write_step(outputs)
+            writer.write(data, outputs)
+    found = {path.stem: np.load(path) for path in (tmp_path / "p").iterdir()}
+    assert found.keys() == {*KEYS, "step_preds", "step_q_halt_logits", "step_halted"} - {"q_continue_logits"}
+    assert {len(array) for array in found.values()} == {6}
 
 
 def test_large_vocabularies_keep_their_tokens(tmp_path: Path) -> None:
