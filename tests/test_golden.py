@@ -5,63 +5,26 @@ If one of these fails, numbers published for HRM can't be reproduced with this c
 
 from __future__ import annotations
 
-import json
 from collections.abc import Mapping
 from pathlib import Path
-from types import SimpleNamespace
 from typing import Any
 
 import mlx.core as mx
 import numpy as np
 import pytest
-import yaml
 from mlx.utils import tree_flatten
 
-from utils.config import parse_pretrain_config
+from tests.helpers.golden import ABSOLUTE, BATCH, FOLDERS, OUTPUTS, absent, batch_of, load, set_weights
 from utils.evaluation.evaluate import Evaluator
 from utils.evaluation.predictions import to_numpy
 from utils.train.state import TrainState
 
-FOLDERS = sorted(path.parent for path in (Path(__file__).parent / "golden").glob("*/golden.npz"))
-OUTPUTS = ("logits", "q_halt_logits", "q_continue_logits", "target_q_continue")
-BATCH = ("inputs", "labels", "puzzle_identifiers")
 COUNTS = ("count", "exact_accuracy", "q_halt_accuracy", "steps")
-ABSOLUTE = 1e-4
 LOSS_RELATIVE = 1e-5
 GRADIENT_RELATIVE = 1e-4
 PARAMETER = 1e-5
 MAX_UNDECIDED = 3  # elements of a parameter
 REFERENCE_GRADIENT_PRECISION = 1e-5  # the reference's own float32 and float64 runs differ by as much, relative
-
-
-def load(folder: Path) -> tuple[dict[str, np.ndarray], TrainState]:
-    with np.load(folder / "golden.npz") as file:
-        golden = {name: file[name] for name in file.files}
-    sizes = json.loads((folder / "meta.json").read_text())
-    config = parse_pretrain_config(yaml.safe_load((folder / "all_config.yaml").read_text()))
-    state = TrainState(
-        config,
-        SimpleNamespace(**sizes),
-        total_steps=sizes["total_steps"],
-        keep={*OUTPUTS, "gradients"} - absent(golden),
-    )
-    return golden, state
-
-
-def absent(golden: Mapping[str, np.ndarray]) -> set[str]:
-    """Outputs that this configuration does not have: no Q-continue target where every row halts at once."""
-    return {name for name in OUTPUTS if f"train/1/{name}" not in golden}
-
-
-def set_weights(state: TrainState, golden: Mapping[str, np.ndarray], prefix: str) -> None:
-    weights = [
-        (name.removeprefix(prefix), mx.array(array)) for name, array in golden.items() if name.startswith(prefix)
-    ]
-    state.head.load_weights(weights, strict=True)
-
-
-def batch_of(golden: Mapping[str, np.ndarray], prefix: str) -> dict[str, mx.array]:
-    return {name: mx.array(golden[f"{prefix}/batch/{name}"]) for name in BATCH}
 
 
 def assert_close(found: Any, expected: np.ndarray, tolerance: float, what: str) -> None:

@@ -6,7 +6,9 @@ from types import SimpleNamespace
 from typing import Any
 
 import mlx.core as mx
+import pytest
 
+from models.act import ACTModel
 from utils.checkpoints.stored_tensors import host_tensor
 from utils.config import PretrainConfig, parse_pretrain_config
 from utils.train.state import TrainState
@@ -90,3 +92,16 @@ def mlx_compiles() -> bool:
     compiled = mx.compile(lambda x: calls.append(1) or x + 1)  # type: ignore[func-returns-value]
     mx.eval(compiled(mx.zeros(1)), compiled(mx.zeros(1)))
     return len(calls) == 1
+
+
+def count_calls(monkeypatch: pytest.MonkeyPatch) -> list[None]:
+    """Have every call of a model leave an entry in the list: of compiled functions, those that trace it."""
+    calls: list[None] = []
+    call = ACTModel.__call__
+
+    def counted(self: ACTModel, *arguments: Any, **options: Any) -> Any:
+        calls.append(None)
+        return call(self, *arguments, **options)
+
+    monkeypatch.setattr(ACTModel, "__call__", counted)
+    return calls

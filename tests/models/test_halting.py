@@ -6,8 +6,9 @@ import mlx.core as mx
 import numpy as np
 import pytest
 
+from models.act import draw_min_steps
 from tests.helpers.configs import pretrain_config, random_batch, sizes
-from utils.train.state import build_model
+from utils.model import build_model
 
 ROWS = 2000
 MAX_STEPS = 5
@@ -24,7 +25,8 @@ def halting_steps(*, q_halt: float, q_continue: float, exploration: float, max_s
     halted_at = np.zeros(ROWS, int)
     for step in range(1, max_steps + 1):
         carry = model.begin_step(carry, batch)
-        carry, _ = model(carry, model.puzzle_rows(carry), training=True, key=mx.random.key(step))
+        min_steps = draw_min_steps(mx.random.key(step), ROWS, max_steps, exploration)
+        carry, _ = model(carry, model.puzzle_rows(carry), training=True, min_steps=min_steps)
         halted = np.array(carry["halted"])
         halted_at[(halted_at == 0) & halted] = step
         # A row that halted before starts afresh, which must not count again: follow only those that go on.
@@ -91,21 +93,15 @@ def test_halted_rows_restart_on_new_data_and_others_keep_theirs() -> None:
         assert mx.array_equal(begun["z_L"][row], expected)
 
 
-@pytest.mark.parametrize("num_ranks", [2, 4])
-def test_ranks_explore_together_as_one_would(num_ranks: int) -> None:
-    """Each rank has a slice of the batch and the same key. With the same draws in every slice, rows of different ranks
-    would be explored in step, and a run would depend on the number of ranks."""
-    head = build_model(pretrain_config({"halt_exploration_prob": 0.5}).arch, sizes(), mx.random.key(0))
-    head.model.inner.q_head.bias = mx.array([1.0, -1.0])  # halt at once, but for exploration
-    batch = random_batch(0, batch=64)
-
-    def halted(rank: int, num_ranks: int) -> list[bool]:
-        rows = slice(rank * 64 // num_ranks, (rank + 1) * 64 // num_ranks)
-        own = {name: array[rows] for name, array in batch.items()}
-        carry = head.model.begin_step(head.model.initial_carry(own), own)
-        options = {"training": True, "key": mx.random.key(1), "rank": rank, "num_ranks": num_ranks}
-        return head.model(carry, head.model.puzzle_rows(carry), **options)[0]["halted"].tolist()
-
-    together = halted(0, 1)
-    assert 16 < sum(together) < 48
-    assert [row for rank in range(num_ranks) for row in halted(rank, num_ranks)] == together
+def test_the_model_tells_which_rows_its_rule_would_halt() -> None:
+    """The viewer and eval_halt=q go by it."""
+    head = build_model(pretrain_config().arch, sizes(), mx.random.key(0))
+    batch = random_batch(0)
+    carry = head.model.begin_step(head.model.initial_carry(batch), batch)
+    for bias, halts in (([1.0, -1.0], True), ([-1.0, 1.0], False), ([2.0, 2.0], False)):
+        head.model.inner.q_head.bias = mx.array(bias)
+        after, outputs = head.model(carry, head.model.puzzle_rows(carry), training=False)
+        assert outputs["halts"].tolist() == [halts] * 8
+        assert not after["halted"].any()
+        after, _ = head.model(carry, head.model.puzzle_rows(carry), training=False, halt_by_q=True)
+        assert after["halted"].tolist() == [halts] * 8

@@ -11,7 +11,7 @@ from mlx.utils import tree_flatten
 
 from models.common import truncated_normal
 from tests.helpers.configs import DEFAULT_ARCH, pretrain_config, sizes
-from utils.train.state import build_model, count_parameters
+from utils.model import build_model, count_parameters
 
 SUDOKU = sizes(seq_len=81, vocab_size=11, num_puzzle_identifiers=1)
 

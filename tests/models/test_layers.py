@@ -9,8 +9,8 @@ import mlx.core as mx
 import numpy as np
 import pytest
 
+from models import kernels
 from models.common import random_keys
-from models.kernels import cpu as activations
 from models.layers import Attention, Block, Linear, SwiGLU, rms_norm, swiglu_width
 
 
@@ -74,7 +74,8 @@ def test_rms_norm_is_computed_in_float32(dtype: Any) -> None:
 
 
 def test_block_normalises_after_each_sum() -> None:
-    block = Block(16, 2, 4, random_keys(mx.random.key(0)), rope_theta=10000.0, rms_norm_eps=1e-5)
+    keys = random_keys(mx.random.key(0))
+    block = Block(Attention(16, 2, keys, rope_theta=10000.0), SwiGLU(16, 4, keys), 1e-5)
     x = mx.random.normal((2, 5, 16), key=mx.random.key(1))
     middle = rms_norm(x + block.self_attn(x), 1e-5)
     np.testing.assert_allclose(np.array(block(x)), np.array(rms_norm(middle + block.mlp(middle), 1e-5)), atol=1e-6)
@@ -90,9 +91,9 @@ def test_linear_casts_its_weight_to_the_activations() -> None:
 
 def test_vectorised_exp2_is_as_accurate_as_float32() -> None:
     x = np.concatenate([np.linspace(-126, 126, 200_001), [0.0, -0.0, 1e-30, -1e-8]]).astype(np.float32)
-    out = np.array(activations.vectorised_exp2(mx.array(x)), np.float64)
+    out = np.array(kernels.cpu.vectorised_exp2(mx.array(x)), np.float64)
     np.testing.assert_allclose(out, np.exp2(x.astype(np.float64)), rtol=2e-7)
-    extremes = np.array(activations.vectorised_exp2(mx.array([-1e30, -200.0, -float("inf")])))
+    extremes = np.array(kernels.cpu.vectorised_exp2(mx.array([-1e30, -200.0, -float("inf")])))
     assert (extremes >= 0).all()
     assert (extremes < 1.2e-38).all()
 
@@ -103,7 +104,7 @@ def test_silu_and_its_derivative() -> None:
     weight = mx.array([[1.0, 0.0], [0.0, 1.0]])  # the first column is the gate, the second is multiplied with it
 
     def silu(gate: mx.array) -> mx.array:
-        return activations.swiglu(mx.stack([gate, mx.ones_like(gate)], axis=-1), weight)[:, 0]
+        return kernels.swiglu(mx.stack([gate, mx.ones_like(gate)], axis=-1), weight)[:, 0]
 
     value, gradient = mx.value_and_grad(lambda a: silu(a).sum())(mx.array(x))
     np.testing.assert_allclose(np.array(silu(mx.array(x))), x * sigmoid, rtol=1e-6, atol=1e-12)
@@ -121,12 +122,12 @@ def test_forms_for_cpus_agree_with_those_for_gpus(form: str, monkeypatch: pytest
     cotangent = mx.random.normal((3, 5, 6 if form == "swiglu" else 8), key=mx.random.key(2))
 
     def both(x: mx.array, weight: mx.array) -> mx.array:
-        y = activations.swiglu(x, weight) if form == "swiglu" else activations.rms_norm(x, 1e-5) + 0 * weight.sum()
+        y = kernels.swiglu(x, weight) if form == "swiglu" else kernels.rms_norm(x, 1e-5) + 0 * weight.sum()
         return (y * cotangent).sum()
 
     value, gradients = mx.value_and_grad(both, (0, 1))(x, weight)
     mx.eval(value, gradients)
-    monkeypatch.setattr(activations, "on_gpu", lambda: True)
+    monkeypatch.setattr(kernels, "on_gpu", lambda: True)
     expected_value, expected = mx.value_and_grad(both, (0, 1))(x, weight)
     np.testing.assert_allclose(value.item(), expected_value.item(), rtol=1e-5)
     for found, wanted in zip(gradients, expected, strict=True):
@@ -137,7 +138,7 @@ def test_attention_on_the_cpu_agrees_with_the_fused_kernel_and_its_gradient() ->
     q, k, v, weight = (mx.random.normal((2, 3, 9, 8), key=mx.random.key(i)) * 3 for i in range(4))
 
     def ours(q: mx.array, k: mx.array, v: mx.array) -> mx.array:
-        return (activations.attention(q, k, v, 0.35) * weight).sum()
+        return (kernels.attention(q, k, v, 0.35) * weight).sum()
 
     def fused(q: mx.array, k: mx.array, v: mx.array) -> mx.array:
         return (mx.fast.scaled_dot_product_attention(q, k, v, scale=0.35) * weight).sum()

@@ -11,11 +11,11 @@ import pytest
 import yaml
 
 from common.errors import UserError
+from models.loading import load
 from tests.helpers.configs import DEFAULT_ARCH, TINY_ARCH, pretrain_config
 from utils.config import (
     PretrainConfig,
     StopWhen,
-    load_model_class,
     read_saved_config,
     read_trained_config,
     with_names,
@@ -187,8 +187,8 @@ def test_hostile_files_end_in_one_short_line(text: str, message: str, tmp_path: 
 
 
 def test_classes_are_found_below_models() -> None:
-    assert load_model_class(TINY_ARCH["name"]).__name__ == "HierarchicalReasoningModel_ACTV1"
-    assert load_model_class("losses@ACTLossHead").__module__ == "models.losses"
+    assert load(TINY_ARCH["name"], "arch.name").__name__ == "HierarchicalReasoningModel_ACTV1"
+    assert load("losses@ACTLossHead", "arch.loss.name").__module__ == "models.losses"
 
 
 @pytest.mark.parametrize(
@@ -198,8 +198,8 @@ def test_classes_are_found_below_models() -> None:
         "utils.config@PretrainConfig",
         "..utils.config@PretrainConfig",
         "losses@nn",  # a module that losses imports
-        "losses@Callable",  # a class from elsewhere
-        "losses@stablemax_cross_entropy",  # not a class
+        "losses@Any",  # a class from elsewhere
+        "losses@Q_LOSS_WEIGHT",  # neither class nor function
         "losses@_cross_entropy",
         "losses@NoSuchHead",
         "hrm.hrm_act_v2@HierarchicalReasoningModel_ACTV1",
@@ -215,8 +215,8 @@ def test_nothing_else_is_loaded(name: str, monkeypatch: pytest.MonkeyPatch, tmp_
     monkeypatch.syspath_prepend(str(tmp_path))
     before = set(sys.modules)
     for identifier in (name, "evil@Class"):
-        with pytest.raises(UserError, match=r"architecture name '.*expected module@Class below models"):
-            load_model_class(identifier)
+        with pytest.raises(UserError, match=r"arch.name = '.*expected module@Name below models"):
+            load(identifier, "arch.name")
     assert not {module for module in set(sys.modules) - before if not module.startswith("models.")}
 
 

@@ -112,7 +112,7 @@ class PredictionWriter:
             outputs: what the model gives for it, and `preds`; each array `[b, …]`.
         """
         for key in self.keys:
-            array = outputs[key] if key in outputs else getattr(batch, key, None)
+            array = outputs[key] if key in outputs else batch.arrays.get(key)
             if array is not None:
                 self._append(key, to_numpy(array)[: batch.num_examples])
         for key, steps in self._steps.items():

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Callable
+from pathlib import Path
 from typing import Any
 
 import mlx.core as mx
@@ -12,11 +13,15 @@ import pytest
 from mlx.utils import tree_flatten, tree_unflatten
 
 from common.errors import UserError
-from models import optimizers
-from models.kernels import cpu as activations
-from models.optimizers import AdamATan2, arctan2_of_square, learning_rate
-from tests.helpers.configs import mlx_compiles, pretrain_config, random_batch, sizes, train_state
-from utils.evaluation.evaluate import Evaluator
+from models import kernels
+from models.kernels import arctan2_of_square
+from models.optimizers import AdamATan2
+from tests.helpers.configs import count_calls, mlx_compiles, pretrain_config, random_batch, sizes, train_state
+from utils.checkpoints.safetensors_file import read_safetensors, write_safetensors
+from utils.checkpoints.stored_tensors import host_tensor
+from utils.evaluation.evaluate import Evaluator, make_eval_step
+from utils.train.schedule import learning_rate
+from utils.train.state import make_train_step
 
 # The primitives that MLX implements for the CPU alone, by the names they have in an exported graph.
 CPU_ONLY = {"Cholesky", "Eig", "Eigh", "Inverse", "LUF", "QRF", "SVD", "Load"}
@@ -55,20 +60,21 @@ def test_graphs_hold_no_float64_and_nothing_for_the_cpu_alone(
     arch: dict[str, Any], forward_dtype: str, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     # Metal has no float64, and a CPU-only primitive would end the run there at the first step.
-    for module in (activations, optimizers):
+    for module in (kernels, kernels.streams):
         monkeypatch.setattr(module, "on_gpu", lambda: True)  # the graph that is traced there
     state = train_state(pretrain_config(arch | {"forward_dtype": forward_dtype}))
     mx.eval(state.arrays)
     batch = random_batch(0)
     carry = state.head.model.initial_carry(batch)
-    evaluator = Evaluator(state.head)
+    step = make_train_step(state.head, state.optimizer, state.random, state.config, state.ranks)
 
     def train(*arguments: Any) -> Any:
-        return state.uncompiled_step(*arguments), state.arrays
+        return step(*arguments), state.arrays
 
+    rates = mx.array(1e-3), mx.array(1e-2)
     for function, arguments, expected in (
-        (evaluator.uncompiled_step, (carry, batch), {"Matmul", "Gather", "ArgReduce"}),
-        (train, (carry, batch, mx.array(1e-3), mx.array(1e-2)), {"Matmul", "ArcTan2", "Scatter", "RandomBits"}),
+        (make_eval_step(state.head, "max"), (carry, batch), {"Matmul", "Gather", "ArgReduce"}),
+        (train, (carry, batch, *rates, mx.array(0.0)), {"Matmul", "ArcTan2", "Scatter", "RandomBits"}),
     ):
         primitives, dtypes = graph_of(function, *arguments)
         assert expected <= primitives
@@ -86,14 +92,25 @@ def test_the_graph_walk_would_notice() -> None:
     assert "mlx.core.float64" in dtypes
 
 
-def test_a_step_is_traced_once_and_never_again(arch: dict[str, Any]) -> None:
+def test_a_step_is_traced_once_and_never_again(arch: dict[str, Any], monkeypatch: pytest.MonkeyPatch) -> None:
+    calls = count_calls(monkeypatch)
     state = train_state(pretrain_config(arch))
     evaluator = Evaluator(state.head)
     for step in range(5):
         state.train_step(random_batch(step))
         for _ in evaluator.outer_steps(random_batch(step)):
             pass
-    assert (state.trace_count, evaluator.trace_count) == (1, 1) or not mlx_compiles()
+    assert len(calls) == 2 or not mlx_compiles()  # once to train, once to evaluate
+
+
+def test_a_restored_state_keeps_its_compiled_step(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
+    calls = count_calls(monkeypatch)
+    state = train_state()
+    state.train_step(random_batch(0))
+    write_safetensors(tmp_path / "f", {name: host_tensor(array) for name, array in state.named_arrays().items()})
+    state.restore(1, read_safetensors(tmp_path / "f"), "here")
+    state.train_step(random_batch(1))
+    assert len(calls) == 1 or not mlx_compiles()
 
 
 def test_evaluation_sees_the_weights_of_the_moment() -> None:
@@ -113,7 +130,7 @@ def test_evaluation_sees_the_weights_of_the_moment() -> None:
 
 def losses(arch: dict[str, Any], steps: int) -> np.ndarray:
     state = train_state(pretrain_config(arch | {"halt_exploration_prob": 0.0}))
-    values = [state.train_step(random_batch(step % 4))[0]["lm_loss"] for step in range(steps)]
+    values = [state.train_step(random_batch(step % 4)).metrics["lm_loss"] for step in range(steps)]
     return np.array(mx.stack(values))
 
 
@@ -149,7 +166,7 @@ def test_any_width_of_the_puzzle_embedding_trains(puzzle_emb_ndim: int, position
     )
     first = None
     for _ in range(6):
-        metrics, kept = state.train_step(random_batch(0))
+        metrics, kept, *_ = state.train_step(random_batch(0))
         first = first if first is not None else metrics["lm_loss"].item()
     assert metrics["lm_loss"].item() < first
     assert kept["logits"].shape == (8, 16, 6)
@@ -169,7 +186,7 @@ def test_puzzle_rows_fill_whole_tokens_before_the_puzzle() -> None:
     state = train_state(pretrain_config({"puzzle_emb_ndim": 40}))
     inner = state.head.model.inner
     rows = mx.arange(80).reshape(2, 40).astype(mx.float32)
-    embedded = np.array(inner.input_embeddings(mx.ones((2, 16), mx.int32), rows)) / math.sqrt(32)
+    embedded = np.array(inner.input_embeddings({"inputs": mx.ones((2, 16), mx.int32)}, rows)) / math.sqrt(32)
     flat = embedded[:, :2].reshape(2, 64)
     np.testing.assert_allclose(flat[:, :40], np.array(rows), rtol=1e-6)
     assert not flat[:, 40:].any()
@@ -180,7 +197,7 @@ def test_puzzle_rows_fill_whole_tokens_before_the_puzzle() -> None:
 )
 def test_any_cycles_and_layers_train(cycles: dict[str, int]) -> None:
     state = train_state(pretrain_config(cycles))
-    values = [state.train_step(random_batch(0))[0]["lm_loss"].item() for _ in range(6)]
+    values = [state.train_step(random_batch(0)).metrics["lm_loss"].item() for _ in range(6)]
     assert values[-1] < values[0]
 
 
@@ -190,7 +207,10 @@ def test_gradient_flows_through_the_last_updates_alone() -> None:
     z = mx.random.normal((1, 17, 32), key=mx.random.key(0))
     embeddings = mx.random.normal((1, 17, 32), key=mx.random.key(1))
 
-    gradient = mx.grad(lambda z: inner(z, z, embeddings)[2].sum())(z)
+    def logits(z: mx.array, embeddings: mx.array) -> mx.array:
+        return inner({"z_H": z, "z_L": z}, embeddings)[1]["logits"].sum()
+
+    gradient = mx.grad(lambda z: logits(z, embeddings))(z)
     assert not gradient.any()
 
     def last_updates(embeddings: mx.array) -> mx.array:
@@ -204,7 +224,7 @@ def test_gradient_flows_through_the_last_updates_alone() -> None:
         return inner.lm_head(inner.H_level(z_H, z_L)[:, 1:]).sum()
 
     value, expected = mx.value_and_grad(last_updates)(embeddings)
-    found, gradient = mx.value_and_grad(lambda e: inner(z, z, e)[2].sum())(embeddings)
+    found, gradient = mx.value_and_grad(lambda e: logits(z, e))(embeddings)
     np.testing.assert_allclose(found.item(), value.item(), rtol=1e-5)
     np.testing.assert_allclose(np.array(gradient), np.array(expected), rtol=1e-4, atol=1e-5)
 
