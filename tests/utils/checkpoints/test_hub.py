@@ -235,7 +235,7 @@ def test_a_broken_download_goes_on(tmp_path: Path, hub: Hub, monkeypatch: pytest
 
 
 def test_a_connection_that_is_reset(tmp_path: Path, hub: Hub, monkeypatch: pytest.MonkeyPatch) -> None:
-    """huggingface_hub 1.x and 2.x give up then: that would be a traceback, or what had arrived be taken for the file."""
+    """huggingface_hub 1.x and 2.x give up: a user would get a traceback, or a file with a seam in it the next time."""
     monkeypatch.setattr("time.sleep", lambda seconds: None)
     weights = random.Random(1).randbytes(CHUNK + 100_000)
     hub.push(official(tmp_path / "large", weights))
