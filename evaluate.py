@@ -23,9 +23,10 @@ from utils.arc.predictions import KEYS
 from utils.arc.report import format_score
 from utils.arc.scoring import ArcScore, score_predictions
 from utils.checkpoints.weights import find_weights, load_weights, share_weights
-from utils.command_line import parse_evaluate_config
+from utils.command_line import parse
 from utils.config import ArchConfig, read_trained_config
 from utils.evaluation.evaluate import Evaluation, Evaluator, evaluate
+from utils.evaluation.options import EvaluateConfig
 from utils.evaluation.predictions import PredictionWriter, predictions_folder, remove_surplus
 from utils.evaluation.puzzle_view import format_puzzle
 from utils.ranks.ranks import Ranks, connected
@@ -74,7 +75,7 @@ def arc_score(test_set: PuzzleDataset, writer: PredictionWriter | None, folders:
 
 def run(arguments: list[str], ranks: Ranks) -> None:
     """Evaluate what the command line names. Rank 0 reads the checkpoint and reports."""
-    config = parse_evaluate_config(arguments)
+    config = parse(arguments, EvaluateConfig, "python evaluate.py", checkpoint="<step folder, file or hub id>")
     if ranks.watch is not None:
         ranks.watch.timeout = config.rank_timeout
     source = ranks.from_first(lambda: find_weights(config.checkpoint))
