@@ -22,9 +22,10 @@ from dataset.puzzle_dataset import PuzzleDataset
 from utils.arc.predictions import KEYS
 from utils.arc.report import format_score
 from utils.arc.scoring import ArcScore, score_predictions
+from utils.checkpoints.foreign_config import read_trained_config
 from utils.checkpoints.weights import find_weights, load_weights, share_weights
 from utils.command_line import parse
-from utils.config import ArchConfig, read_trained_config
+from utils.config import ArchConfig
 from utils.evaluation.evaluate import Evaluation, Evaluator, evaluate
 from utils.evaluation.options import EvaluateConfig
 from utils.evaluation.predictions import PredictionWriter, predictions_folder, remove_surplus

@@ -19,8 +19,8 @@ from utils.arc.predictions import find_folders
 from utils.arc.report import format_score
 from utils.arc.scoring import score_predictions
 from utils.arc.submission import write_submission, write_table
+from utils.checkpoints.foreign_config import read_trained_config
 from utils.command_line import parse
-from utils.config import read_trained_config
 
 
 class ArcConfig(BaseModel):
