@@ -22,10 +22,12 @@ from dataset.puzzle_dataset import PuzzleDataset
 from utils.arc.predictions import KEYS
 from utils.arc.report import format_score
 from utils.arc.scoring import ArcScore, score_predictions
+from utils.checkpoints.foreign_config import TrainedConfig, read_trained_config
 from utils.checkpoints.weights import WeightsSource, find_weights, load_weights, share_weights
-from utils.command_line import parse_evaluate_config
-from utils.config import ArchConfig, TrainedConfig, read_trained_config
+from utils.command_line import parse
+from utils.config import ArchConfig
 from utils.evaluation.evaluate import Evaluation, Evaluator, evaluate
+from utils.evaluation.options import EvaluateConfig
 from utils.evaluation.predictions import PredictionWriter, predictions_folder, remove_surplus
 from utils.evaluation.puzzle_view import format_puzzle
 from utils.model import build_model
@@ -74,7 +76,7 @@ def arc_score(test_set: PuzzleDataset, writer: PredictionWriter | None, folders:
 
 def run(arguments: list[str], ranks: Ranks) -> None:
     """Evaluate what the command line names. Rank 0 reads the checkpoint and reports."""
-    config = parse_evaluate_config(arguments)
+    config = parse(arguments, EvaluateConfig, "python evaluate.py", checkpoint="<step folder, file or hub id>")
     if ranks.watch is not None:
         ranks.watch.timeout = config.rank_timeout
     source = ranks.from_first(lambda: find_weights(config.checkpoint), WeightsSource)

@@ -19,7 +19,7 @@ from tqdm import tqdm
 
 from common.errors import UserError
 from common.files import expand_user
-from dataset.hub import HUB_ID, explain_hub_error
+from common.hub import HUB_ID, explain_hub_error
 from dataset.symmetries import Symmetries
 from dataset.writer import DatasetWriter
 
@@ -32,10 +32,17 @@ Boards = tuple[np.ndarray, np.ndarray]  # questions and answers, uint8 [p, S] ea
 
 
 def resolve_source(source: str, filename: str) -> Path:
-    """The local path of one file of a source.
+    """Find one file of a source; from the Hugging Face hub it is downloaded, with progress, into the hub's cache.
 
-    `source` is a folder, or the id (`owner/name`) of a data set on the Hugging Face hub, from which the file is
-    downloaded (with progress) into the hub's cache. Raises UserError if it can't be had.
+    Args:
+        source: a folder, or the id (`owner/name`) of a data set on the hub.
+        filename: the file in it.
+
+    Returns:
+        The file's path on this machine.
+
+    Raises:
+        UserError: if it can't be had.
     """
     folder = expand_user(source)
     if folder.is_dir():

@@ -1,128 +1,35 @@
-"""The `key=value` command lines of evaluate.py and of the modules of utils that are run: their keys, checked."""
+"""The `key=value` command lines of evaluate.py and of the modules of utils that are run. Their keys are the fields of a
+pydantic model beside each `main`."""
 
 from __future__ import annotations
 
-from typing import Annotated, Literal, TypeVar
+from typing import TypeVar
 
 import yaml
 from omegaconf import OmegaConf
-from pydantic import BaseModel, BeforeValidator, ConfigDict, Field, ValidationError, model_validator
+from pydantic import BaseModel, ValidationError
 
 from common.errors import UserError, describe_validation_error
-from utils.config import DEFAULT_PREDICTION_KEYS, PredictionKey, check_film, hydra_errors
-from utils.ranks.watch import DEFAULT_TIMEOUT
+from utils.config import hydra_errors
+
+Options = TypeVar("Options", bound=BaseModel)
 
 
-class EvaluateConfig(BaseModel):
-    """All keys of evaluate.py; null, where it is allowed, means: as the checkpoint was trained."""
+def parse(arguments: list[str], kind: type[Options], command: str, **required: str) -> Options:
+    """Check the `key=value` arguments of a program.
 
-    model_config = ConfigDict(extra="forbid", coerce_numbers_to_str=True)  # data_path=2024
+    Args:
+        arguments: the command line without the program's name.
+        kind: the model that has the keys.
+        command: how the program is called, for the usage line.
+        required: the keys that have to be given, each with a placeholder for the usage line.
 
-    checkpoint: str
-    data_path: str | None = None
-    save_outputs: list[PredictionKey] = list(DEFAULT_PREDICTION_KEYS)
-    output_path: str | None = None
-    eval_halt: Literal["max", "q"] = "max"
-    global_batch_size: int | None = Field(default=None, ge=1)
-    max_examples: int | None = Field(default=None, ge=1)
-    forward_dtype: Literal["bfloat16", "float16", "float32"] | None = None
-    show_examples: int = Field(default=0, ge=0)
-    rank_timeout: float = Field(default=DEFAULT_TIMEOUT, ge=1)
-
-    @model_validator(mode="after")
-    def _film_is_complete(self) -> EvaluateConfig:
-        check_film(self.eval_halt, self.save_outputs, "save_outputs")
-        return self
-
-
-class ExportConfig(BaseModel):
-    """All keys of `python -m utils.export`.
-
-    `checkpoint`: what evaluate.py takes. `out`: the file to write. `prefix`: put before every name, such as
-    `_orig_mod.` for a model under torch.compile. `overwrite`: replace a file that is there.
-    """
-
-    model_config = ConfigDict(extra="forbid", coerce_numbers_to_str=True)
-
-    checkpoint: str
-    out: str = Field(min_length=1)
-    prefix: str = ""
-    overwrite: bool = False
-
-
-class ArcConfig(BaseModel):
-    """All keys of `python -m utils.arc`.
-
-    `predictions`: folders, or patterns such as `run/step_1000_all_preds.*`. `data_path`: the data set; null means the
-    one that the run was trained on. `submission`, `table`: files to write, if any.
-    """
-
-    model_config = ConfigDict(extra="forbid", coerce_numbers_to_str=True)
-
-    predictions: Annotated[
-        list[str], BeforeValidator(lambda value: value if isinstance(value, list) else [value]), Field(min_length=1)
-    ]
-    data_path: str | None = None
-    submission: str | None = None
-    table: str | None = None
-
-
-class BenchConfig(BaseModel):
-    """All keys of `python -m utils.bench`.
-
-    `quick`: Sudoku only, and every time measured twice. `out`: a file for the JSON line. `against`: such a file of an
-    earlier run to compare with.
-    """
-
-    model_config = ConfigDict(extra="forbid", coerce_numbers_to_str=True)
-
-    quick: bool = False
-    out: str | None = None
-    against: str | None = None
-
-
-CommandLine = TypeVar("CommandLine", EvaluateConfig, ExportConfig, ArcConfig, BenchConfig)
-
-
-def parse_evaluate_config(arguments: list[str]) -> EvaluateConfig:
-    """Check the `key=value` arguments of evaluate.py.
+    Returns:
+        The values, checked.
 
     Raises:
-        UserError: one line that names the key, what was found and what is expected.
+        UserError: one line that names the key, what was found and what is expected; or the usage line.
     """
-    return _parse(arguments, EvaluateConfig, "python evaluate.py", checkpoint="<step folder, file or hub id>")
-
-
-def parse_export_config(arguments: list[str]) -> ExportConfig:
-    """Check the `key=value` arguments of `python -m utils.export`.
-
-    Raises:
-        UserError: one line that names the key, what was found and what is expected.
-    """
-    required = {"checkpoint": "<step folder, file or hub id>", "out": "<name>.safetensors"}
-    return _parse(arguments, ExportConfig, "python -m utils.export", **required)
-
-
-def parse_arc_config(arguments: list[str]) -> ArcConfig:
-    """Check the `key=value` arguments of `python -m utils.arc`.
-
-    Raises:
-        UserError: one line that names the key, what was found and what is expected.
-    """
-    return _parse(arguments, ArcConfig, "python -m utils.arc", predictions="<folder or pattern>")
-
-
-def parse_bench_config(arguments: list[str]) -> BenchConfig:
-    """Check the `key=value` arguments of `python -m utils.bench`.
-
-    Raises:
-        UserError: one line that names the key, what was found and what is expected.
-    """
-    return _parse(arguments, BenchConfig, "python -m utils.bench")
-
-
-def _parse(arguments: list[str], kind: type[CommandLine], command: str, **required: str) -> CommandLine:
-    """Check `key=value` arguments, of which the `required` ones have to be there."""
     given = " ".join(f"{name}={placeholder}" for name, placeholder in required.items())
     usage = f"usage: {command} {given} " + " ".join(f"[{name}=…]" for name in kind.model_fields if name not in required)
     malformed = [argument for argument in arguments if "=" not in argument or argument.startswith("-")]

@@ -16,11 +16,10 @@ from pydantic import BaseModel, ConfigDict, Field, ValidationError, model_valida
 
 from common.errors import UserError, describe_validation_error
 from common.files import replacing
+from utils.plain_yaml import read_yaml
 from utils.ranks.watch import DEFAULT_TIMEOUT
 
 CONFIG_FILE = "all_config.yaml"  # beside the step folders of a run; the same name as in the PyTorch code
-_MAX_FILE_BYTES = 64 << 10  # of a saved configuration; a run writes about 1.5 kB
-_MAX_DEPTH = 8  # of values within one another; a run writes 4
 
 # step_preds: the prediction after every outer step and, in step_q_halt_logits and step_q_continue_logits, its Q values
 PredictionKey = Literal[
@@ -164,20 +163,6 @@ class PretrainConfig(BaseModel):
         return self.eval_interval or self.epochs
 
 
-class TrainedConfig(BaseModel):
-    """What a trained model's configuration has to hold for its weights to be used; the other keys are the training's.
-
-    The bound on `global_batch_size` keeps a file from elsewhere from asking for more memory than there is.
-    """
-
-    model_config = ConfigDict(extra="ignore", coerce_numbers_to_str=True)
-
-    arch: ArchConfig
-    data_path: str = Field(min_length=1, max_length=4096)
-    global_batch_size: int = Field(default=768, ge=1, le=65_536)
-    seed: int = Field(default=0, ge=0, lt=2**64)
-
-
 @contextlib.contextmanager
 def hydra_errors() -> Iterator[None]:
     """Turn what Hydra and OmegaConf raise within into UserError, in this project's words."""
@@ -220,42 +205,6 @@ def with_names(config: PretrainConfig) -> PretrainConfig:
     return config.model_copy(update={"project_name": project, "run_name": run, "checkpoint_path": path})
 
 
-class _PlainLoader(yaml.SafeLoader):
-    """YAML without aliases and of little depth: a few lines of nested aliases stand for more than memory holds."""
-
-    _depth = 0
-
-    def compose_node(self, parent: yaml.Node | None, index: int) -> yaml.Node | None:
-        if self.check_event(yaml.AliasEvent):
-            raise yaml.YAMLError(f"line {self.line + 1} has an alias (*name); write out what it stands for")
-        if self._depth == _MAX_DEPTH:
-            raise yaml.YAMLError(f"line {self.line + 1} has more than {_MAX_DEPTH} values within one another")
-        self._depth += 1
-        node = super().compose_node(parent, index)
-        self._depth -= 1
-        return node
-
-
-def _read_values(path: Path) -> dict[Any, Any]:
-    """The values of a saved configuration that nobody vouches for."""
-    try:
-        with open(path, "rb") as file:
-            content = file.read(_MAX_FILE_BYTES + 1)
-    except FileNotFoundError:
-        raise UserError(f"{path} is missing; it belongs beside the step folders of a run") from None
-    except OSError as error:
-        raise UserError(f"{path} can't be read: {error.strerror}") from error
-    if len(content) > _MAX_FILE_BYTES:
-        raise UserError(f"{path} has more than {_MAX_FILE_BYTES:,} bytes; a training configuration takes about 1,500")
-    try:
-        values = yaml.load(content.decode(), _PlainLoader)
-    except (yaml.YAMLError, ValueError, LookupError, AttributeError) as error:  # PyYAML lets values' own ones through
-        raise UserError(f"{path} can't be read: {' '.join(str(error).split())[:300]}") from error
-    if not isinstance(values, dict):
-        raise UserError(f"{path} holds no configuration: expected keys and values, found {type(values).__name__}")
-    return values
-
-
 def read_saved_config(folder: Path) -> PretrainConfig:
     """Read the `all_config.yaml` that pretrain.py wrote into a run's folder, to go on with that run.
 
@@ -263,20 +212,7 @@ def read_saved_config(folder: Path) -> PretrainConfig:
         UserError: if it is missing, not plain YAML, or does not hold a training configuration.
     """
     path = folder / CONFIG_FILE
-    return parse_pretrain_config(_read_values(path), str(path))
-
-
-def read_trained_config(folder: Path) -> TrainedConfig:
-    """Read what the `all_config.yaml` beside a trained model says of it, whichever code wrote it and with what keys.
-
-    Raises:
-        UserError: if it is missing, not plain YAML, or lacks the model or its data set.
-    """
-    path = folder / CONFIG_FILE
-    try:
-        return TrainedConfig.model_validate(_read_values(path))
-    except ValidationError as error:
-        raise UserError(describe_validation_error(error, str(path))) from error
+    return parse_pretrain_config(read_yaml(path), str(path))
 
 
 def write_saved_config(config: PretrainConfig, folder: Path) -> None:

@@ -13,14 +13,31 @@ import shutil
 import sys
 from pathlib import Path
 
+from pydantic import BaseModel, ConfigDict, Field
+
 from common import errors
 from common.errors import UserError
 from common.files import expand_user
 from utils.checkpoints.safetensors_file import write_safetensors
 from utils.checkpoints.stored_tensors import host_tensor
 from utils.checkpoints.weights import find_weights
-from utils.command_line import ExportConfig, parse_export_config
+from utils.command_line import parse
 from utils.config import CONFIG_FILE
+
+
+class ExportConfig(BaseModel):
+    """All keys of `python -m utils.export`.
+
+    `checkpoint`: what evaluate.py takes. `out`: the file to write. `prefix`: put before every name, such as
+    `_orig_mod.` for a model under torch.compile. `overwrite`: replace a file that is there.
+    """
+
+    model_config = ConfigDict(extra="forbid", coerce_numbers_to_str=True)
+
+    checkpoint: str
+    out: str = Field(min_length=1)
+    prefix: str = ""
+    overwrite: bool = False
 
 
 def export(config: ExportConfig) -> Path:
@@ -61,7 +78,8 @@ def export(config: ExportConfig) -> Path:
 @errors.one_line
 def main() -> None:
     """Export what the command line names."""
-    out = export(parse_export_config(sys.argv[1:]))
+    required = {"checkpoint": "<step folder, file or hub id>", "out": "<name>.safetensors"}
+    out = export(parse(sys.argv[1:], ExportConfig, "python -m utils.export", **required))
     print(f"exported {out}: torch_model.load_state_dict(safetensors.torch.load_file({str(out)!r}))")
 
 

@@ -17,6 +17,7 @@ from models.act import ACTModel
 from models.kernels.streams import on_gpu
 from models.loading import checked_options, load
 from models.losses import ACTLossHead
+from utils.checkpoints.foreign_config import check_bounds
 from utils.config import ArchConfig, PretrainConfig
 
 
@@ -39,6 +40,7 @@ def build_model(arch: ArchConfig, metadata: PuzzleDatasetMetadata, key: mx.array
     Raises:
         UserError: if `arch` has unknown, missing or impossible values.
     """
+    check_bounds(arch.model_dump(), "the configuration")
     model_class, head_class = load(arch.name, "arch.name"), load(arch.loss.name, "arch.loss.name")
     if not (isinstance(model_class, type) and issubclass(model_class, ACTModel)):
         raise UserError(f"arch.name = {arch.name!r} is not a model; expected a subclass of act@ACTModel")

@@ -2,36 +2,50 @@
 
 from __future__ import annotations
 
-import pytest
+from collections.abc import Callable
 
-from common.errors import UserError
-from utils.command_line import parse_arc_config, parse_evaluate_config, parse_export_config
+import evaluate
+import utils.arc.__main__ as arc
+from utils import export
+from utils.command_line import parse
 from utils.config import DEFAULT_PREDICTION_KEYS
+from utils.evaluation.options import EvaluateConfig
+
+
+def evaluate_config(*arguments: str) -> EvaluateConfig:
+    return parse(list(arguments), EvaluateConfig, "python evaluate.py", checkpoint="<…>")
 
 
 def test_evaluate_arguments() -> None:
-    config = parse_evaluate_config(["checkpoint=runs/Data set ACT-mlx/x=1/step_5"])
+    config = evaluate_config("checkpoint=runs/Data set ACT-mlx/x=1/step_5")
     assert config.checkpoint == "runs/Data set ACT-mlx/x=1/step_5"
     assert config.save_outputs == list(DEFAULT_PREDICTION_KEYS)
     assert "logits" not in DEFAULT_PREDICTION_KEYS
     assert (config.data_path, config.global_batch_size, config.max_examples, config.forward_dtype) == (None,) * 4
-    assert parse_evaluate_config(["checkpoint=x", "save_outputs=[]"]).save_outputs == []
-    assert parse_evaluate_config(["checkpoint=x", "save_outputs=[preds,logits]"]).save_outputs == ["preds", "logits"]
+    assert evaluate_config("checkpoint=x", "save_outputs=[]").save_outputs == []
+    assert evaluate_config("checkpoint=x", "save_outputs=[preds,logits]").save_outputs == ["preds", "logits"]
 
 
 def test_export_arguments() -> None:
-    config = parse_export_config(["checkpoint=sapientinc/x@v1", "out=a b.safetensors"])
+    arguments = ["checkpoint=sapientinc/x@v1", "out=a b.safetensors"]
+    config = parse(arguments, export.ExportConfig, "python -m utils.export", checkpoint="<…>", out="<…>")
     assert (config.checkpoint, config.out) == ("sapientinc/x@v1", "a b.safetensors")
     assert (config.prefix, config.overwrite) == ("", False)
 
 
-def test_what_is_missing_is_shown_by_the_usage() -> None:
-    for parse, expected in (
-        (parse_evaluate_config, r"usage: python evaluate.py checkpoint=<step folder, file or hub id> \[data_path=…\]"),
-        (parse_export_config, "usage: python -m utils.export checkpoint=<.*> out=<name>.safetensors"),
-        (parse_arc_config, "usage: python -m utils.arc predictions=<"),
+def test_arc_arguments() -> None:
+    """One folder can be given without brackets."""
+    for given, expected in (("a/step_1*", ["a/step_1*"]), ("[a,b]", ["a", "b"])):
+        assert parse([f"predictions={given}"], arc.ArcConfig, "python -m utils.arc").predictions == expected
+
+
+def test_what_is_missing_is_shown_by_the_usage(call_script: Callable[..., tuple[int, str, str]]) -> None:
+    for script, expected in (
+        (evaluate, "usage: python evaluate.py checkpoint=<step folder, file or hub id> [data_path=…]"),
+        (export, "usage: python -m utils.export checkpoint=<step folder, file or hub id> out=<name>.safetensors"),
+        (arc, "usage: python -m utils.arc predictions=<folder or pattern>"),
     ):
-        with pytest.raises(UserError, match=expected):
-            parse([])
-        with pytest.raises(UserError, match="'--help' is not key=value; usage: "):
-            parse(["--help"])
+        for arguments, start in (([], "error: "), (["--help"], "error: '--help' is not key=value; ")):
+            status, _, err = call_script(script, *arguments)
+            assert status == 1
+            assert err.startswith(start + expected)

@@ -10,20 +10,40 @@ from __future__ import annotations
 import json
 import sys
 from pathlib import Path
+from typing import Annotated
+
+from pydantic import BaseModel, BeforeValidator, ConfigDict, Field
 
 from common import errors
 from utils.arc.predictions import find_folders
 from utils.arc.report import format_score
 from utils.arc.scoring import score_predictions
 from utils.arc.submission import write_submission, write_table
-from utils.command_line import parse_arc_config
-from utils.config import read_trained_config
+from utils.checkpoints.foreign_config import read_trained_config
+from utils.command_line import parse
+
+
+class ArcConfig(BaseModel):
+    """All keys of `python -m utils.arc`.
+
+    `predictions`: folders, or patterns such as `run/step_1000_all_preds.*`. `data_path`: the data set; null means the
+    one that the run was trained on. `submission`, `table`: files to write, if any.
+    """
+
+    model_config = ConfigDict(extra="forbid", coerce_numbers_to_str=True)
+
+    predictions: Annotated[
+        list[str], BeforeValidator(lambda value: value if isinstance(value, list) else [value]), Field(min_length=1)
+    ]
+    data_path: str | None = None
+    submission: str | None = None
+    table: str | None = None
 
 
 @errors.one_line
 def main() -> None:
     """Score what the command line names."""
-    config = parse_arc_config(sys.argv[1:])
+    config = parse(sys.argv[1:], ArcConfig, "python -m utils.arc", predictions="<folder or pattern>")
     folders = find_folders(config.predictions)
     score = score_predictions(folders, config.data_path or read_trained_config(folders[0].parent).data_path)
     if config.submission is not None:

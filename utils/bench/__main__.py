@@ -29,6 +29,7 @@ from typing import Any
 import mlx.core as mx
 import numpy as np
 from omegaconf import OmegaConf
+from pydantic import BaseModel, ConfigDict
 
 from common import errors
 from dataset.puzzle_dataset import PuzzleDataset, prefetch
@@ -36,7 +37,7 @@ from dataset.writer import DatasetWriter
 from models.common import cpu_streams, on_gpu
 from utils.bench.parts import PartTimer
 from utils.bench.products import ProductTimer, Seconds, least, seconds, step_products, total
-from utils.command_line import parse_bench_config
+from utils.command_line import parse
 from utils.config import PretrainConfig, parse_pretrain_config, with_names
 from utils.evaluation.evaluate import Evaluator
 from utils.tracking import Tracker
@@ -48,6 +49,20 @@ SHAPES = {"sudoku": (81, 11, 16), "maze": (900, 6, 2)}  # seq_len, vocab_size, r
 ROUNDS, QUICK_ROUNDS = 5, 2
 NOTABLE = 5.0  # a step that is slower by more per cent is pointed out
 _GIGA, _MIB = 1e9, 2**20
+
+
+class BenchConfig(BaseModel):
+    """All keys of `python -m utils.bench`.
+
+    `quick`: Sudoku only, and every time measured twice. `out`: a file for the JSON line. `against`: such a file of an
+    earlier run to compare with.
+    """
+
+    model_config = ConfigDict(extra="forbid", coerce_numbers_to_str=True)
+
+    quick: bool = False
+    out: str | None = None
+    against: str | None = None
 
 
 def default_config(batch: int) -> PretrainConfig:
@@ -318,7 +333,7 @@ def read_record(path: str) -> dict[str, Any]:
 @errors.one_line
 def main() -> None:
     """Measure, print and compare as the command line says."""
-    config = parse_bench_config(sys.argv[1:])
+    config = parse(sys.argv[1:], BenchConfig, "python -m utils.bench")
     earlier = read_record(config.against) if config.against is not None else None
     if config.out is not None and not Path(config.out).resolve().parent.is_dir():
         raise errors.UserError(f"out={config.out} can't be written: there is no such folder")

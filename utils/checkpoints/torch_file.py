@@ -79,7 +79,7 @@ def _read(path: Path, file: BinaryIO) -> dict[str, StoredTensor]:
     if not head.startswith((b"PK\3\4", b"PK\5\6")):
         raise UserError(f"{path} {_other_kind(head)}")
     entries, directory = read_directory(file)
-    root = _root([entry.name for entry in entries])
+    root = _root([entry.orig_filename for entry in entries])
     spans = locate(file, entries, directory)
     if f"{root}/byteorder" in spans:
         order = _read_whole(file, spans[f"{root}/byteorder"], 16, "byteorder")
@@ -146,7 +146,7 @@ def _state_dict(path: Path, pickle: object, data: dict[str, Span], file_size: in
     tensors: dict[str, StoredTensor] = {}
     total = 0
     for name, value in pickle.items():
-        if not isinstance(name, str) or not isinstance(value, Call):
+        if not isinstance(value, Call):
             keys = ", ".join(shown(key, 40) for key in list(pickle)[:5]) + " …" * (len(pickle) > 5)
             found = f"{describe(value)} under {shown(name)}"
             raise StateDictError(f"it holds {found}, where only tensors are expected; its keys are {keys}")

@@ -4,9 +4,8 @@ no class is made, no function is called. Only the instructions are known that Py
 from __future__ import annotations
 
 import pickletools
-import struct
 from collections import OrderedDict
-from collections.abc import Set
+from collections.abc import Iterator, Set
 from dataclasses import dataclass
 
 from common.errors import shown
@@ -18,8 +17,9 @@ ORDERED_DICT = "collections.OrderedDict"
 MAX_PICKLE_BYTES = 1 << 20
 MAX_INSTRUCTIONS = 100_000
 
-_INSTRUCTIONS = {opcode.code.encode("latin-1"): opcode.name for opcode in pickletools.opcodes}
 _PROTOCOL = 2  # PyTorch's, in all its versions, unless it is told otherwise
+_CONSTANTS = {"NONE": None, "NEWTRUE": True, "NEWFALSE": False}
+_MARK = object()  # on the stack, where a tuple or several items begin; nothing below the last one is in reach
 
 
 class StateDictError(ValueError):
@@ -49,7 +49,7 @@ class Reference:
 
 
 def describe(value: object) -> str:
-    """What a value from a pickle is, without saying what it holds."""
+    """Name the kind of a value from a pickle, without its content."""
     if isinstance(value, Global):
         return f"the name {shown(value.name)}"
     names: dict[type, str] = {
@@ -63,137 +63,115 @@ def describe(value: object) -> str:
 
 
 def parse_pickle(data: bytes, known: Set[str]) -> object:
-    """The object that a pickle describes, of dict, OrderedDict, list, tuple, str, int, float, bool, None, `Global`,
-    `Call` and `Reference`. The keys of its dicts are str or int.
+    """Build the object that a pickle describes out of inert parts.
 
     Args:
         data: a pickle of protocol 2.
         known: the only names, as `module.name`, that it may mention.
+
+    Returns:
+        A value of dict, OrderedDict, list, tuple, str, int, float, bool, None, `Global`, `Call` and `Reference`. The
+        keys of its dicts are str.
 
     Raises:
         StateDictError: if it is damaged, too long, mentions another name or holds another instruction.
     """
     if len(data) > MAX_PICKLE_BYTES:
         raise StateDictError(f"its pickle has {len(data):,} bytes; at most {MAX_PICKLE_BYTES:,} are read")
-    return _Parser(data, known).run()
+    machine = _Machine(known)
+    for number, (name, argument, at) in enumerate(_instructions(data)):
+        if number == MAX_INSTRUCTIONS:
+            raise StateDictError(f"its pickle has more than {number:,} instructions, a state dict needs fewer")
+        if name == "STOP" and at + 1 < len(data):
+            raise StateDictError("its pickle ends with something left over")
+        machine.perform(name, argument)
+    return machine.result()
 
 
-class _Parser:
+def _instructions(data: bytes) -> Iterator[tuple[str, object, int]]:
+    """The instructions up to STOP, each with its argument decoded and its place."""
+    try:
+        for opcode, argument, at in pickletools.genops(data):
+            yield opcode.name, argument, at or 0
+    except ValueError as error:
+        raise StateDictError(f"its pickle is damaged or cut short: {shown(str(error))}") from error
+
+
+class _Machine:
     """The stack machine that pickles are written for."""
 
-    def __init__(self, data: bytes, known: Set[str]) -> None:
-        self.data, self.known = data, known
-        self.at = 0
+    def __init__(self, known: Set[str]) -> None:
+        self.known = known
         self.stack: list[object] = []
-        self.marks: list[int] = []  # heights of the stack; nothing below the last is in reach
-        self.memo: dict[int, object] = {}
+        self.memo: dict[object, object] = {}
 
-    def run(self) -> object:
-        for _ in range(MAX_INSTRUCTIONS):
-            code = self.take(1)
-            if code == b".":
-                if len(self.stack) != 1 or self.marks or self.at != len(self.data):
-                    raise StateDictError("its pickle ends with something left over")
-                return self.stack[0]
-            self.perform(code)
-        raise StateDictError(f"its pickle has more than {MAX_INSTRUCTIONS:,} instructions, a state dict needs fewer")
-
-    def perform(self, code: bytes) -> None:
-        match code:
-            case b"\x80":  # PROTO
-                if self.take(1)[0] != _PROTOCOL:
+    def perform(self, name: str, argument: object) -> None:
+        match name:
+            case "STOP":
+                pass
+            case "PROTO":
+                if argument != _PROTOCOL:
                     raise StateDictError(f"its pickle is not of protocol {_PROTOCOL}; save it without pickle_protocol=")
             # Names, and what is done with them.
-            case b"c":  # GLOBAL
-                self.push(self.known_global(self.take_line(), self.take_line()))
-            case b"R":  # REDUCE
+            case "GLOBAL":
+                self.push(self.known_global(str(argument)))
+            case "REDUCE":
                 arguments, function = self.pop(), self.pop()
                 self.push(self.call(function, arguments))
-            case b"Q":  # BINPERSID
+            case "BINPERSID":
                 self.push(Reference(self.pop()))
-            case b"b":  # BUILD
+            case "BUILD":
                 self.build(state=self.pop(), target=self.top())
             # Values.
-            case b"X":  # BINUNICODE
-                self.push(self.take_text())
-            case b"K":  # BININT1
-                self.push(self.take(1)[0])
-            case b"M":  # BININT2
-                self.push(int.from_bytes(self.take(2), "little"))
-            case b"J":  # BININT
-                self.push(int.from_bytes(self.take(4), "little", signed=True))
-            case b"\x8a":  # LONG1
-                self.push(int.from_bytes(self.take(self.take(1)[0]), "little", signed=True))
-            case b"G":  # BINFLOAT
-                self.push(struct.unpack(">d", self.take(8))[0])
-            case b"N":  # NONE
-                self.push(None)
-            case b"\x88":  # NEWTRUE
-                self.push(True)
-            case b"\x89":  # NEWFALSE
-                self.push(False)
+            case "BINUNICODE":
+                self.push(self.plain_text(str(argument)))
+            case "BININT1" | "BININT2" | "BININT" | "LONG1" | "BINFLOAT":
+                self.push(argument)
+            case "NONE" | "NEWTRUE" | "NEWFALSE":
+                self.push(_CONSTANTS[name])
             # Containers.
-            case b"(":  # MARK
-                self.marks.append(len(self.stack))
-            case b")":  # EMPTY_TUPLE
+            case "MARK":
+                self.push(_MARK)
+            case "EMPTY_TUPLE":
                 self.push(())
-            case b"\x85" | b"\x86" | b"\x87":  # TUPLE1, TUPLE2, TUPLE3
-                items = [self.pop() for _ in range(code[0] - 0x84)]
+            case "TUPLE1" | "TUPLE2" | "TUPLE3":
+                items = [self.pop() for _ in range(int(name[-1]))]
                 self.push(tuple(reversed(items)))
-            case b"t":  # TUPLE
+            case "TUPLE":
                 self.push(tuple(self.pop_to_mark()))
-            case b"]":  # EMPTY_LIST
+            case "EMPTY_LIST":
                 self.push([])
-            case b"a":  # APPEND
+            case "APPEND":
                 self.append([self.pop()])
-            case b"e":  # APPENDS
+            case "APPENDS":
                 self.append(self.pop_to_mark())
-            case b"}":  # EMPTY_DICT
+            case "EMPTY_DICT":
                 self.push({})
-            case b"s":  # SETITEM
+            case "SETITEM":
                 value, key = self.pop(), self.pop()
                 self.set_items([key, value])
-            case b"u":  # SETITEMS
+            case "SETITEMS":
                 self.set_items(self.pop_to_mark())
             # Things that occur more than once.
-            case b"q":  # BINPUT
-                self.memo[self.take(1)[0]] = self.top()
-            case b"r":  # LONG_BINPUT
-                self.memo[int.from_bytes(self.take(4), "little")] = self.top()
-            case b"h":  # BINGET
-                self.recall(self.take(1)[0])
-            case b"j":  # LONG_BINGET
-                self.recall(int.from_bytes(self.take(4), "little"))
+            case "BINPUT" | "LONG_BINPUT":
+                self.memo[argument] = self.top()
+            case "BINGET" | "LONG_BINGET":
+                if argument not in self.memo:
+                    raise StateDictError(f"its pickle recalls item {argument}, which it hasn't stored")
+                self.push(self.memo[argument])
             case _:
-                name = _INSTRUCTIONS.get(code, f"{code!r}")
                 raise StateDictError(f"its pickle holds the instruction {name}, which no state dict needs")
 
-    def take(self, count: int) -> bytes:
-        taken = self.data[self.at : self.at + count]
-        if len(taken) < count:
-            raise StateDictError("its pickle is cut short")
-        self.at += count
-        return taken
-
-    def take_line(self) -> str:
-        end = self.data.find(b"\n", self.at)
-        if end < 0:
-            raise StateDictError("its pickle is cut short")
-        line = self.take(end + 1 - self.at)[:-1]
-        return line.decode("latin-1")  # ASCII in all names that are known; any byte can be shown
-
-    def take_text(self) -> str:
-        text = self.take(int.from_bytes(self.take(4), "little"))
-        try:
-            return text.decode()
-        except UnicodeDecodeError as error:
-            raise StateDictError(f"its pickle holds a text that is not UTF-8: {shown(text)}") from error
+    def result(self) -> object:
+        if len(self.stack) != 1 or self.stack[0] is _MARK:
+            raise StateDictError("its pickle ends with something left over")
+        return self.stack[0]
 
     def push(self, value: object) -> None:
         self.stack.append(value)
 
     def top(self) -> object:
-        if len(self.stack) <= (self.marks[-1] if self.marks else 0):
+        if not self.stack or self.stack[-1] is _MARK:
             raise StateDictError("its pickle takes more than it has put down")
         return self.stack[-1]
 
@@ -202,23 +180,26 @@ class _Parser:
         return self.stack.pop()
 
     def pop_to_mark(self) -> list[object]:
-        if not self.marks:
+        items = []
+        while self.stack and self.stack[-1] is not _MARK:
+            items.append(self.stack.pop())
+        if not self.stack:
             raise StateDictError("its pickle takes more than it has put down")
-        height = self.marks.pop()
-        items = self.stack[height:]
-        del self.stack[height:]
-        return items
+        self.stack.pop()
+        return items[::-1]
 
-    def recall(self, index: int) -> None:
-        if index not in self.memo:
-            raise StateDictError(f"its pickle recalls item {index}, which it hasn't stored")
-        self.push(self.memo[index])
-
-    def known_global(self, module: str, name: str) -> Global:
-        full = f"{module}.{name}"
+    def known_global(self, argument: str) -> Global:
+        full = argument.replace(" ", ".", 1)  # module and name, as pickletools joins them
         if full not in self.known:
             raise StateDictError(f"its pickle asks for {shown(full)}, a name that is not known here; nothing was run")
         return Global(full)
+
+    def plain_text(self, text: str) -> str:
+        try:
+            text.encode()  # pickletools lets through halves of characters, which no file or terminal takes
+        except UnicodeEncodeError as error:
+            raise StateDictError(f"its pickle holds a text that is not UTF-8: {shown(text)}") from error
+        return text
 
     def call(self, function: object, arguments: object) -> object:
         if not isinstance(function, Global) or not isinstance(arguments, tuple):
@@ -246,7 +227,12 @@ class _Parser:
             raise StateDictError(f"its pickle sets items of {describe(target)}")
         assert isinstance(target, dict)
         for key, value in zip(items[::2], items[1::2], strict=True):
-            if type(key) not in (str, int):  # tuples of tuples would take for ever to hash
+            # Numbers could be chosen to collide, and tuples of tuples would take for ever to hash.
+            if type(key) is int:
+                raise StateDictError(
+                    f"a table in its pickle has the number {shown(key)} for a key, as the state of an optimizer does"
+                )
+            if type(key) is not str:
                 raise StateDictError(f"a table in its pickle has {describe(key)} for a key")
             if key in target:
                 raise StateDictError(f"a table in its pickle has the key {shown(key)} twice")

@@ -1,43 +1,29 @@
-"""Where the uncompressed entries of a zip file lie. Nothing is extracted, and nothing taken on trust: each entry lies
-within the file, apart from the others, and is described alike in both places that describe it."""
+"""Where the uncompressed entries of a zip file lie. `zipfile` reads the directory, nothing is extracted, and nothing is
+taken on trust: each entry lies within the file, apart from the others, and is described alike in both places that
+describe it."""
 
 from __future__ import annotations
 
 import os
 import struct
+import zipfile
 from dataclasses import dataclass
 from typing import BinaryIO
 
 from common.errors import shown
 
-_END = struct.Struct("<4s4H2IH")  # closes the file: …, entries here, entries, bytes and place of the directory, comment
-_END64 = struct.Struct("<4sQ2H2I4Q")  # the same in 64 bits; PyTorch always writes both
-_LOCATOR64 = struct.Struct("<4sIQI")  # between them: where the 64-bit one lies
-_ENTRY = struct.Struct("<4s6H3I5H2I")  # one line of the directory, before its name, its extra fields and its comment
-_HEADER = struct.Struct("<4s5H3I2H")  # the same again in front of the entry's data
+_END = struct.Struct("<4s4H2IH")  # closes the file: …, entries on this disk, entries, …, length of the comment
+_HEADER = struct.Struct("<4s5H3I2H")  # in front of an entry's data, before its name: what the directory has of it
 
 _ENCRYPTED = 0x0001 | 0x0040 | 0x2000  # the bits of three ways to do so
 _SIZES_FOLLOW = 0x0008  # the header in front has no sizes, they come after the data; so PyTorch writes
-_MAX_COMMENT = 0xFFFF
+_UTF8 = 0x0800
 _MAX_ENTRIES = 10_000  # one a tensor; the HRM has some 60
 _MAX_DIRECTORY_BYTES = 2 << 20  # twice what they take
 
 
 class ZipError(ValueError):
     """What is wrong with a zip file, in words to be put behind its name."""
-
-
-@dataclass(frozen=True)
-class ZipEntry:
-    """An entry as the directory describes it. `header` is where the header in front of its data begins."""
-
-    name: str
-    flags: int
-    method: int
-    crc: int
-    stored_size: int
-    size: int
-    header: int
 
 
 @dataclass(frozen=True)
@@ -49,42 +35,60 @@ class Span:
     crc: int
 
 
-def read_directory(file: BinaryIO) -> tuple[list[ZipEntry], int]:
-    """The directory of a zip file, as written, and where it begins; `locate` checks what it says.
+class _Bounded:
+    """A file for `zipfile`, of which no large piece is read at once, however long its directory claims to be."""
+
+    def __init__(self, file: BinaryIO) -> None:
+        self.file, self.seek, self.tell = file, file.seek, file.tell
+
+    def read(self, size: int = -1, /) -> bytes:
+        if size > _MAX_DIRECTORY_BYTES:
+            raise ZipError(f"a zip directory of {size:,} bytes; at most {_MAX_DIRECTORY_BYTES:,} are read")
+        return self.file.read(size)
+
+
+def read_directory(file: BinaryIO) -> tuple[list[zipfile.ZipInfo], int]:
+    """Read the directory of a zip file; `locate` checks its entries.
+
+    Args:
+        file: the zip file.
+
+    Returns:
+        The entries as the directory describes them, and where it begins.
 
     Raises:
-        ZipError: if there is none, or it contradicts itself.
+        ZipError: if there is no directory, or it is damaged.
     """
-    count, directory, length = _find_directory(file)
-    if count > _MAX_ENTRIES or length > _MAX_DIRECTORY_BYTES:
-        raise ZipError(f"a zip directory of {count:,} entries in {length:,} bytes; at most {_MAX_ENTRIES:,} are read")
-    data = _read(file, directory, length)
-    entries = []
-    at = 0
-    for _ in range(count):
-        if at + _ENTRY.size > length:
-            raise ZipError("its zip directory ends before its last entry")
-        fields = _ENTRY.unpack_from(data, at)
-        signature, _, _, flags, method, _, _, crc, stored, size, *lengths, disk, _, _, header = fields
-        name_end = at + _ENTRY.size + lengths[0]
-        extra_end = name_end + lengths[1]
-        end = extra_end + lengths[2]
-        if signature != b"PK\1\2" or disk != 0 or end > length:
-            raise ZipError("its zip directory is damaged")
-        try:
-            name = data[at + _ENTRY.size : name_end].decode()
-        except UnicodeDecodeError as error:
-            raise ZipError(f"an entry's name is not UTF-8: {shown(error.object)}") from error
-        size, stored, header = _in_64_bits(name, [size, stored, header], data[name_end:extra_end])
-        entries.append(ZipEntry(name, flags, method, crc, stored, size, header))
-        at = end
-    if at != length:
-        raise ZipError("its zip directory holds more than it says")
-    return entries, directory
+    try:
+        with zipfile.ZipFile(_Bounded(file)) as archive:
+            entries, begin, comment = archive.infolist(), archive.start_dir, archive.comment
+    except ZipError:
+        raise
+    except (zipfile.BadZipFile, NotImplementedError, ValueError, OverflowError, struct.error) as error:
+        raise ZipError(f"its zip directory is damaged or cut short: {shown(str(error))}") from error
+    if len(entries) > _MAX_ENTRIES:
+        raise ZipError(f"a zip directory of {len(entries):,} entries; at most {_MAX_ENTRIES:,} are read")
+    # zipfile takes the last end that it finds, and neither counts the entries nor knows of files in several parts.
+    end = _read(file, os.fstat(file.fileno()).st_size - _END.size - len(comment), _END.size)
+    signature, disk, first_disk, here, count, _, _, comment_length = _END.unpack(end)
+    if signature != b"PK\5\6" or comment_length != len(comment):
+        raise ZipError("its zip directory doesn't end where the file does")
+    if disk != 0 or first_disk != 0 or not here == count == len(entries):
+        counted = f"{count:,} on {disk + 1:,} disks"
+        raise ZipError(f"its zip directory has {len(entries):,} entries, but the end of the file counts {counted}")
+    return entries, begin
 
 
-def locate(file: BinaryIO, entries: list[ZipEntry], limit: int) -> dict[str, Span]:
-    """Where the data of each entry lies, by name; all of it has to lie before `limit`.
+def locate(file: BinaryIO, entries: list[zipfile.ZipInfo], limit: int) -> dict[str, Span]:
+    """Find the data of each entry.
+
+    Args:
+        file: the zip file.
+        entries: what its directory holds.
+        limit: where the directory begins; all data has to lie before it.
+
+    Returns:
+        The entries' data by name, in the order of the directory.
 
     Raises:
         ZipError: if an entry is compressed or encrypted, has a name that no plain file could have, reaches beyond
@@ -92,87 +96,50 @@ def locate(file: BinaryIO, entries: list[ZipEntry], limit: int) -> dict[str, Spa
     """
     spans: dict[str, Span] = {}
     end, before = 0, ""
-    for entry in sorted(entries, key=lambda entry: entry.header):
-        name = shown(entry.name)
-        parts = entry.name.split("/")
-        if "" in parts or "." in parts or ".." in parts or any(sign in entry.name for sign in "\\:\0"):
+    for entry in sorted(entries, key=lambda entry: entry.header_offset):
+        full_name = entry.orig_filename  # `filename` ends at a NUL
+        name, parts = shown(full_name), full_name.split("/")
+        if "" in parts or "." in parts or ".." in parts or any(sign in full_name for sign in "\\:\0"):
             raise ZipError(f"an entry is named {name}, which is no plain path")
-        if entry.name in spans:
+        if full_name in spans:
             raise ZipError(f"there are two entries named {name}")
-        if entry.flags & _ENCRYPTED:
+        if entry.flag_bits & _ENCRYPTED:
             raise ZipError(f"entry {name} is encrypted")
-        if entry.method != 0:
-            raise ZipError(f"entry {name} is compressed (method {entry.method}); PyTorch stores tensors as they are")
-        if entry.stored_size != entry.size:
-            raise ZipError(f"entry {name} has {entry.stored_size:,} bytes, and {entry.size:,} unpacked, uncompressed")
-        if entry.header < end:
-            raise ZipError(f"entries {shown(before)} and {name} overlap in the file")
-        beyond = ZipError(f"entry {name} of {entry.size:,} bytes reaches beyond {limit:,}, where the zip directory is")
-        if entry.header + _HEADER.size + entry.size > limit:
+        if entry.compress_type != zipfile.ZIP_STORED:
+            method = entry.compress_type
+            raise ZipError(f"entry {name} is compressed (method {method}); PyTorch stores tensors as they are")
+        if entry.compress_size != entry.file_size:
+            sizes = f"{entry.compress_size:,} bytes, and {entry.file_size:,} unpacked"
+            raise ZipError(f"entry {name} has {sizes}, uncompressed")
+        beyond = ZipError(
+            f"entry {name} of {entry.file_size:,} bytes at {entry.header_offset:,} reaches beyond the file's data, "
+            f"bytes 0 to {limit:,}"
+        )
+        if not 0 <= entry.header_offset <= limit - _HEADER.size - entry.file_size:
             raise beyond
+        if entry.header_offset < end:
+            raise ZipError(f"entries {shown(before)} and {name} overlap in the file")
         begin = _data_begin(file, entry)
-        end, before = begin + entry.size, entry.name
+        end, before = begin + entry.file_size, full_name
         if end > limit:
             raise beyond
-        spans[entry.name] = Span(begin, entry.size, entry.crc)
-    return {entry.name: spans[entry.name] for entry in entries}
+        spans[full_name] = Span(begin, entry.file_size, entry.CRC)
+    return {entry.orig_filename: spans[entry.orig_filename] for entry in entries}
 
 
-def _find_directory(file: BinaryIO) -> tuple[int, int, int]:
-    """(number of entries, where the directory begins, its length in bytes)"""
-    size = os.fstat(file.fileno()).st_size
-    tail_begin = max(0, size - _END.size - _MAX_COMMENT)
-    tail = _read(file, tail_begin, size - tail_begin)
-    at = tail.rfind(b"PK\5\6")
-    if at < 0 or at + _END.size > len(tail):
-        raise ZipError("there is no zip directory at its end; it is cut short")
-    _, disk, first_disk, here, count, length, directory, comment = _END.unpack_from(tail, at)
-    if at + _END.size + comment != len(tail):
-        raise ZipError("its zip directory doesn't end where the file does")
-    end = tail_begin + at
-    if end >= _LOCATOR64.size + _END64.size:
-        signature, locator_disk, end64, disks = _LOCATOR64.unpack(_read(file, end - _LOCATOR64.size, _LOCATOR64.size))
-        if signature == b"PK\6\7":
-            if locator_disk != 0 or disks > 1 or end64 != end - _LOCATOR64.size - _END64.size:
-                raise ZipError("the 64-bit end of its zip directory is not where it should be")
-            end = end64
-            fields = _END64.unpack(_read(file, end64, _END64.size))
-            signature, rest, _, _, disk, first_disk, here, count, length, directory = fields
-            if signature != b"PK\6\6" or rest != _END64.size - 12:
-                raise ZipError("the 64-bit end of its zip directory is damaged")
-    if disk != 0 or first_disk != 0 or here != count:
-        raise ZipError("it is one part of a zip file in several parts")
-    if directory + length != end:
-        raise ZipError(f"its zip directory of {length:,} bytes at {directory:,} doesn't end at {end:,}, as it should")
-    return count, directory, length
-
-
-def _in_64_bits(name: str, values: list[int], extra: bytes) -> list[int]:
-    """Replace those of `values` that had no room in 32 bits by those in the extra field numbered 1."""
-    if 0xFFFFFFFF not in values:
-        return values
-    at = 0
-    while at + 4 <= len(extra):
-        number, length = struct.unpack_from("<2H", extra, at)
-        at += 4
-        if number == 1 and 8 * values.count(0xFFFFFFFF) <= length <= len(extra) - at:
-            wide = iter(struct.unpack_from(f"<{length // 8}Q", extra, at))
-            return [next(wide) if value == 0xFFFFFFFF else value for value in values]
-        at += length
-    raise ZipError(f"entry {shown(name)} lacks its 64-bit sizes")
-
-
-def _data_begin(file: BinaryIO, entry: ZipEntry) -> int:
+def _data_begin(file: BinaryIO, entry: zipfile.ZipInfo) -> int:
     """Where the data behind the header in front of it begins."""
-    header = _HEADER.unpack(_read(file, entry.header, _HEADER.size))
+    header = _HEADER.unpack(_read(file, entry.header_offset, _HEADER.size))
     signature, _, flags, method, _, _, _, stored, size, name_length, extra_length = header
-    name_begin = entry.header + _HEADER.size
-    if signature != b"PK\3\4" or _read(file, name_begin, name_length) != entry.name.encode():
-        raise ZipError(f"entry {shown(entry.name)} is not where the zip directory says")
+    name_begin = entry.header_offset + _HEADER.size
+    name = entry.orig_filename.encode("utf-8" if entry.flag_bits & _UTF8 else "cp437")
+    if signature != b"PK\3\4" or _read(file, name_begin, name_length) != name:
+        raise ZipError(f"entry {shown(entry.orig_filename)} is not where the zip directory has it")
     # Sizes that follow the data are 0 here, those in 64 bits 0xFFFFFFFF.
-    possible = {entry.size, 0xFFFFFFFF, 0 if flags & _SIZES_FOLLOW else entry.size}
-    if (flags, method) != (entry.flags, entry.method) or not {stored, size} <= possible:
-        raise ZipError(f"entry {shown(entry.name)} is described in two ways, in front of it and in the zip directory")
+    possible = {entry.file_size, 0xFFFFFFFF, 0 if flags & _SIZES_FOLLOW else entry.file_size}
+    if (flags, method) != (entry.flag_bits, entry.compress_type) or not {stored, size} <= possible:
+        differing = "is described in two ways, in front of it and in the zip directory"
+        raise ZipError(f"entry {shown(entry.orig_filename)} {differing}")
     return name_begin + name_length + extra_length
 
 

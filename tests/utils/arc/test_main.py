@@ -17,6 +17,7 @@ from tests.helpers.arc_data import RIGHT, WRONG, ArcFiles, Row, augmented, plain
 from tests.helpers.configs import pretrain_config
 from tests.helpers.tiny_data import ROOT
 from utils.arc import __main__ as arc
+from utils.arc.report import format_votes
 from utils.arc.scoring import score_predictions
 from utils.config import write_saved_config
 
@@ -79,14 +80,14 @@ def test_votes_are_listed_for_every_test_input(tmp_path: Path) -> None:
     rows += [augmented("a", k, range(10), INPUT, RIGHT) for k in range(5, 7)]
     rows += [Row("a_t7_0123456789", augmented("a", 7, range(10), INPUT, RIGHT).inputs, np.zeros(900))]
     score = score_predictions([files.predict(rows)], files.data).tasks["a"]
-    assert arc.format_votes(score).splitlines() == [
+    assert format_votes(score).splitlines() == [
         "a, test input 1: 8 predictions, 3 candidates, the answer is candidate 2",
         "  1.     5 votes   62.5%  q_halt 0.731  1x2",
         "  2.     2 votes   25.0%  q_halt 0.500  2x2  answer",
         "  3.     1 votes   12.5%  q_halt 0.500  no grid",
         "a, test input 2: 0 predictions, 0 candidates, the answer is not among the candidates",
     ]
-    assert len(arc.format_votes(score, candidates=1).splitlines()) == 3
+    assert len(format_votes(score, candidates=1).splitlines()) == 3
 
 
 def test_scoring_needs_neither_mlx_nor_matplotlib() -> None:

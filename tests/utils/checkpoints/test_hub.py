@@ -182,9 +182,9 @@ def test_hostile_names_are_not_followed(tmp_path: Path, hub: Hub) -> None:
 @pytest.mark.parametrize(
     ("files", "parts"),
     [
-        (["all_config.yaml", "README.md", "losses.py"], ["no weights", "README.md, all_config.yaml, losses.py"]),
+        (["all_config.yaml", "README.md", "losses.py"], ["no weights", "'README.md', 'all_config.yaml', 'losses.py'"]),
         (["all_config.yaml", "a.safetensors", "b.safetensors"], ["no weights", "a.safetensors", "b.safetensors"]),
-        (["checkpoint", "README.md"], ["no all_config.yaml", "README.md, checkpoint"]),
+        (["checkpoint", "README.md"], ["no all_config.yaml", "'README.md', 'checkpoint'"]),
         ([], ["no all_config.yaml", "only nothing"]),
     ],
 )
@@ -224,18 +224,25 @@ def test_what_is_an_id() -> None:
 # ---------------------------------------------------------------------------------------------------- broken downloads
 
 
-@pytest.mark.parametrize("reset", [False, True])
-def test_a_broken_download_goes_on(reset: bool, tmp_path: Path, hub: Hub, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_a_broken_download_goes_on(tmp_path: Path, hub: Hub, monkeypatch: pytest.MonkeyPatch) -> None:
     """One hiccup of the network would lose a download of 2 GB, or leave a file with a seam in it."""
     monkeypatch.setattr("time.sleep", lambda seconds: None)
     weights = random.Random(1).randbytes(CHUNK + 100_000)
     hub.push(official(tmp_path / "large", weights))
-    hub.drops, hub.reset = iter([CHUNK + 50_000, 0]), reset
+    hub.drops = iter([CHUNK + 50_000, 0])
     assert fetch_checkpoint(REPO).weights.read_bytes() == weights
-    ranges = [request.range for request in hub.bodies("checkpoint")]
-    assert len(ranges) == 3
-    if not reset:  # which huggingface_hub 1.x and 2.x begin anew
-        assert ranges == ["", f"bytes={CHUNK}-", f"bytes={CHUNK}-"]
+    assert [request.range for request in hub.bodies("checkpoint")] == ["", f"bytes={CHUNK}-", f"bytes={CHUNK}-"]
+
+
+def test_a_connection_that_is_reset(tmp_path: Path, hub: Hub, monkeypatch: pytest.MonkeyPatch) -> None:
+    """huggingface_hub 1.x and 2.x give up: a user would get a traceback, or a file with a seam in it the next time."""
+    monkeypatch.setattr("time.sleep", lambda seconds: None)
+    weights = random.Random(1).randbytes(CHUNK + 100_000)
+    hub.push(official(tmp_path / "large", weights))
+    hub.drops, hub.reset = itertools.repeat(CHUNK + 50_000, 6), True  # more often than 0.x tries
+    assert "broke" in fetch_error()
+    hub.drops = iter(())
+    assert fetch_checkpoint(REPO).weights.read_bytes() == weights
 
 
 def test_a_network_that_stays_broken(hub: Hub, monkeypatch: pytest.MonkeyPatch) -> None:
@@ -247,13 +254,10 @@ def test_a_network_that_stays_broken(hub: Hub, monkeypatch: pytest.MonkeyPatch) 
     assert sum(waits) < 30
 
 
-@pytest.mark.parametrize(
-    ("changed", "part"), [(WEIGHTS[:-1], "another size"), (WEIGHTS[:-1] + b"?", "sha256")], ids=["short", "altered"]
-)
-def test_damaged_on_the_way(changed: bytes, part: str, hub: Hub) -> None:
-    """Wrong weights would be used, or stay in the cache so that trying again doesn't help."""
-    hub.tamper = lambda content: changed
-    assert part in fetch_error()
+def test_damaged_on_the_way(hub: Hub) -> None:
+    """Part of the weights would be used, or stay in the cache so that trying again doesn't help."""
+    hub.tamper = lambda content: content[:-1]
+    assert "another size" in fetch_error()
     hub.tamper = bytes
     assert fetch_checkpoint(REPO).weights.read_bytes() == WEIGHTS
 

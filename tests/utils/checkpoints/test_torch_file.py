@@ -197,12 +197,13 @@ def test_a_folder_and_a_file_that_is_missing(tmp_path: Path) -> None:
 
 def test_a_whole_training_state_is_refused_with_its_keys(tmp_path: Path) -> None:
     """What `torch.save({"model": …, "optimizer": …})` wrote needs a hint at what is inside."""
-    optimizer = table(
-        {"state": table([(number(0), table({"exp_avg": tensor()}))]), "lr": b"G" + struct.pack(">d", 0.1)}
-    )
+    optimizer = table({"lr": b"G" + struct.pack(">d", 0.1)})
     state = table({"model": table({"a": tensor()}), "optimizer": optimizer, "betas": b"](" + number(1) + b"e"})
     with pytest.raises(UserError, match=r"a table under 'model', .* its keys are 'model', 'optimizer', 'betas'"):
         read(tmp_path, file_of(pickled(state)))
+    moments = table({"optimizer": table({"state": table([(number(0), table({"exp_avg": tensor()}))])})})
+    with pytest.raises(UserError, match=r"number 0 for a key, as the state of an optimizer .*model\.state_dict\(\)"):
+        read(tmp_path, file_of(pickled(moments)))
     with pytest.raises(UserError, match="holds a tensor, not a table"):
         read(tmp_path, file_of(pickled(tensor())))
     with pytest.raises(UserError, match=r"asks for '__main__\.Model'"):

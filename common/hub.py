@@ -1,5 +1,4 @@
-"""Names on the Hugging Face hub; and why a file can't be had from it and what helps, in the same words for data sets
-and checkpoints.
+"""Names on the Hugging Face hub, and why a file can't be had from it, for data sets and checkpoints alike.
 
 huggingface_hub has changed its HTTP library and some of its error classes between 0.30 and 2.x. What stayed is the
 chain of causes down to the answer's status or the system's error, and that is what is read here.
@@ -22,28 +21,26 @@ _LOG_IN = "log in with `hf auth login` or set HF_TOKEN"
 
 @dataclass(frozen=True)
 class HubFailure:
-    """What went wrong and what the user can do, each a part of a sentence.
+    """A failed request to the hub: what went wrong and what the user can do, each a part of a sentence.
 
-    `unreachable`: the hub couldn't be asked at all, so that its answer may well be the one given before.
-    `broken`: the connection was there, and broke; another may do.
+    `unreachable`: the hub gave no answer of its own, so that what it answered before may well hold.
     """
 
     reason: str
     remedy: str
     unreachable: bool = False
-    broken: bool = False
 
 
 def explain_hub_error(error: Exception) -> HubFailure:
-    """Tell what an exception means that a function of huggingface_hub raised."""
+    """Explain an exception that a function of huggingface_hub raised."""
     from huggingface_hub import constants, errors  # slow to import
 
-    # "Not in the cache either" is said of every failure; what led to it is the news.
-    chain = [cause for cause in _causes(error) if not isinstance(cause, errors.LocalEntryNotFoundError)] or [error]
     hub = constants.ENDPOINT
-    if any(isinstance(cause, errors.OfflineModeIsEnabled) for cause in chain):
-        return HubFailure("HF_HUB_OFFLINE forbids asking the hub", "unset it to use the network", unreachable=True)
+    # A file that is not in the cache either is named in every failure; the reason is what led to it.
+    chain = [cause for cause in _causes(error) if not isinstance(cause, errors.LocalEntryNotFoundError)] or [error]
     for cause in chain:
+        if isinstance(cause, errors.OfflineModeIsEnabled):
+            return HubFailure("HF_HUB_OFFLINE forbids asking the hub", "unset it to use the network", unreachable=True)
         response = getattr(cause, "response", None)
         if response is not None:
             return _explain_answer(response.status_code, response.headers, hub)
@@ -65,9 +62,8 @@ def explain_hub_error(error: Exception) -> HubFailure:
         if isinstance(cause, ConnectionRefusedError):
             return HubFailure(f"{hub} refuses the connection", "check HF_ENDPOINT and the network", True)
         if isinstance(cause, ssl.SSLError):
-            return HubFailure(
-                f"no secure connection to {hub} ({cause.reason or cause})", "check proxy, certificates and clock", True
-            )
+            reason = f"no secure connection to {hub} ({cause.reason or cause})"
+            return HubFailure(reason, "check proxy, certificates and clock", True)
         if isinstance(cause, TimeoutError):
             return HubFailure(f"{hub} does not answer in time", "check the network, or try again later", True)
     for cause in chain:
@@ -75,20 +71,12 @@ def explain_hub_error(error: Exception) -> HubFailure:
         if isinstance(cause, OSError) and str(cause).startswith("Consistency check failed"):
             return HubFailure("it arrived with another size than the hub announced", "try again")
         if isinstance(cause, errors.FileMetadataError | ValueError | KeyError | TypeError | AttributeError):
-            break
+            reason = f"{hub} doesn't answer as the hub does ({type(cause).__name__}: {_first_sentence(cause)})"
+            return HubFailure(reason, "check HF_ENDPOINT and the proxy")
         if type(cause).__module__.startswith(_HTTP_LIBRARIES):
-            return HubFailure(
-                f"the connection to {hub} broke ({type(cause).__name__})",
-                "check the network, and try again",
-                unreachable=True,
-                broken=True,
-            )
-    else:
-        return HubFailure(f"{type(error).__name__}: {_first_sentence(error)}", "try again, or download it by hand")
-    return HubFailure(
-        f"{hub} doesn't answer as the hub does ({type(cause).__name__}: {_first_sentence(cause)})",
-        "check HF_ENDPOINT and the proxy",
-    )
+            reason = f"the connection to {hub} broke ({type(cause).__name__})"
+            return HubFailure(reason, "check the network, and try again", True)
+    return HubFailure(f"{type(error).__name__}: {_first_sentence(error)}", "try again, or download it by hand")
 
 
 def _explain_answer(status: int, headers: Mapping[str, str], hub: str) -> HubFailure:
@@ -102,10 +90,8 @@ def _explain_answer(status: int, headers: Mapping[str, str], hub: str) -> HubFai
     if status == 401 and "Invalid credentials" in message:
         return HubFailure(f"the hub doesn't accept your token ({told})", "renew it with `hf auth login` or in HF_TOKEN")
     if status in (401, 404):
-        return HubFailure(
-            f"the hub has nothing of that name that is open to you ({told})",
-            f"check the spelling; if it is private, {_LOG_IN}",
-        )
+        reason = f"the hub has nothing of that name that is open to you ({told})"
+        return HubFailure(reason, f"check the spelling; if it is private, {_LOG_IN}")
     if status == 403:
         return HubFailure(f"the hub forbids you to read it ({told})", f"{_LOG_IN}, of an account that may")
     if status == 429:

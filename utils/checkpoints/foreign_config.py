@@ -1,0 +1,117 @@
+"""The configuration beside a trained model, whichever code wrote it: what its weights need, and bounds on the rest.
+
+A file from elsewhere could ask for a model that fills memory or takes hours to build. The bounds hold for any
+architecture; each refuses what no weights on this machine could be for.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from pathlib import Path
+
+from pydantic import BaseModel, ConfigDict, Field, ValidationError
+
+from common.errors import UserError, describe_validation_error, shown
+from utils.config import CONFIG_FILE, ArchConfig
+from utils.plain_yaml import read_yaml
+
+# Of widths, the largest numbers there are; published: 512. Products of two fit the 31 bits of an MLX shape: beyond them
+# MLX ends the process. Fractions are bounded too, since a model may take 1e9 for an integer.
+_MAX_NUMBER = 16_384
+_MAX_THETA = 1e12  # the base of rotary positions is no size
+_MAX_BLOCKS = 4096  # applied one after the other in one outer step, all in one graph; MLX crashes on deeper ones
+_MAX_STEPS = 4096  # outer steps; published: 16
+_MAX_LENGTH = 200  # of a text or a list
+_KEY_LENGTH = 40  # of a part of a key in a message
+
+
+class TrainedConfig(BaseModel):
+    """What a trained model's configuration has to hold for its weights to be used; the other keys are the training's.
+
+    The bound on `global_batch_size` keeps a file from elsewhere from asking for more memory than there is.
+    """
+
+    model_config = ConfigDict(extra="ignore", coerce_numbers_to_str=True)
+
+    arch: ArchConfig
+    data_path: str = Field(min_length=1, max_length=4096)
+    global_batch_size: int = Field(default=768, ge=1, le=65_536)
+    seed: int = Field(default=0, ge=0, lt=2**64)
+
+
+def read_trained_config(folder: Path) -> TrainedConfig:
+    """Read the `all_config.yaml` beside a trained model, whichever code wrote it and with what keys.
+
+    Args:
+        folder: where the file lies.
+
+    Returns:
+        The model, its data set and what evaluation needs of the training.
+
+    Raises:
+        UserError: if it is missing, not plain YAML, lacks the model or its data set, or is beyond the bounds.
+    """
+    path = folder / CONFIG_FILE
+    try:
+        config = TrainedConfig.model_validate(read_yaml(path))
+    except ValidationError as error:
+        raise UserError(describe_validation_error(error, str(path))) from error
+    check_bounds(config.arch.model_dump(), str(path))
+    return config
+
+
+def check_bounds(arch: dict[str, object], origin: str) -> None:
+    """Check that no value of an architecture is beyond what a model can have.
+
+    Args:
+        arch: its keys and values, of any architecture.
+        origin: the file that they are from.
+
+    Raises:
+        UserError: naming the key and the bound.
+    """
+    cycles, layers = 1.0, 0.0
+    for key, value in _leaves("arch", arch):
+        found = f"{origin}: {key} = {shown(value)}"
+        if isinstance(value, str | list | dict) and len(value) > _MAX_LENGTH:
+            raise UserError(f"{found} is too long; at most {_MAX_LENGTH} characters or items are taken from a file")
+        number = _number(value)
+        if number is None:
+            continue
+        limit = _MAX_THETA if key.endswith("theta") else _MAX_NUMBER
+        if not abs(number) <= limit:  # nor is nan
+            raise UserError(f"{found}; numbers up to {limit:,.0f} are taken from a file")
+        if key.endswith(("steps", "loops")) and number > _MAX_STEPS:
+            raise UserError(f"{found}; at most {_MAX_STEPS:,} outer steps are taken")
+        if key.endswith("cycles"):
+            cycles *= abs(number)
+        elif key.endswith("layers"):
+            layers += abs(number)
+        if cycles * layers > _MAX_BLOCKS:
+            raise UserError(
+                f"{found} makes {cycles * layers:,.0f} blocks in one outer step, the product of all …cycles times the "
+                f"sum of all …layers in arch; at most {_MAX_BLOCKS:,} are built"
+            )
+
+
+def _leaves(key: str, value: object) -> Iterator[tuple[str, object]]:
+    """All values within `value`, itself included, each with its dotted key."""
+    yield key, value
+    if isinstance(value, dict):
+        for name, item in value.items():
+            plain = isinstance(name, str) and name.isidentifier() and len(name) <= _KEY_LENGTH
+            yield from _leaves(f"{key}.{name if plain else shown(name, _KEY_LENGTH)}", item)
+    elif isinstance(value, list):
+        for index, item in enumerate(value):
+            yield from _leaves(f"{key}.{index}", item)
+
+
+def _number(value: object) -> int | float | None:
+    """A number, or a text that pydantic would take for one: YAML has `1e9` for a text."""
+    if isinstance(value, str):
+        for kind in (int, float):
+            try:
+                return kind(value)
+            except ValueError:
+                pass
+    return value if isinstance(value, int | float) and not isinstance(value, bool) else None

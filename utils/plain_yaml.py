@@ -1,0 +1,59 @@
+"""Read YAML that nobody vouches for: plain values only, in a small file, and few of them within one another."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Any
+
+import yaml
+
+from common.errors import UserError
+
+_MAX_FILE_BYTES = 64 << 10  # of a saved configuration; a run writes about 1.5 kB
+_MAX_DEPTH = 8  # of values within one another; a run writes 4
+
+
+class _PlainLoader(yaml.SafeLoader):
+    """YAML without aliases and of little depth: a few lines of nested aliases stand for more than memory holds."""
+
+    _depth = 0
+
+    def compose_node(self, parent: yaml.Node | None, index: int) -> yaml.Node | None:
+        if self.check_event(yaml.AliasEvent):
+            raise yaml.YAMLError(f"line {self.line + 1} has an alias (*name); write out what it stands for")
+        if self._depth == _MAX_DEPTH:
+            raise yaml.YAMLError(f"line {self.line + 1} has more than {_MAX_DEPTH} values within one another")
+        self._depth += 1
+        node = super().compose_node(parent, index)
+        self._depth -= 1
+        return node
+
+
+def read_yaml(path: Path) -> dict[Any, Any]:
+    """Read the keys and values of a saved configuration.
+
+    Args:
+        path: a YAML file that lies beside the step folders of a run.
+
+    Returns:
+        Its values, of the types that YAML has; keys may be of any of them.
+
+    Raises:
+        UserError: if it is missing, too large, not plain YAML, or no table.
+    """
+    try:
+        with open(path, "rb") as file:
+            content = file.read(_MAX_FILE_BYTES + 1)
+    except FileNotFoundError:
+        raise UserError(f"{path} is missing; it belongs beside the step folders of a run") from None
+    except OSError as error:
+        raise UserError(f"{path} can't be read: {error.strerror}") from error
+    if len(content) > _MAX_FILE_BYTES:
+        raise UserError(f"{path} has more than {_MAX_FILE_BYTES:,} bytes; a training configuration takes about 1,500")
+    try:
+        values = yaml.load(content.decode(), _PlainLoader)
+    except (yaml.YAMLError, ValueError, LookupError, AttributeError) as error:  # PyYAML lets values' own ones through
+        raise UserError(f"{path} can't be read: {' '.join(str(error).split())[:300]}") from error
+    if not isinstance(values, dict):
+        raise UserError(f"{path} holds no configuration: expected keys and values, found {type(values).__name__}")
+    return values
