@@ -19,8 +19,8 @@ from common.errors import UserError
 from dataset import build_arc_dataset as arc
 from dataset.arc_tasks import Pair, read_task
 from dataset.puzzle_dataset import PuzzleDataset
-from tests.dataset.conftest import ROOT, assert_one_line_error, folder_bytes, run_script
 from tests.helpers.arc_source import RawTask, make_arc, random_task, write_task
+from tests.helpers.sources import ROOT, assert_one_line_error, folder_bytes, run_script
 
 # Transform k of a grid of r x c: its shape, and where cell (i, j) of it comes from. From the format's description.
 TRANSFORMS = [

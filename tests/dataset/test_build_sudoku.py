@@ -22,7 +22,8 @@ from dataset import csv_puzzles
 from dataset import writer as common
 from dataset.puzzle_dataset import PuzzleDataset
 from dataset.symmetries import Symmetries
-from tests.dataset.conftest import (
+from tests.helpers.hub import GATED, serve_hub
+from tests.helpers.sources import (
     ROOT,
     assert_one_line_error,
     folder_bytes,
@@ -31,7 +32,6 @@ from tests.dataset.conftest import (
     sudoku_rows,
     write_csv,
 )
-from tests.helpers.hub import GATED, serve_hub
 
 ROWS = [{9 * r + c for c in range(9)} for r in range(9)]
 COLS = [{9 * r + c for r in range(9)} for c in range(9)]

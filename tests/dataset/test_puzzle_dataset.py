@@ -18,7 +18,7 @@ from hypothesis import strategies as st
 from common.errors import UserError
 from dataset.dataset_files import read_rows
 from dataset.puzzle_dataset import Batch, PuzzleDataset
-from tests.dataset.conftest import example_numbers, write_split
+from tests.helpers.sources import example_numbers, write_split
 
 ARC_LIKE = [[3, 2], [4], [1, 5, 2], [2], [6, 1], [3]]
 
