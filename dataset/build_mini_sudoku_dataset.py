@@ -20,6 +20,7 @@ if not __package__:  # run as a script: find the modules that `import dataset.â€
     sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
 
 from common.errors import UserError, one_line
+from dataset.sudoku import Board
 from dataset.writer import DatasetWriter, check_minimums
 
 MAX_SIDE = 9
@@ -48,24 +49,6 @@ class MiniSudokuOptions(BaseModel):
         None, description="Blank cells of each puzzle (default: half of the cells)"
     )
     seed: int = Field(42, description="Same seed, same files")
-
-
-class Board:
-    """The geometry of a Sudoku with boxes of `box_rows` x `box_cols`: `side` n, `cells` S = n*n and `units`.
-
-    `units`: `[3, n, n]`, the cells of each row, column and box; `units_of`: `[S, 3]`, a cell's row, column and box as
-    indices into the 3n units.
-    """
-
-    def __init__(self, box_rows: int, box_cols: int) -> None:
-        self.side = n = box_rows * box_cols
-        self.cells = n * n
-        cell = np.arange(self.cells)
-        row, col = cell // n, cell % n
-        box = row // box_rows * box_rows + col // box_cols
-        self.units = np.stack([np.argsort(unit, kind="stable").reshape(n, n) for unit in (row, col, box)])
-        self.units_of = np.stack((row, n + col, 2 * n + box), axis=1)
-        self.every_digit = np.uint16((1 << n) - 1)
 
 
 def propagate(board: Board, masks: np.ndarray) -> np.ndarray:
@@ -101,9 +84,7 @@ def propagate(board: Board, masks: np.ndarray) -> np.ndarray:
 
 def is_solved(board: Board, masks: np.ndarray) -> np.ndarray:
     """Which boards are complete and valid: masks uint16 `[S, m]` -> bool `[m]`."""
-    in_units = masks[board.units.reshape(-1, board.side)]
-    complete = (BIT_COUNT[masks] == 1).all(axis=0)
-    return complete & (np.bitwise_or.reduce(in_units, axis=1) == board.every_digit).all(axis=0)
+    return (BIT_COUNT[masks] == 1).all(axis=0) & board.has_every_digit(masks.T)
 
 
 def random_grids(board: Board, rng: np.random.Generator, m: int) -> np.ndarray:
@@ -180,8 +161,7 @@ def make_puzzles(
             questions = grids[owner].copy()
             keys = rng.random((m, board.cells), dtype=np.float32)
             np.put_along_axis(questions, np.argpartition(keys, blanks - 1, axis=1)[:, :blanks], 0, axis=1)
-            clues = (np.uint16(1) << questions.astype(np.uint16)) >> np.uint16(1)
-            masks = np.where(questions == 0, board.every_digit, clues).T
+            masks = np.where(questions == 0, board.every_digit, board.mask_of[questions]).T
             used: set[int] = set()
             for i in np.flatnonzero(is_solved(board, propagate(board, masks))).tolist():
                 grid, question = int(owner[i]), questions[i].tobytes()

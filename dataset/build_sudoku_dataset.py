@@ -20,10 +20,13 @@ if not __package__:  # run as a script: find the modules that `import dataset.â€
 from common.errors import UserError, one_line
 from dataset.csv_puzzles import Boards, CsvRows, choose, parse_boards, read_csv, resolve_source, write_split
 from dataset.metadata import SPLITS
+from dataset.sudoku import Board
 from dataset.symmetries import Symmetries
 from dataset.writer import DatasetWriter, check_minimums
 
-BOX, SIDE, CELLS = 3, 9, 81
+BOX = 3
+BOARD = Board(BOX, BOX)
+SIDE, CELLS = BOARD.side, BOARD.cells
 VOCAB_SIZE = 11  # pad, blank, 1..9
 DIGITS = {str(digit): digit for digit in range(1, SIDE + 1)}
 BLANKS = {".": 0, "0": 0}
@@ -109,20 +112,12 @@ def _check_solutions(path: Path, rows: CsvRows, questions: np.ndarray, answers: 
             f"{path}:{rows.lines[row]}: the answer contradicts the question at position {cell + 1}: "
             f"{answers[row, cell]} where the clue is {questions[row, cell]}"
         )
-    invalid = np.flatnonzero(~solved(answers))
+    invalid = np.flatnonzero(~BOARD.is_solution(answers))
     if len(invalid):
         raise UserError(
             f"{path}:{rows.lines[int(invalid[0])]}: the answer is not a solved Sudoku: "
             "a row, column or box lacks a digit"
         )
-
-
-def solved(answers: np.ndarray) -> np.ndarray:
-    """Which boards hold every digit in every row, column and box: digits uint8 `[p, 81]` -> bool `[p]`."""
-    bits = (np.uint16(1) << answers.astype(np.uint16)).reshape(-1, BOX, BOX, BOX, BOX)  # (p band row stack column)
-    every_digit = np.uint16((1 << (SIDE + 1)) - 2)
-    units = [np.bitwise_or.reduce(bits, axis=axes).reshape(-1, SIDE) for axes in ((3, 4), (1, 2), (2, 4))]
-    return (np.concatenate(units, axis=1) == every_digit).all(axis=1)
 
 
 def _parse_ratings(path: Path, rows: CsvRows) -> np.ndarray:

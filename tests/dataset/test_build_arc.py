@@ -306,6 +306,7 @@ def test_dataset_dirs_are_read_alone(tmp_path: Path) -> None:
     (work / "dataset").mkdir(parents=True)
     for path in (ROOT / "dataset").glob("*.py"):
         shutil.copy(path, work / "dataset")
+    (work / "common").symlink_to(ROOT / "common")
     (work / "dataset" / "raw-data").symlink_to(raw)
     script = "python dataset/build_arc_dataset.py --num-aug 0"
     for options, out, ids in (
@@ -328,6 +329,7 @@ def test_missing_submodules_are_one_line_with_the_command(tmp_path: Path) -> Non
     (work / "dataset" / "raw-data" / "ARC-AGI").mkdir(parents=True)  # as a clone without submodules leaves it
     for path in (ROOT / "dataset").glob("*.py"):
         shutil.copy(path, work / "dataset")
+    (work / "common").symlink_to(ROOT / "common")
     result = run_script("python dataset/build_arc_dataset.py", work)
     command = "git submodule update --init --recursive"
     assert_one_line_error(result, "dataset/raw-data/ARC-AGI/data has no tasks", command)

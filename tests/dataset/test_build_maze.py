@@ -12,7 +12,7 @@ import pytest
 from common.errors import UserError
 from dataset import build_maze_dataset as maze
 from dataset import build_mini_maze_dataset as mini
-from dataset import csv_puzzles, mazes
+from dataset import csv_puzzles
 from dataset.puzzle_dataset import PuzzleDataset
 from tests.helpers.hub import serve_hub
 from tests.helpers.sources import (
@@ -238,36 +238,6 @@ def test_no_walls_stand_in_both_splits(tmp_path: Path) -> None:
     walls = {split: {row.tobytes() for row in load(out, split, "inputs") == 1} for split in ("train", "test")}
     assert (len(walls["train"]), len(walls["test"])) == (3000, 1000)
     assert not walls["train"] & walls["test"]
-
-
-def test_several_shortest_paths_are_all_shown(tmp_path: Path) -> None:
-    """A model could learn that ways turn right before they turn down, which no maze says."""
-    distance = mazes.distances(np.ones((2000, 3, 3), bool), np.zeros(2000, int))
-    assert distance[0].tolist() == [[0, 1, 2], [1, 2, 3], [2, 3, 4]]
-    paths = mazes.shortest_paths(distance, np.full(2000, 8), np.random.default_rng(0))
-    kinds, counts = np.unique(paths.reshape(2000, 9), axis=0, return_counts=True)
-    assert (kinds.sum(axis=1) == 3).all()
-    assert len(kinds) == 6
-    assert counts.min() > 150, "some of the six ways is rare"
-
-
-def test_distances_stop_at_walls_and_borders() -> None:
-    """Mazes are worked on side by side in one array: a way through the border would lead into the next maze."""
-    rng = np.random.default_rng(0)
-    passable = rng.random((40, 6, 9)) < 0.7
-    passable[:, 2, 3] = True
-    found = mazes.distances(passable, np.full(40, 2 * 9 + 3))
-    for grid, distance in zip(passable, found, strict=True):
-        expected = np.full((6, 9), -1)
-        queue = deque([(2, 3)])
-        expected[2, 3] = 0
-        while queue:
-            r, c = queue.popleft()
-            for a, b in ((r - 1, c), (r + 1, c), (r, c - 1), (r, c + 1)):
-                if 0 <= a < 6 and 0 <= b < 9 and grid[a, b] and expected[a, b] < 0:
-                    expected[a, b] = expected[r, c] + 1
-                    queue.append((a, b))
-        assert distance.tolist() == expected.tolist()
 
 
 def test_generator_repeats_itself_and_writes_an_ordinary_data_set(tmp_path: Path) -> None:
