@@ -20,7 +20,8 @@ from omegaconf.errors import OmegaConfBaseException
 from tqdm import tqdm
 
 from common.errors import Interrupted, UserError, one_line
-from dataset.puzzle_dataset import PuzzleDataset, prefetch
+from dataset.prefetch import prefetch
+from dataset.puzzle_dataset import PuzzleDataset
 from utils.checkpoints.record import TRAINING_FILE, WEIGHTS_FILE, Progress, step_folders
 from utils.checkpoints.resume import (
     ResumePoint,

@@ -31,7 +31,8 @@ import numpy as np
 from omegaconf import OmegaConf
 
 from common import errors
-from dataset.puzzle_dataset import PuzzleDataset, prefetch
+from dataset.prefetch import prefetch
+from dataset.puzzle_dataset import PuzzleDataset
 from dataset.writer import DatasetWriter
 from models.common import cpu_streams, on_gpu
 from utils.bench.parts import PartTimer

@@ -13,7 +13,8 @@ import numpy as np
 from tqdm import tqdm
 
 from common.errors import Interrupted
-from dataset.puzzle_dataset import Batch, PuzzleDataset, prefetch
+from dataset.prefetch import prefetch
+from dataset.puzzle_dataset import Batch, PuzzleDataset
 from models.hrm.hrm_act_v1 import Carry
 from models.losses import ACTLossHead
 from utils.evaluation.predictions import PredictionWriter, to_numpy
