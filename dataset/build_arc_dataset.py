@@ -10,18 +10,18 @@ from typing import Optional
 
 import numpy as np
 from argdantic import ArgParser
-from pydantic import BaseModel, ConfigDict, Field
+from pydantic import Field
 from tqdm import tqdm
 
 if not __package__:  # run as a script: find the modules that `import dataset.…` finds, none of this folder's by itself
-    sys.path[:] = [p for p in sys.path if Path(p or ".").resolve() != Path(__file__).resolve().parent]
-    sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
+    sys.path[0] = str(Path(__file__).resolve().parents[1])
 
 from common.errors import UserError, one_line
 from dataset.arc_grids import NUM_COLOURS, SEQ_LEN, SIDE, VOCAB_SIZE, augmentation_name, place_grids
 from dataset.arc_tasks import EVALUATION, Pair, Task, read_tasks
+from dataset.build_options import BuildOptions
 from dataset.symmetries import NUM_DIHEDRAL, dihedral, relabel
-from dataset.writer import DatasetWriter, check_minimums
+from dataset.writer import DatasetWriter
 
 ARC_1_DIRS = ["dataset/raw-data/ARC-AGI/data", "dataset/raw-data/ConceptARC/corpus"]
 TRIES_PER_COPY = 5
@@ -35,10 +35,8 @@ COLOUR_WEIGHT = _weights.integers(1 << 64, size=NUM_COLOURS, dtype=np.uint64)
 cli: ArgParser = ArgParser()
 
 
-class ArcOptions(BaseModel):
+class ArcOptions(BuildOptions):
     """The command line."""
-
-    model_config = ConfigDict(extra="forbid")
 
     # Optional[…], because argdantic doesn't see through `| None`; and None, because it would append to a default list.
     dataset_dirs: Optional[list[str]] = Field(  # noqa: UP045
@@ -46,7 +44,6 @@ class ArcOptions(BaseModel):
     )
     output_dir: str = Field("data/arc-aug-1000", description="Where the data set goes")
     num_aug: int = Field(1000, description="Augmented copies of each task, besides the task itself")
-    seed: int = Field(42, description="Same seed, same files")
 
 
 def fingerprints(pairs: list[Pair], transforms: np.ndarray, colours: np.ndarray) -> np.ndarray:
@@ -153,11 +150,13 @@ def build(options: ArcOptions) -> list[str]:
 
     Raises UserError for a bad option, folder or task.
     """
-    check_minimums(options, num_aug=0, seed=0)
+    options.check_minimums(num_aug=0)
     dataset_dirs = ARC_1_DIRS if options.dataset_dirs is None else options.dataset_dirs
     if not dataset_dirs:
         raise UserError("--dataset-dirs is empty: give it at least one folder of tasks")
-    with DatasetWriter(options.output_dir, seq_len=SEQ_LEN, vocab_size=VOCAB_SIZE, kind="arc") as writer:
+    with DatasetWriter(
+        options.output_dir, seq_len=SEQ_LEN, vocab_size=VOCAB_SIZE, kind="arc", command=options.command(__file__)
+    ) as writer:
         tasks = read_tasks(dataset_dirs)
         if not any(task.is_evaluation for task in tasks):
             raise UserError(

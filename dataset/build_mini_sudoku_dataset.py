@@ -8,20 +8,19 @@ naked and hidden singles alone solve it, which proves that it has exactly one so
 
 import sys
 from pathlib import Path
-from typing import Optional
 
 import numpy as np
 from argdantic import ArgParser
-from pydantic import BaseModel, ConfigDict, Field
+from pydantic import Field
 from tqdm import tqdm
 
 if not __package__:  # run as a script: find the modules that `import dataset.…` finds, none of this folder's by itself
-    sys.path[:] = [p for p in sys.path if Path(p or ".").resolve() != Path(__file__).resolve().parent]
-    sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
+    sys.path[0] = str(Path(__file__).resolve().parents[1])
 
 from common.errors import UserError, one_line
+from dataset.build_options import BuildOptions, OptionalInt
 from dataset.sudoku import Board
-from dataset.writer import DatasetWriter, check_minimums
+from dataset.writer import DatasetWriter
 
 MAX_SIDE = 9
 ROUND = 1 << 14  # candidates worked on at once: bounds memory
@@ -34,21 +33,15 @@ BIT_COUNT = np.array([bin(i).count("1") for i in range(1 << MAX_SIDE)], np.uint8
 cli: ArgParser = ArgParser()
 
 
-class MiniSudokuOptions(BaseModel):
+class MiniSudokuOptions(BuildOptions):
     """The command line."""
-
-    model_config = ConfigDict(extra="forbid")
 
     output_dir: str = Field("data/sudoku-6x6", description="Where the data set goes")
     box_rows: int = Field(2, description="Rows of a box; the board's side is box-rows * box-cols, at most 9")
     box_cols: int = Field(3, description="Columns of a box")
     num_train: int = Field(35_000, description="Training puzzles")
     num_test: int = Field(1_000, description="Test puzzles, on other solution grids than the training puzzles")
-    # Optional[…], because argdantic doesn't see through `int | None`.
-    blanks: Optional[int] = Field(  # noqa: UP045
-        None, description="Blank cells of each puzzle (default: half of the cells)"
-    )
-    seed: int = Field(42, description="Same seed, same files")
+    blanks: OptionalInt = Field(None, description="Blank cells of each puzzle (default: half of the cells)")
 
 
 def propagate(board: Board, masks: np.ndarray) -> np.ndarray:
@@ -185,7 +178,7 @@ def make_puzzles(
 
 def build(options: MiniSudokuOptions) -> None:
     """Build the data set that `options` describe. Raises UserError for an option or a request that can't be met."""
-    check_minimums(options, box_rows=2, box_cols=2, num_train=1, num_test=1, seed=0)
+    options.check_minimums(box_rows=2, box_cols=2, num_train=1, num_test=1)
     side = options.box_rows * options.box_cols
     if side > MAX_SIDE:
         raise UserError(
@@ -199,7 +192,14 @@ def build(options: MiniSudokuOptions) -> None:
     board = Board(options.box_rows, options.box_cols)
     rng = np.random.default_rng(options.seed)
     box = (options.box_rows, options.box_cols)
-    with DatasetWriter(options.output_dir, seq_len=board.cells, vocab_size=side + 2, kind="sudoku", box=box) as writer:
+    with DatasetWriter(
+        options.output_dir,
+        seq_len=board.cells,
+        vocab_size=side + 2,
+        kind="sudoku",
+        box=box,
+        command=options.command(__file__),
+    ) as writer:
         grids = distinct_grids(board, rng, options.num_train + options.num_test)
         train_grids, test_grids = split_grids(grids, options.num_train, options.num_test)
         seen: set[bytes] = set()
@@ -209,15 +209,7 @@ def build(options: MiniSudokuOptions) -> None:
             if seen & solutions:
                 raise RuntimeError(f"{len(seen & solutions)} solution grids stand in both train and test")
             seen |= solutions
-            ones = np.ones(wanted, np.int32)
-            writer.add(
-                split,
-                questions + np.uint8(1),  # token = digit + 1: 0 is padding, 1 a blank
-                answers + np.uint8(1),
-                puzzle_identifiers=np.zeros(wanted, np.int32),
-                examples_per_puzzle=ones,
-                puzzles_per_group=ones,
-            )
+            writer.add_boards(split, questions, answers)
 
 
 @cli.command(singleton=True, help="Generate a data set of small Sudoku, offline.")

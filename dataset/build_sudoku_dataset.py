@@ -7,22 +7,21 @@ import itertools
 import sys
 from collections.abc import Iterator
 from pathlib import Path
-from typing import Optional
 
 import numpy as np
 from argdantic import ArgParser
-from pydantic import BaseModel, ConfigDict, Field
+from pydantic import Field
 
 if not __package__:  # run as a script: find the modules that `import dataset.…` finds, none of this folder's by itself
-    sys.path[:] = [p for p in sys.path if Path(p or ".").resolve() != Path(__file__).resolve().parent]
-    sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
+    sys.path[0] = str(Path(__file__).resolve().parents[1])
 
 from common.errors import UserError, one_line
+from dataset.build_options import BuildOptions, OptionalInt
 from dataset.csv_puzzles import Boards, CsvRows, choose, parse_boards, read_csv, resolve_source, write_split
 from dataset.metadata import SPLITS
 from dataset.sudoku import Board
 from dataset.symmetries import Symmetries
-from dataset.writer import DatasetWriter, check_minimums
+from dataset.writer import DatasetWriter
 
 BOX = 3
 BOARD = Board(BOX, BOX)
@@ -34,24 +33,16 @@ BLANKS = {".": 0, "0": 0}
 cli: ArgParser = ArgParser()
 
 
-class SudokuOptions(BaseModel):
+class SudokuOptions(BuildOptions):
     """The command line."""
-
-    model_config = ConfigDict(extra="forbid")
 
     source_repo: str = Field(
         "sapientinc/sudoku-extreme", description="Hugging Face data set, or a folder with train.csv and test.csv"
     )
     output_dir: str = Field("data/sudoku-extreme-full", description="Where the data set goes")
-    # Optional[…], because argdantic doesn't see through `int | None`.
-    subsample_size: Optional[int] = Field(  # noqa: UP045
-        None, description="Use this many random training puzzles (default: all)"
-    )
-    min_difficulty: Optional[int] = Field(  # noqa: UP045
-        None, description="Use only puzzles rated at least this (default: all)"
-    )
+    subsample_size: OptionalInt = Field(None, description="Use this many random training puzzles (default: all)")
+    min_difficulty: OptionalInt = Field(None, description="Use only puzzles rated at least this (default: all)")
     num_aug: int = Field(0, description="Augmented copies of each training puzzle, besides the puzzle itself")
-    seed: int = Field(42, description="Same seed, same files")
 
 
 def line_permutations(lines_per_block: int, blocks: int) -> np.ndarray:
@@ -133,14 +124,19 @@ def _parse_ratings(path: Path, rows: CsvRows) -> np.ndarray:
 
 def build(options: SudokuOptions) -> None:
     """Build the data set that `options` describe. Raises UserError for a bad option, source or row."""
-    check_minimums(options, subsample_size=1, num_aug=0, seed=0)
+    options.check_minimums(subsample_size=1, num_aug=0)
     rng = np.random.default_rng(options.seed)
 
     def draw(puzzles: int) -> Symmetries:
         return random_symmetries(rng, puzzles * options.num_aug)
 
     with DatasetWriter(
-        options.output_dir, seq_len=CELLS, vocab_size=VOCAB_SIZE, kind="sudoku", box=(BOX, BOX)
+        options.output_dir,
+        seq_len=CELLS,
+        vocab_size=VOCAB_SIZE,
+        kind="sudoku",
+        box=(BOX, BOX),
+        command=options.command(__file__),
     ) as writer:
         for split in SPLITS:
             train = split == "train"

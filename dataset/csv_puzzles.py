@@ -164,17 +164,9 @@ def write_split(
     with tqdm(total=total, unit=" examples", unit_scale=True, desc=f"write {split}") as bar:
         for chunk in puzzles:
             for start in range(0, len(chunk[0]), step):
-                inputs, labels = (boards[start : start + step] for boards in chunk)
-                groups = len(inputs)
+                questions, answers = (boards[start : start + step] for boards in chunk)
                 if num_aug:
-                    symmetries = draw(groups)
-                    inputs, labels = symmetries.with_originals(inputs), symmetries.with_originals(labels)
-                writer.add(
-                    split,
-                    inputs + np.uint8(1),
-                    labels + np.uint8(1),
-                    puzzle_identifiers=np.zeros(len(inputs), np.int32),
-                    examples_per_puzzle=np.ones(len(inputs), np.int32),
-                    puzzles_per_group=np.full(groups, copies, np.int32),
-                )
-                bar.update(len(inputs))
+                    symmetries = draw(len(questions))
+                    questions, answers = symmetries.with_originals(questions), symmetries.with_originals(answers)
+                writer.add_boards(split, questions, answers, group_size=copies)
+                bar.update(len(questions))

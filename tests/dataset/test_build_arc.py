@@ -97,6 +97,7 @@ def test_tasks_without_copies_are_the_documented_files(tmp_path: Path) -> None:
             "mean_puzzle_examples": sum(sizes) / len(sizes),
             "sets": ["all"],
             "kind": "arc",
+            "command": f"python dataset/build_arc_dataset.py --dataset-dirs {tmp_path / 'arc'} --num-aug 0",
         }
         assert load(out, split, "puzzle_identifiers").tolist() == [1 + ids.index(task_id) for task_id in members]
         assert load(out, split, "puzzle_indices").tolist() == np.cumsum([0, *sizes]).tolist()
@@ -256,11 +257,12 @@ def test_tries_are_limited(monkeypatch: pytest.MonkeyPatch) -> None:
         assert len({int(row[1]) for row in colours}) == len(transforms) <= 3
 
 
-def test_same_seed_same_bytes_on_any_file_system(tmp_path: Path) -> None:
+def test_same_seed_same_bytes_on_any_file_system(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     """Two people with the same command would train on different data, or one of them on the system's own files."""
     tasks = make_arc(tmp_path / "arc")
-    first = folder_bytes(build(tmp_path / "arc", tmp_path / "a", num_aug=20, seed=1))
-    other = tmp_path / "elsewhere"
+    monkeypatch.chdir(tmp_path)
+    first = folder_bytes(build(Path("arc"), tmp_path / "a", num_aug=20, seed=1))
+    other = tmp_path / "elsewhere" / "arc"
     for task_id in sorted(tasks, reverse=True):  # listed in another order, on many file systems
         subfolder = other / ("evaluation" if task_id[0] == "e" else "training")
         write_task(subfolder, task_id, {"name": task_id, **tasks[task_id]})
@@ -269,9 +271,12 @@ def test_same_seed_same_bytes_on_any_file_system(tmp_path: Path) -> None:
     (other / "training.txt").write_text("t0\n")
     (other / "training" / "README.md").write_text("tasks\n")
     (other / "empty").mkdir()
-    assert folder_bytes(build(other, tmp_path / "b", num_aug=20, seed=1)) == first
-    assert folder_bytes(build(other, tmp_path / "c", num_aug=20, seed=2)) != first
-    assert folder_bytes(build(other, tmp_path / "b", num_aug=20, seed=1)) == first, "a rebuild over itself differs"
+    monkeypatch.chdir(other.parent)
+    assert folder_bytes(build(Path("arc"), tmp_path / "b", num_aug=20, seed=1)) == first
+    assert folder_bytes(build(Path("arc"), tmp_path / "c", num_aug=20, seed=2)) != first
+    assert folder_bytes(build(Path("arc"), tmp_path / "b", num_aug=20, seed=1)) == first, (
+        "a rebuild over itself differs"
+    )
 
 
 def test_data_set_trains_and_evaluates_through_the_loader(tmp_path: Path) -> None:

@@ -102,6 +102,7 @@ def test_files_are_the_documented_format(source: Path, tmp_path: Path) -> None:
             "mean_puzzle_examples": 1.0,
             "sets": ["all"],
             "kind": "maze",
+            "command": f"python dataset/build_maze_dataset.py --source-repo {source}",
         }
         rows = maze_rows(n, seed)
         for kind, column in (("inputs", 0), ("labels", 1)):

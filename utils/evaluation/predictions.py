@@ -94,7 +94,7 @@ class PredictionWriter:
         for key in self.keys:
             if key == STEP_PREDS:
                 continue
-            array = to_numpy(outputs[key]) if key in outputs else getattr(batch, key)
+            array = to_numpy(outputs[key]) if key in outputs else batch.arrays[key]
             self._append(key, array[: batch.num_examples])
         if STEP_PREDS in self.keys:
             for key, steps in self._steps.items():

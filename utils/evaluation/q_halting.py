@@ -76,12 +76,12 @@ def finished_batches(
                 waiting.extend((begun[-1], row) for row in range(begun[-1].unfinished))
                 if not seats:
                     seats = [None] * len(batch.inputs)
-                    rows = {name: getattr(batch, name).copy() for name in ("inputs", "labels", "puzzle_identifiers")}
+                    rows = {name: array.copy() for name, array in batch.arrays.items()}
         for seat, taken in enumerate(seats):
             if taken is None and waiting:
                 seats[seat] = source, row = waiting.popleft()
                 for name, array in rows.items():
-                    array[seat] = getattr(source.batch, name)[row]
+                    array[seat] = source.batch.arrays[name][row]
 
         if any(seats):
             device_rows = {name: mx.array(array) for name, array in rows.items()}

@@ -63,8 +63,8 @@ def count_parameters(head: ACTLossHead) -> int:
 
 
 def to_device(batch: Batch) -> dict[str, mx.array]:
-    """The arrays of a batch as int32 MLX arrays."""
-    return {name: mx.array(getattr(batch, name)) for name in ("inputs", "labels", "puzzle_identifiers")}
+    """The arrays of a batch as MLX arrays."""
+    return {name: mx.array(array) for name, array in batch.arrays.items()}
 
 
 def all_finite(arrays: Any) -> mx.array:
