@@ -44,7 +44,7 @@ class MazeOptions(BuildOptions):
 
 
 def dihedral_copies(puzzles: int) -> Symmetries:
-    """The symmetries that make the 7 turned and mirrored copies of each maze, transforms 1 to 7 in order."""
+    """Return the symmetries that make the 7 turned and mirrored copies of each maze, transforms 1 to 7 in order."""
     cell = np.arange(CELLS).reshape(SIDE, SIDE)
     sources = np.stack([dihedral(cell, k).ravel() for k in range(1, NUM_DIHEDRAL)])
     unchanged = np.arange(len(ALPHABET), dtype=np.uint8)
@@ -52,9 +52,13 @@ def dihedral_copies(puzzles: int) -> Symmetries:
 
 
 def read_mazes(path: Path) -> Iterator[Boards]:
-    """Stream the mazes of a CSV file with their answers, as values of dataset.mazes: pairs uint8 `[p, 900]`.
+    """Stream the mazes of a CSV file with their answers.
 
-    Raises UserError naming file and line for a row that isn't a maze with a path through it.
+    Yields:
+        Questions and answers, values of dataset.mazes, uint8 `[p, 900]` each.
+
+    Raises:
+        UserError: for a row that isn't a maze with a path through it; the message names file and line.
     """
     for rows in read_csv(path, ["question", "answer"], chunk_rows=CHUNK_ROWS):
         questions = parse_boards(
@@ -90,7 +94,11 @@ def _check_paths(path: Path, rows: CsvRows, questions: np.ndarray, answers: np.n
 
 
 def build(options: MazeOptions) -> None:
-    """Build the data set that `options` describe. Raises UserError for a bad option, source or row."""
+    """Build the data set that `options` describe.
+
+    Raises:
+        UserError: for a bad option, source or row.
+    """
     options.check_minimums(subsample_size=1)
     rng = np.random.default_rng(options.seed)
     with DatasetWriter(

@@ -42,7 +42,11 @@ class MiniMazeOptions(BuildOptions):
 
 
 def random_mazes(rng: np.random.Generator, n: int, side: int, min_path: int) -> tuple[np.ndarray, np.ndarray]:
-    """Those of n random mazes whose path has at least `min_path` cells: questions and answers `[<= n, side, side]`."""
+    """Draw n mazes, and keep those whose path has at least `min_path` cells.
+
+    Returns:
+        Questions and answers, values uint8 `[<= n, side, side]`.
+    """
     passable = rng.random((n, side, side), dtype=np.float32) >= WALL_SHARE
     start = _pick_highest(passable.astype(np.int32), rng)  # some open cell
     start = _pick_highest(distances(passable, start), rng)
@@ -64,9 +68,13 @@ def _pick_highest(scores: np.ndarray, rng: np.random.Generator) -> np.ndarray:
 
 
 def make_mazes(options: MiniMazeOptions, min_path: int) -> tuple[np.ndarray, np.ndarray]:
-    """As many mazes as `options` ask for, all with different walls: questions and answers, values `[n, side * side]`.
+    """Make as many mazes as `options` ask for, all with different walls.
 
-    Raises UserError if mazes with so long a path are too rare.
+    Returns:
+        Questions and answers, values uint8 `[n, side * side]`.
+
+    Raises:
+        UserError: if mazes with so long a path are too rare.
     """
     side, wanted = options.side, options.num_train + options.num_test
     rng = np.random.default_rng(options.seed)
@@ -95,7 +103,11 @@ def make_mazes(options: MiniMazeOptions, min_path: int) -> tuple[np.ndarray, np.
 
 
 def build(options: MiniMazeOptions) -> None:
-    """Build the data set that `options` describe. Raises UserError for an option or a request that can't be met."""
+    """Build the data set that `options` describe.
+
+    Raises:
+        UserError: for an option or a request that can't be met.
+    """
     options.check_minimums(side=MIN_SIDE, min_path=1, num_train=1, num_test=1)
     if options.side > MAX_SIDE:
         raise UserError(f"--side is {options.side}, expected at most {MAX_SIDE}")

@@ -47,8 +47,13 @@ class MiniSudokuOptions(BuildOptions):
 def propagate(board: Board, masks: np.ndarray) -> np.ndarray:
     """Apply naked and hidden singles until nothing changes. Sound: it removes no digit that some solution has.
 
-    `masks`: uint16 `[S, m]`, bit d-1 of a cell set while digit d is possible there; m boards at once. Returns the new
-    masks. A board without a solution may end with an empty cell or look solved without being valid: see `is_solved`.
+    Args:
+        board: the geometry.
+        masks: the digits that are possible in each cell of m boards, uint16 `[S, m]`.
+
+    Returns:
+        The new masks. A board without a solution may end with an empty cell, or with one digit in each cell that break
+        a rule: see `is_solved`.
     """
     masks = masks.copy()
     units = board.units.reshape(-1, board.side)  # (3n, n)
@@ -76,14 +81,17 @@ def propagate(board: Board, masks: np.ndarray) -> np.ndarray:
 
 
 def is_solved(board: Board, masks: np.ndarray) -> np.ndarray:
-    """Which boards are complete and valid: masks uint16 `[S, m]` -> bool `[m]`."""
+    """Check which boards are complete and valid: masks uint16 `[S, m]` -> bool `[m]`."""
     return (BIT_COUNT[masks] == 1).all(axis=0) & board.has_every_digit(masks.T)
 
 
 def random_grids(board: Board, rng: np.random.Generator, m: int) -> np.ndarray:
-    """Up to m random solution grids, digits uint8 `[<= m, S]`.
+    """Draw up to m solution grids.
 
     Fills a most constrained cell at random, propagates and repeats; boards that run into a contradiction are dropped.
+
+    Returns:
+        digits, uint8 `[<= m, S]`.
     """
     n = board.side
     masks: np.ndarray = np.full((board.cells, m), board.every_digit, np.uint16)
@@ -109,7 +117,11 @@ def random_grids(board: Board, rng: np.random.Generator, m: int) -> np.ndarray:
 
 
 def distinct_grids(board: Board, rng: np.random.Generator, wanted: int) -> np.ndarray:
-    """`wanted` distinct solution grids, or as many as turn up (all 288 of a 4x4), shuffled: uint8 `[<= wanted, S]`."""
+    """Draw `wanted` distinct solution grids, or as many as turn up (all 288 of a 4x4).
+
+    Returns:
+        digits, uint8 `[<= wanted, S]`, in random order.
+    """
     pool: dict[bytes, None] = {}  # in order of appearance: a set's order would change from run to run
     stale = 0
     with tqdm(total=wanted, unit=" grids", desc="solution grids") as bar:
@@ -138,9 +150,13 @@ def split_grids(grids: np.ndarray, num_train: int, num_test: int) -> tuple[np.nd
 def make_puzzles(
     board: Board, rng: np.random.Generator, grids: np.ndarray, wanted: int, blanks: int, name: str
 ) -> tuple[np.ndarray, np.ndarray]:
-    """`wanted` distinct puzzles with exactly one solution and `blanks` blank cells, spread evenly over `grids`.
+    """Make `wanted` distinct puzzles with exactly one solution and `blanks` blank cells, spread evenly over `grids`.
 
-    Returns questions and answers, digits uint8 `[wanted, S]` (0 blank). Raises UserError if so many don't turn up.
+    Returns:
+        Questions and answers, digits uint8 `[wanted, S]` (0 blank).
+
+    Raises:
+        UserError: if so many don't turn up.
     """
     found: dict[bytes, int] = {}  # question -> its grid
     todo: np.ndarray = np.empty(0, np.int64)  # grids that had no puzzle yet in this turn
@@ -177,7 +193,11 @@ def make_puzzles(
 
 
 def build(options: MiniSudokuOptions) -> None:
-    """Build the data set that `options` describe. Raises UserError for an option or a request that can't be met."""
+    """Build the data set that `options` describe.
+
+    Raises:
+        UserError: for an option or a request that can't be met.
+    """
     options.check_minimums(box_rows=2, box_cols=2, num_train=1, num_test=1)
     side = options.box_rows * options.box_cols
     if side > MAX_SIDE:

@@ -46,9 +46,11 @@ class SudokuOptions(BuildOptions):
 
 
 def line_permutations(lines_per_block: int, blocks: int) -> np.ndarray:
-    """Every order of a Sudoku's rows (or columns) that keeps blocks together: uint8 `[n, lines_per_block * blocks]`.
+    """List every order of a Sudoku's rows (or columns) that keeps blocks together.
 
-    Entry [i, r] is the line that comes to place r. n = blocks! * lines_per_block! ** blocks, 1296 for 9x9.
+    Returns:
+        uint8 `[n, lines_per_block * blocks]`; entry [i, r] is the line that comes to place r.
+        n = blocks! * lines_per_block! ** blocks, 1296 for 9x9.
     """
     within = np.array(list(itertools.permutations(range(lines_per_block))), np.uint8)
     table = [
@@ -63,7 +65,7 @@ LINE_PERMUTATIONS = line_permutations(BOX, BOX)
 
 
 def random_symmetries(rng: np.random.Generator, n: int) -> Symmetries:
-    """n random symmetries of Sudoku, independent and uniform over all 9! * 2 * 1296**2.
+    """Draw n symmetries of Sudoku, independent and uniform over all 9! * 2 * 1296**2.
 
     Digits are relabelled (0, the blank, stays); the board is transposed or not; bands, rows in a band, stacks and
     columns in a stack are permuted.
@@ -80,9 +82,13 @@ def random_symmetries(rng: np.random.Generator, n: int) -> Symmetries:
 
 
 def read_puzzles(path: Path, min_difficulty: int | None) -> Iterator[Boards]:
-    """Stream the puzzles rated at least `min_difficulty`, as digits (0 blank): pairs uint8 `[p, 81]`, `[p, 81]`.
+    """Stream the puzzles of a CSV file that are rated at least `min_difficulty`.
 
-    Raises UserError naming file and line for a row that isn't a puzzle with its solution.
+    Yields:
+        Questions and answers, digits uint8 `[p, 81]` each (0 blank).
+
+    Raises:
+        UserError: for a row that isn't a puzzle with its solution; the message names file and line.
     """
     columns = ["question", "answer"] + (["rating"] if min_difficulty is not None else [])
     for rows in read_csv(path, columns):
@@ -123,7 +129,11 @@ def _parse_ratings(path: Path, rows: CsvRows) -> np.ndarray:
 
 
 def build(options: SudokuOptions) -> None:
-    """Build the data set that `options` describe. Raises UserError for a bad option, source or row."""
+    """Build the data set that `options` describe.
+
+    Raises:
+        UserError: for a bad option, source or row.
+    """
     options.check_minimums(subsample_size=1, num_aug=0)
     rng = np.random.default_rng(options.seed)
 

@@ -75,7 +75,7 @@ class DatasetWriter:
     """Context manager that writes one data set, all or nothing.
 
     Everything goes into a hidden folder beside `output_dir`, which takes its place when the block ends well, so an
-    interrupted build never leaves something that looks like a data set. An existing data set is replaced only then.
+    interrupted build never leaves anything that is taken for a data set. An existing data set is replaced only then.
 
     Args:
         output_dir: the folder to make; a data set, an empty folder or nothing may be there.
