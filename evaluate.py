@@ -17,7 +17,7 @@ from pathlib import Path
 import mlx.core as mx
 
 from common.errors import UserError, one_line
-from dataset.dataset_files import build_command
+from dataset.dataset_files import how_to_build
 from dataset.puzzle_dataset import PuzzleDataset
 from utils.arc.predictions import KEYS
 from utils.arc.report import format_score
@@ -84,7 +84,7 @@ def run(arguments: list[str], ranks: Ranks) -> None:
     if config.data_path is None and not Path(trained.data_path).is_dir():
         raise UserError(
             f"{source.name} was trained on {trained.data_path}, which is not here; say where its data set is with "
-            f"data_path=<folder>, or build it: {build_command(Path(trained.data_path))}"
+            f"data_path=<folder>, or {how_to_build(Path(trained.data_path))}"
         )
 
     arch = trained.arch.model_dump()

@@ -13,9 +13,8 @@ from typing import Any
 import pytest
 
 from dataset import build_arc_dataset, build_maze_dataset, build_mini_sudoku_dataset, build_sudoku_dataset
-from tests.dataset.conftest import make_source, write_csv
-from tests.dataset.test_build_maze import random_rows
 from tests.helpers.arc_source import make_arc
+from tests.helpers.sources import make_source, maze_rows, write_csv
 from tests.helpers.viewer import BROWSERS, FLAGS, MAC_BROWSER, Folders, Viewer, train_and_evaluate
 
 
@@ -51,7 +50,7 @@ def datasets(tmp_path_factory: pytest.TempPathFactory) -> dict[str, Path]:
     folder = tmp_path_factory.mktemp("datasets")
     (folder / "mazes").mkdir()
     for split, n in (("train", 6), ("test", 4)):
-        write_csv(folder / "mazes" / f"{split}.csv", random_rows(n, seed=n))
+        write_csv(folder / "mazes" / f"{split}.csv", maze_rows(n, seed=n))
     make_arc(folder / "tasks", training=1, evaluation=2)
     out = {kind: folder / kind for kind in ("sudoku", "mini-sudoku", "maze", "arc")}
     source = str(make_source(folder / "sudokus"))
