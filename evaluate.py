@@ -22,9 +22,9 @@ from dataset.puzzle_dataset import PuzzleDataset
 from utils.arc.predictions import KEYS
 from utils.arc.report import format_score
 from utils.arc.scoring import ArcScore, score_predictions
-from utils.checkpoints.weights import find_weights, load_weights, share_weights
+from utils.checkpoints.weights import WeightsSource, find_weights, load_weights, share_weights
 from utils.command_line import parse_evaluate_config
-from utils.config import ArchConfig, read_trained_config
+from utils.config import ArchConfig, TrainedConfig, read_trained_config
 from utils.evaluation.evaluate import Evaluation, Evaluator, evaluate
 from utils.evaluation.predictions import PredictionWriter, predictions_folder, remove_surplus
 from utils.evaluation.puzzle_view import format_puzzle
@@ -75,10 +75,10 @@ def arc_score(test_set: PuzzleDataset, writer: PredictionWriter | None, folders:
 def run(arguments: list[str], ranks: Ranks) -> None:
     """Evaluate what the command line names. Rank 0 reads the checkpoint and reports."""
     config = parse_evaluate_config(arguments)
-    if ranks.watch is not None:
-        ranks.watch.timeout = config.rank_timeout
-    source = ranks.from_first(lambda: find_weights(config.checkpoint))
-    trained = ranks.from_first(lambda: read_trained_config(source.config_folder))
+    if ranks.watchdog is not None:
+        ranks.watchdog.timeout = config.rank_timeout
+    source = ranks.from_first(lambda: find_weights(config.checkpoint), WeightsSource)
+    trained = ranks.from_first(lambda: read_trained_config(source.config_folder), TrainedConfig)
     if config.data_path is None and not Path(trained.data_path).is_dir():
         raise UserError(
             f"{source.name} was trained on {trained.data_path}, which is not here; say where its data set is with "
@@ -117,6 +117,7 @@ def run(arguments: list[str], ranks: Ranks) -> None:
             ranks=ranks,
         )
     ranks.gather(None)  # all have written their predictions
+    ranks.rest()  # scoring takes its time
     if not ranks.first:
         return
     if writer is not None:

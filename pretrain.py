@@ -75,8 +75,7 @@ def steps_of_run(config: PretrainConfig, train_set: PuzzleDataset) -> int:
 
 def log_train_metrics(run: Run) -> None:
     """Wait for the steps since the last call, and log their mean metrics and the learning rate."""
-    with run.ranks.waiting():
-        means = run.metrics.read()
+    means = run.metrics.read()
     means.pop("train/loss", None)  # a weighted sum of the three losses that are logged
     means["train/lr"] = run.state.learning_rates(run.state.step)[0]
     if run.config.on_nonfinite == "skip":
@@ -183,6 +182,7 @@ def end_in_order(run: Run) -> None:
             go_on(run)
         except Interrupted:
             run.save()
+            run.ranks.rest()
             if run.checkpoints is not None:
                 run.checkpoints.wait()
             raise
@@ -222,15 +222,15 @@ def start_from(checkpoint: str, state: TrainState) -> None:
 def launch(hydra_config: DictConfig, ranks: Ranks) -> None:
     """A whole run, or the rest of one. Rank 0 reads and writes the run's folder; the others compute with it."""
     config = ranks.from_first(
-        lambda: with_forward_dtype(with_names(with_saved_names(parse_pretrain_config(hydra_config))))
+        lambda: with_forward_dtype(with_names(with_saved_names(parse_pretrain_config(hydra_config)))), PretrainConfig
     )
-    if ranks.watch is not None:
-        ranks.watch.timeout = config.rank_timeout
+    if ranks.watchdog is not None:
+        ranks.watchdog.timeout = config.rank_timeout
     path = Path(str(config.checkpoint_path))
     with RunFolder(path) as folder:
         if ranks.first and config.resume is not None and path.is_dir():
             folder.claim()
-        point = ranks.from_first(lambda: find_resume_point(config))
+        point = ranks.from_first(lambda: find_resume_point(config), ResumePoint | None)
 
         train_set, test_set = load_data(config, ranks)
         check_metric(config.stop_when.metric, [*TRAIN_METRICS, *metric_names(test_set)])
@@ -270,7 +270,7 @@ def launch(hydra_config: DictConfig, ranks: Ranks) -> None:
             make_way(point)
 
         with (
-            connected_interruption(ranks) as interruption,
+            Interruption(speaks=ranks.first) as interruption,
             ExitStack() as records,
             tqdm(
                 total=state.total_steps,
@@ -288,8 +288,8 @@ def launch(hydra_config: DictConfig, ranks: Ranks) -> None:
                 if point is None:
                     tracker.log({"num_params": parameters}, 0)
                 tracker.log_code(path)
-                if ranks.watch is not None:
-                    ranks.watch.before_exit = checkpoints.finish
+                if ranks.watchdog is not None:
+                    ranks.watchdog.before_exit = checkpoints.finish
             run = Run(
                 ranks=ranks,
                 config=config,
@@ -306,6 +306,7 @@ def launch(hydra_config: DictConfig, ranks: Ranks) -> None:
                 bar=bar,
             )
             end_in_order(run)
+            ranks.rest()  # closing W&B may take longer than a step
 
 
 def open_records(
@@ -316,15 +317,6 @@ def open_records(
     history = stack.enter_context(History(path, history_bytes))
     tracker = stack.enter_context(Tracker(config, run_id, history, step=step))
     return tracker, stack.enter_context(CheckpointWriter(path, config.keep_checkpoints))
-
-
-def connected_interruption(ranks: Ranks) -> Interruption:
-    """What notes Ctrl-C and SIGTERM, to whichever rank they come."""
-    if ranks.watch is None:
-        return Interruption(speaks=ranks.first)
-    interruption = Interruption(ranks.watch.tell_signal, speaks=ranks.first)
-    ranks.watch.on_signal = interruption.note
-    return interruption
 
 
 def compose() -> list[tuple[DictConfig, str]]:

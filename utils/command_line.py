@@ -10,7 +10,7 @@ from pydantic import BaseModel, BeforeValidator, ConfigDict, Field, ValidationEr
 
 from common.errors import UserError, describe_validation_error
 from utils.config import DEFAULT_PREDICTION_KEYS, PredictionKey, check_film, hydra_errors
-from utils.ranks.watch import DEFAULT_TIMEOUT
+from utils.ranks.watchdog import DEFAULT_TIMEOUT
 
 
 class EvaluateConfig(BaseModel):

@@ -16,7 +16,7 @@ from omegaconf.errors import OmegaConfBaseException
 from pydantic import BaseModel, ConfigDict, Field, ValidationError, model_validator
 
 from common.errors import UserError, describe_validation_error
-from utils.ranks.watch import DEFAULT_TIMEOUT
+from utils.ranks.watchdog import DEFAULT_TIMEOUT
 
 CONFIG_FILE = "all_config.yaml"  # beside the step folders of a run; the same name as in the PyTorch code
 _MAX_FILE_BYTES = 64 << 10  # of a saved configuration; a run writes about 1.5 kB

@@ -5,7 +5,7 @@ from __future__ import annotations
 
 import time
 from collections.abc import Callable, Iterator
-from dataclasses import dataclass, field
+from dataclasses import asdict, dataclass, field
 from typing import Literal
 
 import mlx.core as mx
@@ -136,7 +136,8 @@ def evaluate(
         max_examples: only the first so many examples; None means all.
         writer: where predictions go, if anywhere.
         num_samples: how many examples to return as samples.
-        after_step: called after each outer step; what it raises ends the evaluation.
+        after_step: called after each outer step, with several ranks after each batch, and what it raises on one of them
+            ends the evaluation on all.
         ranks: the processes that share the test split, as `dataset` was told. What is returned is the same on all of
             them; `writer` gets the examples of its own rank.
 
@@ -146,14 +147,8 @@ def evaluate(
     ranks = ranks or Ranks()
     started = time.monotonic()
     share = _Share()
-    signal_number = 0
-    try:
-        _evaluate_share(share, evaluator, dataset, max_examples, writer, num_samples, after_step, ranks)
-    except Interrupted as interrupted:  # the others, who may have finished, wait to hear of it
-        signal_number = interrupted.signal_number
-    shares, signal_numbers = zip(*ranks.gather((share, signal_number)), strict=True)
-    if any(signal_numbers):
-        raise Interrupted(max(signal_numbers))
+    _evaluate_share(share, evaluator, dataset, max_examples, writer, num_samples, after_step, ranks)
+    shares = [_Share(**part) for part in ranks.gather(asdict(share))]
 
     checks = answer_checks(dataset.metadata)
     means: dict[str, float] = {}
@@ -165,7 +160,10 @@ def evaluate(
     samples = [sample for part in shares for sample in part.samples]
     samples.sort(key=lambda placed: placed[0])
     num_examples = sum(part.num_examples for part in shares)
-    return Evaluation(means, [sample for _, sample in samples[:num_samples]], num_examples, time.monotonic() - started)
+    arrays = [
+        {name: np.array(values, np.int32) for name, values in sample.items()} for _, sample in samples[:num_samples]
+    ]
+    return Evaluation(means, arrays, num_examples, time.monotonic() - started)
 
 
 @dataclass
@@ -173,7 +171,7 @@ class _Share:
     """What one rank finds: sums by set and name; samples, each with its place in the split; a number of examples."""
 
     totals: dict[str, dict[str, float]] = field(default_factory=dict)
-    samples: list[tuple[tuple[int, int, int], dict[str, np.ndarray]]] = field(default_factory=list)
+    samples: list[tuple[tuple[int, int, int], dict[str, list[int]]]] = field(default_factory=list)
     num_examples: int = 0
 
 
@@ -191,7 +189,19 @@ def _evaluate_share(
 
     def stepped() -> None:
         ranks.moved()
-        after_step()
+        if ranks.size == 1:
+            after_step()
+
+    def heed_signals() -> None:
+        """Raise Interrupted on all ranks, which have equally many batches, if one of them has got a signal."""
+        number = 0
+        try:
+            after_step()
+        except Interrupted as interrupted:
+            number = interrupted.signal_number
+        if any(numbers := ranks.gather(number)):
+            raise Interrupted(max(numbers))
+        ranks.moved()
 
     checks = answer_checks(dataset.metadata)
     to_evaluate = examples_to_evaluate(dataset, max_examples)
@@ -211,7 +221,8 @@ def _evaluate_share(
                 writer.write(batch, outputs)
             for row in range(min(num_samples - len(share.samples), batch.num_examples)):
                 preds = to_numpy(outputs["preds"][row])
-                sample = {"inputs": batch.inputs[row], "labels": batch.labels[row], "preds": preds}
+                sample = {"inputs": batch.inputs[row].tolist(), "labels": batch.labels[row].tolist()}
+                sample["preds"] = preds.tolist()
                 share.samples.append(((number, ranks.rank, row), sample))
 
             total = share.totals.setdefault(batch.set_name, dict.fromkeys([*metrics, *checks, "examples"], 0.0))
@@ -220,6 +231,8 @@ def _evaluate_share(
             for name, check in checks.items():
                 real = slice(batch.num_examples)
                 total[name] += float(check(batch.inputs[real], to_numpy(outputs["preds"][real])).sum())
+            if ranks.size > 1:  # so that none gets far ahead, where waiting would be taken for a hang
+                heed_signals()
             total["examples"] += batch.num_examples
             share.num_examples += batch.num_examples
             bar.set_postfix(exact=f"{total['exact_accuracy'] / max(1.0, total['count']):.3f}", refresh=False)

@@ -59,8 +59,7 @@ class Run:
     def step(self, batch: dict[str, mx.array]) -> None:
         """Take a training step, without waiting for it."""
         metrics, _ = self.state.train_step(batch, self.interruption.flag)
-        with self.ranks.waiting():  # MLX holds a process back whose device, or whose neighbour, is behind
-            mx.async_eval(self.state.arrays, self.state.carry, metrics)
+        mx.async_eval(self.state.arrays, self.state.carry, metrics)
         if "flags" in metrics:
             self._flags.append(metrics.pop("flags"))
         self.metrics.add(self.state.step, metrics)
@@ -74,8 +73,7 @@ class Run:
         if self.ranks.size == 1:
             self.interruption.check()
         while len(self._flags) > steps_ahead:
-            with self.ranks.waiting():
-                flags = float(self._flags.popleft())
+            flags = float(self._flags.popleft())
             self.ranks.moved()
             self.interruption.check_sum(flags)
 
@@ -99,8 +97,7 @@ class Run:
             NonFiniteError: if a step since the last look was not finite, or what would be saved is not.
             UserError: if the last checkpoint could not be written, or the ranks have drifted apart.
         """
-        with self.ranks.waiting():
-            self.metrics.settle()
+        self.metrics.settle()
         if self.state.step == 0 or self.progress == self._saved:
             return
         arrays = self.state.weights(), self.state.named_arrays()
