@@ -77,8 +77,8 @@ def arc_score(test_set: PuzzleDataset, writer: PredictionWriter | None, folders:
 def run(arguments: list[str], ranks: Ranks) -> None:
     """Evaluate what the command line names. Rank 0 reads the checkpoint and reports."""
     config = parse(arguments, EvaluateConfig, "python evaluate.py", checkpoint="<step folder, file or hub id>")
-    if ranks.watch is not None:
-        ranks.watch.timeout = config.rank_timeout
+    if ranks.watchdog is not None:
+        ranks.watchdog.timeout = config.rank_timeout
     source = ranks.from_first(lambda: find_weights(config.checkpoint), WeightsSource)
     trained = ranks.from_first(lambda: read_trained_config(source.config_folder), TrainedConfig)
     if config.data_path is None and not Path(trained.data_path).is_dir():
@@ -118,6 +118,7 @@ def run(arguments: list[str], ranks: Ranks) -> None:
             num_samples=config.show_examples,
             ranks=ranks,
         )
+    ranks.rest()  # scoring takes its time
     ranks.gather(None)  # all have written their predictions
     if not ranks.first:
         return

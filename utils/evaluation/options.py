@@ -7,7 +7,7 @@ from typing import Literal
 from pydantic import BaseModel, ConfigDict, Field, model_validator
 
 from utils.config import DEFAULT_PREDICTION_KEYS, PredictionKey, check_film
-from utils.ranks.watch import DEFAULT_TIMEOUT
+from utils.ranks.watchdog import DEFAULT_TIMEOUT
 
 
 class EvaluateConfig(BaseModel):
