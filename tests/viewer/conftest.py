@@ -5,7 +5,6 @@ from __future__ import annotations
 import base64
 import io
 import os
-import shutil
 import time
 from collections.abc import Iterator
 from concurrent.futures import ThreadPoolExecutor
@@ -22,12 +21,10 @@ from dataset import build_arc_dataset, build_maze_dataset, build_mini_sudoku_dat
 from tests.dataset.conftest import make_source, write_csv
 from tests.dataset.test_build_maze import random_rows
 from tests.helpers.arc_source import make_arc
+from tests.helpers.browser import MISSING, open_browser
 from tests.helpers.tiny_data import ROOT, run_script, train_arguments
 
 PAGE = (ROOT / "puzzle_visualizer.html").as_uri()
-BROWSERS = ("chromium", "chromium-browser", "google-chrome", "google-chrome-stable")
-MAC_BROWSER = "/Applications/Google Chrome.app/Contents/MacOS/Google Chrome"
-FLAGS = ("--no-sandbox", "--disable-gpu", "--disable-background-networking")
 STEPS = 3  # outer steps of the models
 SAVED = "[inputs,labels,puzzle_identifiers,preds,q_halt_logits,q_continue_logits,step_preds]"
 
@@ -38,18 +35,12 @@ MAZE_COLOURS = {1: "2b3440", 2: "f3f1ea", 3: "1f9d55", 4: "d6336c", 5: "f2b134"}
 
 @pytest.fixture(scope="package")
 def browser() -> Iterator[Any]:
-    found = next(filter(None, map(shutil.which, (*BROWSERS, MAC_BROWSER))), None)
-    if found is None:
-        missing = f"no browser found ({', '.join(BROWSERS)}): puzzle_visualizer.html was not tested"
-        if os.environ.get("CI") or os.environ.get("HRM_REQUIRE_BROWSER"):
-            pytest.fail(missing)
-        pytest.skip(missing)
-    from playwright.sync_api import sync_playwright
-
-    with sync_playwright() as playwright:
-        browser = playwright.chromium.launch(executable_path=found, args=FLAGS)
+    with open_browser() as browser:
+        if browser is None:
+            if os.environ.get("CI") or os.environ.get("HRM_REQUIRE_BROWSER"):
+                pytest.fail(MISSING)
+            pytest.skip(MISSING)
         yield browser
-        browser.close()
 
 
 class Viewer:
