@@ -103,7 +103,7 @@ demo: .venv/installed
 	echo; echo "The checkpoint is $$checkpoint."; \
 	echo "See the puzzles, and the model think: open puzzle_visualizer.html in a browser, choose the data set $(DATA)"; \
 	echo "and the predictions $${checkpoint}_all_preds.0."; \
-	echo "Next: change a value, such as --blanks 12 or arch.halt_max_steps=8, or train on 9x9 puzzles: README.md, Run Experiments."
+	echo "Next: change a value, such as --blanks 12 or arch.halt_max_steps=8, or train on 9x9 puzzles: README.md, Quick Demo."
 
 lint: .venv/installed-dev
 	.venv/bin/python -m ruff check .
