@@ -1,5 +1,5 @@
-"""The commands of README and docs: each is one that its program takes, each pretrain.py line takes a first step. And the
-documented defaults hold."""
+"""The commands of README and docs are such that their programs take them, each pretrain.py line takes a first step, and
+the documented defaults hold."""
 
 from __future__ import annotations
 
