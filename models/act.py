@@ -27,8 +27,17 @@ _OF_WRAPPER = ("steps", "halted", "current_data")
 class Core(nn.Module):
     """What an architecture consists of. Subclasses define the first three methods, and the others where they differ.
 
-    Its puzzle embedding, if it has one, is its attribute `puzzle_emb`, a `SparseEmbedding`.
+    A puzzle embedding, if there is one, is the attribute `puzzle_emb`, a `SparseEmbedding`. What is not trained is
+    frozen.
+
+    Args:
+        config: the architecture's `Config`.
+        key: random key of the initial weights.
     """
+
+    def __init__(self, config: Any, key: mx.array):
+        super().__init__()
+        self._config = config
 
     def initial_state(self, rows: int) -> State:
         """Return the state from which a puzzle is begun, the same for each of `rows` rows."""

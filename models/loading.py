@@ -56,7 +56,8 @@ def checked_options(function: Callable[..., Any], options: Mapping[str, Any], ke
     Raises:
         UserError: one line that names the option, if it is unknown, missing or of the wrong type.
     """
-    hints = typing.get_type_hints(function.__init__ if isinstance(function, type) else function)
+    called: Any = function.__init__ if isinstance(function, type) else function  # type: ignore[misc]
+    hints = typing.get_type_hints(called)
     parameters = list(inspect.signature(function).parameters.values())[given:]
     takes_any = any(parameter.kind is parameter.VAR_KEYWORD for parameter in parameters)
     fields: dict[str, Any] = {
