@@ -67,21 +67,7 @@ class ArcConfig(BaseModel):
     table: str | None = None
 
 
-class BenchConfig(BaseModel):
-    """All keys of `python -m utils.bench`.
-
-    `quick`: Sudoku only, and every time measured twice. `out`: a file for the JSON line. `against`: such a file of an
-    earlier run to compare with.
-    """
-
-    model_config = ConfigDict(extra="forbid", coerce_numbers_to_str=True)
-
-    quick: bool = False
-    out: str | None = None
-    against: str | None = None
-
-
-CommandLine = TypeVar("CommandLine", EvaluateConfig, ExportConfig, ArcConfig, BenchConfig)
+CommandLine = TypeVar("CommandLine", bound=BaseModel)
 
 
 def parse_evaluate_config(arguments: list[str]) -> EvaluateConfig:
@@ -90,7 +76,7 @@ def parse_evaluate_config(arguments: list[str]) -> EvaluateConfig:
     Raises:
         UserError: one line that names the key, what was found and what is expected.
     """
-    return _parse(arguments, EvaluateConfig, "python evaluate.py", checkpoint="<step folder, file or hub id>")
+    return parse(arguments, EvaluateConfig, "python evaluate.py", checkpoint="<step folder, file or hub id>")
 
 
 def parse_export_config(arguments: list[str]) -> ExportConfig:
@@ -100,7 +86,7 @@ def parse_export_config(arguments: list[str]) -> ExportConfig:
         UserError: one line that names the key, what was found and what is expected.
     """
     required = {"checkpoint": "<step folder, file or hub id>", "out": "<name>.safetensors"}
-    return _parse(arguments, ExportConfig, "python -m utils.export", **required)
+    return parse(arguments, ExportConfig, "python -m utils.export", **required)
 
 
 def parse_arc_config(arguments: list[str]) -> ArcConfig:
@@ -109,20 +95,21 @@ def parse_arc_config(arguments: list[str]) -> ArcConfig:
     Raises:
         UserError: one line that names the key, what was found and what is expected.
     """
-    return _parse(arguments, ArcConfig, "python -m utils.arc", predictions="<folder or pattern>")
+    return parse(arguments, ArcConfig, "python -m utils.arc", predictions="<folder or pattern>")
 
 
-def parse_bench_config(arguments: list[str]) -> BenchConfig:
-    """Check the `key=value` arguments of `python -m utils.bench`.
+def parse(arguments: list[str], kind: type[CommandLine], command: str, **required: str) -> CommandLine:
+    """Check `key=value` arguments.
+
+    Args:
+        arguments: what follows the program's name on the command line.
+        kind: has all keys as its fields.
+        command: how the program is called.
+        required: keys that have to be there, each with what stands for its value in the usage line.
 
     Raises:
         UserError: one line that names the key, what was found and what is expected.
     """
-    return _parse(arguments, BenchConfig, "python -m utils.bench")
-
-
-def _parse(arguments: list[str], kind: type[CommandLine], command: str, **required: str) -> CommandLine:
-    """Check `key=value` arguments, of which the `required` ones have to be there."""
     given = " ".join(f"{name}={placeholder}" for name, placeholder in required.items())
     usage = f"usage: {command} {given} " + " ".join(f"[{name}=…]" for name in kind.model_fields if name not in required)
     malformed = [argument for argument in arguments if "=" not in argument or argument.startswith("-")]
