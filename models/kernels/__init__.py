@@ -12,14 +12,15 @@ import mlx.nn as nn
 from models.kernels import cpu
 from models.kernels.streams import EvenShares as EvenShares
 from models.kernels.streams import map_rows as map_rows
-from models.kernels.streams import on_gpu
+from models.kernels.streams import plain_forms as plain_forms
+from models.kernels.streams import takes_plain_forms
 
 
 def linear(x: mx.array, weight: mx.array) -> mx.array:
     """Map `[..., in]` by a weight `[out, in]` of the same dtype to `[..., out]`: x Wᵀ."""
-    if not on_gpu():
-        return cpu.linear(x, weight)
-    return x @ weight.T
+    if takes_plain_forms():
+        return x @ weight.T
+    return cpu.linear(x, weight)
 
 
 def swiglu(x: mx.array, gate_up_weight: mx.array) -> mx.array:
@@ -32,10 +33,10 @@ def swiglu(x: mx.array, gate_up_weight: mx.array) -> mx.array:
     Returns:
         `[..., inter]`, in the same dtype.
     """
-    if not on_gpu():
-        return cpu.swiglu(x, gate_up_weight)
-    gate, up = mx.split(x @ gate_up_weight.T, 2, axis=-1)
-    return nn.silu(gate) * up
+    if takes_plain_forms():
+        gate, up = mx.split(x @ gate_up_weight.T, 2, axis=-1)
+        return nn.silu(gate) * up
+    return cpu.swiglu(x, gate_up_weight)
 
 
 def attention(q: mx.array, k: mx.array, v: mx.array, scale: float) -> mx.array:
@@ -49,20 +50,20 @@ def attention(q: mx.array, k: mx.array, v: mx.array, scale: float) -> mx.array:
     Returns:
         `[b, h, tq, head_dim]`, in the same dtype.
     """
-    if not on_gpu():
-        return cpu.attention(q, k, v, scale)
-    return mx.fast.scaled_dot_product_attention(q, k, v, scale=scale)
+    if takes_plain_forms():
+        return mx.fast.scaled_dot_product_attention(q, k, v, scale=scale)
+    return cpu.attention(q, k, v, scale)
 
 
 def rms_norm(x: mx.array, eps: float) -> mx.array:
     """Compute x / sqrt(mean(x²) + eps) over the last axis in float32, without a learned weight; same dtype."""
-    if not on_gpu():
-        return cpu.rms_norm(x, eps)
-    return mx.fast.rms_norm(x, None, eps)
+    if takes_plain_forms():
+        return mx.fast.rms_norm(x, None, eps)
+    return cpu.rms_norm(x, eps)
 
 
 def arctan2_of_square(y: mx.array, square: mx.array) -> mx.array:
     """Compute atan2(y, sqrt(square)) of float32 arrays of one shape; atan2(0, 0) = 0."""
-    if not on_gpu():
-        return cpu.arctan2_of_square(y, square)
-    return mx.arctan2(y, mx.sqrt(square))
+    if takes_plain_forms():
+        return mx.arctan2(y, mx.sqrt(square))
+    return cpu.arctan2_of_square(y, square)

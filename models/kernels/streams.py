@@ -6,9 +6,11 @@ What is done on a stream of MLX's CPU backend is done by one thread, save matmul
 
 from __future__ import annotations
 
+import contextlib
 import os
 import threading
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
+from contextvars import ContextVar
 from typing import Any, TypeVar
 
 import mlx.core as mx
@@ -17,11 +19,30 @@ from mlx.utils import tree_flatten, tree_map
 T = TypeVar("T")
 
 _of_thread = threading.local()  # MLX knows a stream only in the thread that made it
+_plain_wanted = ContextVar("_plain_wanted", default=False)
 
 
 def on_gpu() -> bool:
     """Return whether computations run on a GPU by default."""
     return mx.default_device().type == mx.DeviceType.gpu
+
+
+def takes_plain_forms() -> bool:
+    """Return whether functions are computed in plain MLX and in one piece: on a GPU, and within `plain_forms`."""
+    return on_gpu() or _plain_wanted.get()
+
+
+@contextlib.contextmanager
+def plain_forms() -> Iterator[None]:
+    """Have a CPU take the forms of a GPU, for a graph that is looked at and not computed.
+
+    The forms of `cpu.py` have derivatives of their own, and MLX exports no such functions.
+    """
+    token = _plain_wanted.set(True)
+    try:
+        yield
+    finally:
+        _plain_wanted.reset(token)
 
 
 def cpu_streams() -> tuple[mx.Stream, ...]:
@@ -53,7 +74,7 @@ def map_rows(function: Callable[..., T], *arguments: Any) -> T:
         arguments: trees of arrays, all with the same number of rows.
     """
     rows = len(dict(tree_flatten(arguments)).popitem()[1])
-    parts = 1 if on_gpu() else min(len(cpu_streams()), rows)
+    parts = 1 if takes_plain_forms() else min(len(cpu_streams()), rows)
     if parts == 1:
         return function(*arguments)
     results = []
@@ -75,7 +96,7 @@ class EvenShares:
 
     def __call__(self, function: Callable[..., tuple[mx.array, ...]], *arrays: mx.array) -> tuple[mx.array, ...]:
         """Return `function(*arrays)`, a tuple of arrays; all arguments and results have one shape."""
-        if on_gpu():
+        if takes_plain_forms():
             return function(*arrays)
         least = self._elements.index(min(self._elements))
         self._elements[least] += arrays[0].size

@@ -1,18 +1,21 @@
-"""The time that the matrix products of a step would take by themselves: a bound that no implementation gets below."""
+"""The time that the matmuls of a step would take by themselves: a bound that no implementation gets below."""
 
 from __future__ import annotations
 
+import math
 import time
+from collections import Counter
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, replace
 from typing import Any, NamedTuple
 
 import mlx.core as mx
+from mlx.utils import tree_flatten, tree_unflatten
 
-from models.common import FORWARD_DTYPES, cpu_streams, on_gpu
-from models.hrm.hrm_act_v1 import HierarchicalReasoningModel_ACTV1Config as ModelConfig
-from models.layers import swiglu_width
+from models.kernels.streams import cpu_streams, on_gpu, plain_forms
 
+_MATMULS = ("Matmul", "AddMM")  # names of MLX's primitives
+_SAME_LAYOUT = ("AsType", "Broadcast")  # primitives whose results lie in memory as their argument does
 _LEAST_SECONDS = 0.02  # products that are over sooner are repeated within one measurement
 _MOST_BYTES = 256 << 20  # of results that are held meanwhile
 
@@ -28,7 +31,7 @@ class Seconds(NamedTuple):
 
 
 def seconds(function: Callable[[], Any]) -> Seconds:
-    """The time until everything that `function` returns is computed."""
+    """Measure the time until everything that `function` returns is computed."""
     mx.synchronize()
     wall, cpu = time.perf_counter(), time.process_time()
     mx.eval(function())
@@ -36,131 +39,117 @@ def seconds(function: Callable[[], Any]) -> Seconds:
 
 
 def least(found: Sequence[Seconds]) -> Seconds:
-    """The least of each."""
+    """Take the least of each."""
     return Seconds(min(s.wall for s in found), min(s.cpu for s in found))
 
 
 def total(found: Sequence[Seconds]) -> Seconds:
-    """One after the other."""
+    """Add them up."""
     return Seconds(sum(s.wall for s in found), sum(s.cpu for s in found))
 
 
 @dataclass(frozen=True)
 class Product:
-    """`batch` products of `[m, k]` with `[k, n]`, of which a step does `count`.
+    """`batch` matmuls of `[m, k]` with `[k, n]`.
 
-    `layout` says which of the two lies transposed in memory: `nt` is x Wᵀ, as in a forward pass, `nn` the gradient of
-    x, `tn` that of W.
+    `layout` says for each of the two whether it lies transposed in memory, `t`, or not, `n`: x Wᵀ of a forward pass is
+    `nt`, the gradient of x `nn`, that of W `tn`.
     """
 
-    name: str
     batch: int
     m: int
     k: int
     n: int
     layout: str
-    count: int = 1
+    dtype: mx.Dtype
 
     @property
     def flops(self) -> int:
-        """Floating point operations of one of them, a multiplication and an addition counting two."""
+        """Floating point operations, a multiplication and an addition counting two."""
         return 2 * self.batch * self.m * self.k * self.n
 
 
-def _linear(name: str, rows: int, k: int, n: int) -> Product:
-    return Product(name, 1, rows, k, n, "nt")
+def traced(function: Callable[..., Any], *arguments: Any) -> list[dict[str, Any]]:
+    """List the primitives of the graph that a function builds, as `mx.export_function` describes them.
 
+    Nothing is computed, and what the results don't need is not in the list. Modules whose state the function changes
+    are left with tracers.
 
-def _backward(p: Product) -> list[Product]:
-    """The two products that the gradients of `p`'s arguments are."""
-    if p.layout == "nt":
-        left = replace(p, name=f"{p.name} ∂left", k=p.n, n=p.k, layout="nn")
-        return [left, replace(p, name=f"{p.name} ∂right", m=p.n, k=p.m, n=p.k, layout="tn")]
-    left = replace(p, name=f"{p.name} ∂left", k=p.n, n=p.k, layout="nt")
-    return [left, replace(p, name=f"{p.name} ∂right", m=p.k, k=p.m, layout="tn")]
-
-
-def _block(c: ModelConfig, batch: int, first: int | None = None) -> list[Product]:
-    """The products of one block, forward; with `first`, as where only the first tokens of its result are needed."""
-    d, heads, inter = c.hidden_size, c.num_heads, swiglu_width(c.hidden_size, c.expansion)
-    t = c.seq_len + c.puzzle_emb_len
-    tq = t if first is None else first
-    if first is None:
-        projections = [_linear("qkv", batch * t, d, 3 * d)]
-    else:
-        projections = [_linear("q", batch * tq, d, d), _linear("kv", batch * t, d, 2 * d)]
-    found = [
-        *projections,
-        Product("scores", batch * heads, tq, d // heads, t, "nt"),
-        Product("mix", batch * heads, tq, t, d // heads, "nn"),
-        _linear("o", batch * tq, d, d),
-        _linear("gate, up", batch * tq, d, 2 * inter),
-        _linear("down", batch * tq, inter, d),
-    ]
-    return found if first is None else [replace(p, name=f"{p.name}, first {first}") for p in found]
-
-
-def step_products(c: ModelConfig, batch: int, *, training: bool) -> list[Product]:
-    """All matrix products of an outer step on `batch` rows, equal ones counted together.
-
-    Training adds the backward pass through the last update of each level, and the target pass, whose last block needs
-    no more than the first token.
+    Args:
+        function: takes and returns trees of arrays.
+        arguments: what it is called with.
     """
-    blocks = c.H_cycles * (c.L_cycles * c.L_layers + c.H_layers)
-    forward = _block(c, batch)
-    heads = [_linear("lm head", batch * c.seq_len, c.hidden_size, c.vocab_size)]
-    q_head = _linear("q head", batch, c.hidden_size, 2)
-    found = forward * blocks + heads + [q_head]
-    if training:
-        differentiated = forward * (c.L_layers + c.H_layers) + heads + [q_head]
-        found += [product for p in differentiated for product in _backward(p)]
-        if c.halt_max_steps > 1:
-            found += forward * (blocks - 1) + _block(c, batch, first=1) + [q_head]
-    return [replace(p, count=found.count(p)) for p in dict.fromkeys(found)]
+    found: list[dict[str, Any]] = []
+    names, arrays = zip(*tree_flatten(arguments), strict=True)
+
+    def on_arrays(*arrays: mx.array) -> list[mx.array]:
+        results = function(*tree_unflatten(list(zip(names, arrays, strict=True))))
+        return list(dict(tree_flatten(results)).values())
+
+    # On the CPU everywhere: a GPU has a primitive for attention, which hides its two matmuls.
+    with mx.stream(mx.cpu), plain_forms():
+        mx.export_function(found.append, on_arrays, *arrays)
+    return [node for node in found if node["type"] == "primitive"]
+
+
+def matmuls(function: Callable[..., Any], *arguments: Any) -> Counter[Product]:
+    """Count the matmuls in the graph of `function(*arguments)`, as `traced` finds it; convolutions are left out."""
+    counts: Counter[Product] = Counter()
+    inner: dict[str, int] = {}  # by array: the axis, counted from the end, whose elements are neighbours in memory
+    for node in traced(function, *arguments):
+        if node["name"] in _MATMULS:
+            (left, (*batch, m, k), dtype), (right, (*_, n), _) = node["inputs"][:2]
+            layout = "".join("t" if inner.get(name) == -2 else "n" for name in (left, right))
+            counts[Product(math.prod(batch), m, k, n, layout, dtype)] += 1
+        elif node["name"] == "Transpose":
+            (axes,), (source, *_), (result, *_) = node["arguments"], node["inputs"][0], node["outputs"][0]
+            inner[result] = axes.index(len(axes) + inner.get(source, -1)) - len(axes)
+        elif node["name"] in _SAME_LAYOUT:
+            (source, *_), (result, *_) = node["inputs"][0], node["outputs"][0]
+            inner[result] = inner.get(source, -1)
+    return counts
 
 
 class ProductTimer:
-    """Measures products of a dtype, dealt out to the streams of a CPU as the model deals out its rows.
+    """Measures products, dealt out to the streams of a CPU as the model deals out its rows.
 
     Args:
         products: what to measure; each gets random operands once.
-        dtype: a name, such as `float32`.
     """
 
-    def __init__(self, products: Sequence[Product], dtype: str):
-        self.products = list(products)
-        self._operands = [_operands(p, FORWARD_DTYPES[dtype]) for p in self.products]
-        self._repeats = []
-        for p, operands in zip(self.products, self._operands, strict=True):
+    def __init__(self, products: Sequence[Product]):
+        self._operands = {p: _operands(p) for p in products}
+        self._repeats = {}
+        for p, operands in self._operands.items():
             _time(operands, 1)  # the first time includes what a device has to load
             wanted = 1 + int(_LEAST_SECONDS / max(_time(operands, 1).wall, 1e-6))
-            result_bytes = p.batch * p.m * p.n * FORWARD_DTYPES[dtype].size
-            self._repeats.append(max(1, min(wanted, _MOST_BYTES // result_bytes)))
+            self._repeats[p] = max(1, min(wanted, _MOST_BYTES // (p.batch * p.m * p.n * p.dtype.size)))
 
-    def measure(self) -> list[Seconds]:
-        """Seconds of one product of each kind."""
-        return [_time(o, repeats) for o, repeats in zip(self._operands, self._repeats, strict=True)]
+    def measure(self) -> dict[Product, Seconds]:
+        """Measure each product once."""
+        return {p: _time(operands, self._repeats[p]) for p, operands in self._operands.items()}
 
 
-def _operands(p: Product, dtype: mx.Dtype) -> list[tuple[mx.Stream | None, mx.array, mx.array]]:
+def _operands(p: Product) -> list[tuple[mx.Stream | None, mx.array, mx.array]]:
     """For each stream its share of both operands, whole in memory, and already seen as `[m, k]` and `[k, n]`."""
-    axis = "batch" if p.batch > 1 else "k" if p.layout == "tn" else "m"
+    left_transposed, right_transposed = (letter == "t" for letter in p.layout)
+    axis = "batch" if p.batch > 1 else "k" if left_transposed else "m"
     size = getattr(p, axis)
     streams = [None] if on_gpu() else list(cpu_streams()[:size])
     operands = []
     for part, stream in enumerate(streams):
         share = replace(p, **{axis: size * (part + 1) // len(streams) - size * part // len(streams)})
-        a = mx.random.normal((share.batch, share.k, share.m) if p.layout == "tn" else (share.batch, share.m, share.k))
-        b = mx.random.normal((share.batch, share.n, share.k) if p.layout == "nt" else (share.batch, share.k, share.n))
-        a, b = a.astype(dtype), b.astype(dtype)
-        if p.batch == 1:
-            a, b = a[0], b[0]
-        mx.eval(a, b)
-        a = a.swapaxes(-1, -2) if p.layout == "tn" else a
-        b = b.swapaxes(-1, -2) if p.layout == "nt" else b
-        mx.eval(a, b)
-        operands.append((stream, a, b))
+        a = _random(share.batch, share.m, share.k, left_transposed, p.dtype)
+        b = _random(share.batch, share.k, share.n, right_transposed, p.dtype)
+        operands.append((stream, a[0], b[0]) if p.batch == 1 else (stream, a, b))
+    mx.eval(operands)
     return operands
+
+
+def _random(batch: int, rows: int, columns: int, transposed: bool, dtype: mx.Dtype) -> mx.array:
+    in_memory = mx.random.normal((batch, columns, rows) if transposed else (batch, rows, columns)).astype(dtype)
+    mx.eval(in_memory)
+    return in_memory.swapaxes(-1, -2) if transposed else in_memory
 
 
 def _time(operands: Sequence[tuple[mx.Stream | None, mx.array, mx.array]], repeats: int) -> Seconds:

@@ -35,6 +35,18 @@ ELF_MACHINES = {"x86_64": 62, "aarch64": 183}
 BUILT_IN = "built in"
 
 
+def has_mlx_cpu_wheel() -> bool:
+    """Whether `import mlx` will load the `mlx-cpu` wheel's library; found out without importing anything of it."""
+    spec = importlib.util.find_spec("mlx")
+    if spec is None or not spec.submodule_search_locations:
+        return False
+    # mlx is a namespace package, so any folder named mlx in sys.path is one of its places: look beside all of them.
+    places = {Path(place).parent for place in spec.submodule_search_locations}
+    return any(any(place.glob("mlx_cpu-*.dist-info")) for place in places) and not any(
+        any(place.glob("mlx_cuda*.dist-info")) for place in places
+    )
+
+
 def _absolute_symbols_elf(addresses: dict[str, int], machine: int) -> bytes:
     """A shared object whose only content is a dynamic symbol table: every name at its absolute address.
 
