@@ -23,7 +23,8 @@ import utils.bench.__main__
 import utils.export
 from tests.helpers.tiny_data import ROOT, make_tiny_data
 from utils.config import read_saved_config
-from utils.train.state import TrainState, count_parameters
+from utils.model import count_parameters
+from utils.train.state import TrainState
 
 # As people know them from the PyTorch project and from earlier versions of this README.
 KNOWN_COMMANDS = [

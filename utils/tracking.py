@@ -54,7 +54,8 @@ class Tracker:
         if self._first_step > step + 1:
             tqdm.write(
                 f"W&B has this run up to step {self._first_step - 1} already and keeps those values; "
-                f"{HISTORY_FILE} gets the new ones from step {step + 1} on"
+                f"{HISTORY_FILE} gets the new ones from step {step + 1} on",
+                file=sys.stderr,
             )
 
     @property

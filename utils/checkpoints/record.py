@@ -3,17 +3,20 @@ damage is recognised. One JSON file, itself under a checksum."""
 
 from __future__ import annotations
 
+import functools
 import hashlib
 import json
 import math
 import platform
 import re
+import subprocess
 from importlib.metadata import version
 from pathlib import Path
 from typing import Any, Literal
 
 from pydantic import BaseModel, ConfigDict, Field, ValidationError
 
+from common import __version__
 from common.errors import UserError, describe_validation_error
 
 RECORD_FILE = "checkpoint.json"
@@ -107,13 +110,31 @@ class CheckpointRecord(BaseModel):
 
 
 def current_versions() -> dict[str, str]:
-    """What the numbers of a run may depend on: Python, MLX, numpy, the operating system and the processor."""
-    packages = {name: version(name) for name in ("mlx", "numpy")}
+    """List what the numbers of a run may depend on: this code, Python, MLX, numpy, operating system and processor.
+
+    `commit` is the repository's, with `-dirty` where tracked files differ from it; without a repository it is left out.
+    """
     return {
+        "hrm-mlx": __version__,
+        **_commit(),
         "python": platform.python_version(),
         "platform": platform.platform(),
         "machine": platform.machine(),
-    } | packages
+        **{name: version(name) for name in ("mlx", "numpy")},
+    }
+
+
+@functools.cache  # asked for at each checkpoint
+def _commit() -> dict[str, str]:
+    repository = Path(__file__).resolve().parents[2]
+    if not (repository / ".git").exists():  # a copy without its history may lie within another repository
+        return {}
+    command = ["git", "describe", "--always", "--dirty", "--abbrev=40", "--exclude=*"]
+    try:
+        found = subprocess.run(command, cwd=repository, capture_output=True, text=True, check=True, timeout=10)
+    except (OSError, subprocess.SubprocessError):  # no git, or not our repository
+        return {}
+    return {"commit": found.stdout.strip()}
 
 
 def record_text(record: CheckpointRecord) -> str:

@@ -3,6 +3,7 @@ and the data set are still those of its run."""
 
 from __future__ import annotations
 
+import sys
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -112,7 +113,7 @@ def find_resume_point(config: PretrainConfig) -> ResumePoint | None:
         try:
             return ResumePoint(folder, verify(folder), tuple((other, "damaged") for other in damaged))
         except DamagedCheckpointError as error:
-            tqdm.write(f"warning: {error}; the checkpoint before it is tried")
+            tqdm.write(f"warning: {error}; the checkpoint before it is tried", file=sys.stderr)
             damaged.append(folder)
     if damaged:
         names = ", ".join(folder.name for folder in damaged)

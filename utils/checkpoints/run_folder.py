@@ -9,8 +9,9 @@ from pathlib import Path
 from types import TracebackType
 
 from common.errors import UserError
+from common.files import PARTIAL, REPLACED, move_into_place
 from utils.checkpoints.record import STEP_FOLDER, DamagedCheckpointError, step_folders, verify
-from utils.checkpoints.writer import PARTIAL, PRUNED, REPLACED, move_into_place
+from utils.checkpoints.writer import PRUNED
 
 CODE_FOLDER = "code"
 LOCK_FILE = ".lock"
@@ -94,8 +95,12 @@ def set_aside(folder: Path, why: str) -> Path:
 
 def _tidy(path: Path) -> None:
     """Finish renamings of step folders that were cut off, and remove what was not finished."""
-    for child in path.glob(".step_*_all_preds.*.partial"):
-        shutil.rmtree(child, ignore_errors=True)
+    for child in path.glob(".step_*_all_preds.*"):
+        predictions = child.with_name(child.stem.removeprefix("."))
+        if child.suffix == REPLACED and not predictions.exists():
+            child.rename(predictions)
+        elif child.suffix in (PARTIAL, REPLACED):
+            shutil.rmtree(child, ignore_errors=True)
     leftovers = [
         child
         for child in path.iterdir()

@@ -14,6 +14,7 @@ from types import TracebackType
 from tqdm import tqdm
 
 from common.errors import UserError
+from common.files import replacing, sync_folder
 from utils.checkpoints.record import (
     RECORD_FILE,
     TRAINING_FILE,
@@ -27,8 +28,7 @@ from utils.checkpoints.record import (
 from utils.checkpoints.safetensors_file import write_safetensors
 from utils.checkpoints.stored_tensors import HostTensor
 
-# Suffixes of a folder that is being written, makes room for another of its step, is being removed
-PARTIAL, REPLACED, PRUNED = ".partial", ".replaced", ".pruned"
+PRUNED = ".pruned"  # suffix of a folder that is being removed
 
 
 @dataclass(frozen=True)
@@ -54,10 +54,8 @@ def write_checkpoint(snapshot: Snapshot, checkpoint_path: Path) -> Path:
     """
     record = snapshot.record
     folder = checkpoint_path / f"step_{record.step}"
-    partial = checkpoint_path / f".{folder.name}{PARTIAL}"
-    shutil.rmtree(partial, ignore_errors=True)
-    partial.mkdir()  # without its parents: a run's folder that has vanished is not silently made anew
-    try:
+    with replacing(folder) as partial:
+        partial.mkdir()  # without its parents: a run's folder that has vanished is not silently made anew
         metadata = {"format": "mlx", "step": str(record.step)}
         files = {}
         for name, tensors in ((WEIGHTS_FILE, snapshot.weights), (TRAINING_FILE, snapshot.training)):
@@ -67,34 +65,8 @@ def write_checkpoint(snapshot: Snapshot, checkpoint_path: Path) -> Path:
             file.write(record_text(record.model_copy(update={"files": files})))
             file.flush()
             os.fsync(file.fileno())
-        _sync_folder(partial)
-    except BaseException:
-        shutil.rmtree(partial, ignore_errors=True)
-        raise
-    move_into_place(partial, folder)
+        sync_folder(partial)
     return folder
-
-
-def move_into_place(partial: Path, folder: Path) -> None:
-    """Rename a whole partial folder to its step's name, in place of an older one if there is one."""
-    if folder.exists():
-        replaced = folder.with_name(f".{folder.name}{REPLACED}")
-        shutil.rmtree(replaced, ignore_errors=True)
-        folder.rename(replaced)
-        partial.rename(folder)
-        shutil.rmtree(replaced, ignore_errors=True)
-    else:
-        partial.rename(folder)
-    _sync_folder(folder.parent)
-
-
-def _sync_folder(folder: Path) -> None:
-    """Bring the names in a folder to the disk, so that they survive a loss of power."""
-    descriptor = os.open(folder, os.O_RDONLY)
-    try:
-        os.fsync(descriptor)
-    finally:
-        os.close(descriptor)
 
 
 def prune(checkpoint_path: Path, keep: int, best_step: int | None) -> list[Path]:
