@@ -16,7 +16,7 @@ import pytest
 
 from tests.helpers.kill_runs import start, train_under_fire, wait_for_lines
 from tests.helpers.tiny_data import make_tiny_data, run_script, train_arguments
-from tests.test_pretrain import read_wandb_file
+from tests.helpers.wandb_files import read_wandb_file
 
 KILLS = int(os.environ.get("HRM_KILLS", "24"))
 
