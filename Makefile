@@ -1,4 +1,5 @@
-# The short way in: `make demo` trains and evaluates a small model, `make test` checks everything. Both make .venv first.
+# The short way in: `make demo` trains and evaluates a small model, `make check` checks what can be checked in about a
+# minute, `make test` everything. All make .venv first.
 # Works with GNU make 3.81 (macOS) and any POSIX sh. Paths are relative throughout, so the folder's name may hold spaces.
 
 # The switch for Linux with NVIDIA, `make install MLX=cuda13`. The venv remembers it, later commands don't repeat it.
@@ -17,6 +18,7 @@ unexport PYTHONPATH PYTHONHOME PIP_USER PIP_TARGET PIP_PREFIX PIP_REQUIRE_VIRTUA
 VENV_MLX := $(shell cat .venv/mlx 2>/dev/null)
 WANTED_MLX = $(or $(MLX),$(VENV_MLX),default)
 REQUIREMENTS = $(if $(filter cuda13,$(WANTED_MLX)),requirements-cuda.txt,requirements.txt)
+INCLUDED = requirements-common.txt $(if $(filter cuda13,$(WANTED_MLX)),,requirements-mlx.txt)
 
 # A .venv whose Python has been removed or upgraded away counts as not there.
 ifneq ($(VENV_MLX),)
@@ -30,11 +32,12 @@ RUN = checkpoints/demo
 SHOWN = [inputs,labels,puzzle_identifiers,preds,q_halt_logits,q_continue_logits,step_preds]
 
 .DEFAULT_GOAL := help
-.PHONY: help install demo test bench clean check-switch
+.PHONY: help install demo check test lint browser bench clean check-switch
 
 help:
 	@echo "make install   make .venv and install requirements.txt (Linux with NVIDIA: make install MLX=cuda13)"
 	@echo "make demo      build a small data set, train a small model on it and evaluate it (DEMO_SEED=0)"
+	@echo "make check     lint, types and the fast tests: about a minute"
 	@echo "make test      lint, types and all tests"
 	@echo "make bench     the speed of the default model on this machine, and its bound (BENCH='quick=true out=b.json')"
 	@echo "make clean     remove .venv, caches and what the demo made"
@@ -54,7 +57,7 @@ check-switch:
 
 # A .venv that somebody else made (no .venv/mlx) is used if it has pip, and never deleted.
 # .venv/unfinished marks a .venv whose first installation was cut off: it is thrown away, since nothing says how far pip got.
-.venv/installed: requirements-common.txt $(REQUIREMENTS) | check-switch
+.venv/installed: $(REQUIREMENTS) $(INCLUDED) | check-switch
 	@if [ -e .venv/unfinished ] || ! .venv/bin/python -m pip --version >/dev/null 2>&1; then \
 	  if [ -e .venv ] && [ ! -e .venv/mlx ]; then \
 	    echo "there is a .venv that has no working pip and isn't make's: remove it ('make clean' does) and try again" >&2; exit 1; fi; \
@@ -100,13 +103,22 @@ demo: .venv/installed
 	echo; echo "The checkpoint is $$checkpoint."; \
 	echo "See the puzzles, and the model think: open puzzle_visualizer.html in a browser, choose the data set $(DATA)"; \
 	echo "and the predictions $${checkpoint}_all_preds.0."; \
-	echo "Next: change a value, such as --blanks 12 or arch.halt_max_steps=8, or train on 9x9 puzzles: README.md, Run Experiments."
+	echo "Next: change a value, such as --blanks 12 or arch.halt_max_steps=8, or train on 9x9 puzzles: README.md, Quick Demo."
 
-test: .venv/installed-dev
+lint: .venv/installed-dev
 	.venv/bin/python -m ruff check .
 	.venv/bin/python -m ruff format --check .
 	.venv/bin/python -m mypy
+
+check: lint
+	.venv/bin/python -m pytest -m "not slow"
+
+test: lint browser
 	.venv/bin/python -m pytest
+
+# For the tests of puzzle_visualizer.html: finds a browser or fetches Playwright's; without either they are left out.
+browser: .venv/installed-dev
+	@.venv/bin/python -m tests.helpers.browser
 
 bench: .venv/installed
 	.venv/bin/python -m utils.bench $(BENCH)

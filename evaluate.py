@@ -13,11 +13,13 @@ import math
 import sys
 from contextlib import ExitStack
 from pathlib import Path
+from typing import Literal
 
 import mlx.core as mx
+from pydantic import BaseModel, ConfigDict, Field, model_validator
 
 from common.errors import UserError, one_line
-from dataset.dataset_files import build_command
+from dataset.dataset_files import how_to_build
 from dataset.puzzle_dataset import PuzzleDataset
 from utils.arc.predictions import KEYS
 from utils.arc.report import format_score
@@ -25,13 +27,35 @@ from utils.arc.scoring import ArcScore, score_predictions
 from utils.checkpoints.foreign_config import TrainedConfig, read_trained_config
 from utils.checkpoints.weights import WeightsSource, find_weights, load_weights, share_weights
 from utils.command_line import parse
-from utils.config import ArchConfig
+from utils.config import DEFAULT_PREDICTION_KEYS, ArchConfig, PredictionKey, check_film
 from utils.evaluation.evaluate import Evaluation, Evaluator, evaluate
-from utils.evaluation.options import EvaluateConfig
 from utils.evaluation.predictions import PredictionWriter, predictions_folder, remove_surplus
 from utils.evaluation.puzzle_view import format_puzzle
 from utils.model import build_model
 from utils.ranks.ranks import Ranks, connected
+from utils.ranks.watchdog import DEFAULT_TIMEOUT
+
+
+class EvaluateConfig(BaseModel):
+    """All keys of evaluate.py; null, where it is allowed, means: as the checkpoint was trained."""
+
+    model_config = ConfigDict(extra="forbid", coerce_numbers_to_str=True)  # data_path=2024
+
+    checkpoint: str
+    data_path: str | None = None
+    save_outputs: list[PredictionKey] = list(DEFAULT_PREDICTION_KEYS)
+    output_path: str | None = None
+    eval_halt: Literal["max", "q"] = "max"
+    global_batch_size: int | None = Field(default=None, ge=1)
+    max_examples: int | None = Field(default=None, ge=1)
+    forward_dtype: Literal["bfloat16", "float16", "float32"] | None = None
+    show_examples: int = Field(default=0, ge=0)
+    rank_timeout: float = Field(default=DEFAULT_TIMEOUT, ge=1)
+
+    @model_validator(mode="after")
+    def _film_is_complete(self) -> EvaluateConfig:
+        check_film(self.eval_halt, self.save_outputs, "save_outputs")
+        return self
 
 
 def report(
@@ -77,14 +101,14 @@ def arc_score(test_set: PuzzleDataset, writer: PredictionWriter | None, folders:
 def run(arguments: list[str], ranks: Ranks) -> None:
     """Evaluate what the command line names. Rank 0 reads the checkpoint and reports."""
     config = parse(arguments, EvaluateConfig, "python evaluate.py", checkpoint="<step folder, file or hub id>")
-    if ranks.watch is not None:
-        ranks.watch.timeout = config.rank_timeout
+    if ranks.watchdog is not None:
+        ranks.watchdog.timeout = config.rank_timeout
     source = ranks.from_first(lambda: find_weights(config.checkpoint), WeightsSource)
     trained = ranks.from_first(lambda: read_trained_config(source.config_folder), TrainedConfig)
     if config.data_path is None and not Path(trained.data_path).is_dir():
         raise UserError(
             f"{source.name} was trained on {trained.data_path}, which is not here; say where its data set is with "
-            f"data_path=<folder>, or build it: {build_command(Path(trained.data_path))}"
+            f"data_path=<folder>, or {how_to_build(Path(trained.data_path))}"
         )
 
     arch = trained.arch.model_dump()
@@ -118,6 +142,7 @@ def run(arguments: list[str], ranks: Ranks) -> None:
             num_samples=config.show_examples,
             ranks=ranks,
         )
+    ranks.rest()  # scoring takes its time
     ranks.gather(None)  # all have written their predictions
     if not ranks.first:
         return

@@ -117,6 +117,7 @@ def launch(hydra_config: DictConfig, ranks: Ranks) -> None:
         )
         with run.ending_in_order():
             train(run)
+        ranks.rest()  # closing W&B may take longer than a step
 
 
 def train(run: Run) -> None:

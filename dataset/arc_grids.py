@@ -24,26 +24,38 @@ AUGMENTED_NAME = re.compile(r"(.+)_t([0-7])_(0[1-9]{9})", re.DOTALL)
 
 
 def augment_grid(grid: np.ndarray, k: int, colours: np.ndarray) -> np.ndarray:
-    """Colours 0..9 `[..., rows, cols]` recoloured by `colours` (uint8 `[10]`), then moved by transform k."""
+    """Recolour grids, then move them by transform k.
+
+    Args:
+        grid: colours 0..9, `[..., rows, cols]`.
+        k: a dihedral transform, 0 to 7.
+        colours: the new colour of each colour, uint8 `[10]`.
+
+    Returns:
+        uint8 `[..., rows, cols]`, or `[..., cols, rows]` for a transform that swaps them.
+    """
     return dihedral(colours[grid], k)
 
 
 def restore_grid(grid: np.ndarray, k: int, colours: np.ndarray) -> np.ndarray:
-    """Undo `augment_grid` with the same k and colours: maps an answer to an augmented task back to the task's own."""
+    """Undo `augment_grid` with the same k and colours: map an answer to an augmented task back to the task's own."""
     original_colour = np.argsort(colours).astype(np.uint8)
     return original_colour[inverse_dihedral(grid, k)]
 
 
 def augmentation_name(task_id: str, k: int, colours: np.ndarray) -> str:
-    """The puzzle name of an augmented task: `<task_id>_t<k>_<10 digits>`, digit c being the new colour of colour c."""
+    """Name the puzzle of an augmented task: `<task_id>_t<k>_<10 digits>`, digit c being the new colour of colour c."""
     return f"{task_id}_t{k}_{''.join(map(str, colours))}"
 
 
 def parse_augmentation_name(name: str) -> tuple[str, int, np.ndarray]:
-    """Task id, transform k and colours (uint8 `[10]`) of a puzzle name; a task's own name gives k = 0 and the identity.
+    """Take a puzzle name apart.
 
     A name counts as augmented if it ends in `_t<k>_<10 digits>` with k in 0..7 and the digits 0, then 1..9 in any
     order. What stands before that is the task id, whatever it holds.
+
+    Returns:
+        Task id, transform k and colours, uint8 `[10]`. A task's own name gives k = 0 and the identity.
     """
     match = AUGMENTED_NAME.fullmatch(name)
     if match is None or len(set(match[3])) < NUM_COLOURS:
@@ -52,10 +64,18 @@ def parse_augmentation_name(name: str) -> tuple[str, int, np.ndarray]:
 
 
 def place_grids(grids: np.ndarray, top: np.ndarray, left: np.ndarray) -> np.ndarray:
-    """Grids of one shape on boards of 30x30: colours uint8 `[n, rows, cols]` -> tokens uint8 `[n, 900]`.
+    """Place grids of one shape on boards of 30x30.
 
-    The top left cell of grid i stands at (top[i], left[i]), integers `[n]`, where it must fit. Below the grid and to
-    the right of it, if that is still on the board, stands END, along its width and height; all else is PAD.
+    Below a grid and to the right of it, if that is still on the board, stands END, along its width and height; all else
+    is PAD.
+
+    Args:
+        grids: colours, uint8 `[n, rows, cols]`.
+        top: the row of each grid's top left cell, integer `[n]`; the grid must fit there.
+        left: its column, integer `[n]`.
+
+    Returns:
+        tokens, uint8 `[n, 900]`.
     """
     n, rows, cols = grids.shape
     framed: np.ndarray = np.full((n, rows + 1, cols + 1), END, np.uint8)
@@ -70,9 +90,18 @@ def place_grids(grids: np.ndarray, top: np.ndarray, left: np.ndarray) -> np.ndar
 
 
 def grid_to_tokens(grid: np.ndarray, row: int = 0, col: int = 0) -> np.ndarray:
-    """One grid, colours `[rows, cols]`, as tokens uint8 `[900]`: see `place_grids`.
+    """Place one grid with its top left cell at (row, col): see `place_grids`.
 
-    Raises ValueError if the grid is empty or doesn't fit into 30x30 with its top left cell at (row, col).
+    Args:
+        grid: colours `[rows, cols]`.
+        row: of the top left cell.
+        col: of the top left cell.
+
+    Returns:
+        tokens, uint8 `[900]`.
+
+    Raises:
+        ValueError: if the grid is empty or doesn't fit into 30x30 there.
     """
     rows, cols = grid.shape
     if not (rows and cols and row >= 0 and col >= 0 and row + rows <= SIDE and col + cols <= SIDE):
@@ -81,10 +110,16 @@ def grid_to_tokens(grid: np.ndarray, row: int = 0, col: int = 0) -> np.ndarray:
 
 
 def grid_shapes(tokens: np.ndarray) -> np.ndarray:
-    """How large a grid stands at the top left of each board: tokens `[n, 900]` -> rows and columns, int `[n, 2]`.
+    """Find how large a grid stands at the top left of each board.
 
     That is the largest rectangle by area which starts at (0, 0) and holds colours only, with the fewest rows if several
-    are equally large; (0, 0) if cell (0, 0) is no colour.
+    are equally large.
+
+    Args:
+        tokens: `[n, 900]`.
+
+    Returns:
+        rows and columns, int `[n, 2]`; (0, 0) if cell (0, 0) is no colour.
     """
     boards = tokens.reshape(-1, SIDE, SIDE)
     is_colour = (boards >= FIRST_COLOUR) & (boards < VOCAB_SIZE)
@@ -97,9 +132,15 @@ def grid_shapes(tokens: np.ndarray) -> np.ndarray:
 
 
 def tokens_to_grid(tokens: np.ndarray) -> np.ndarray:
-    """The grid at the top left of one board, tokens `[900]` -> colours uint8 `[rows, cols]`: see `grid_shapes`.
+    """Cut out the grid at the top left of one board: see `grid_shapes`.
 
-    Undoes `grid_to_tokens` for a grid at (0, 0). Works for any tokens, such as a model's; may return `[0, 0]`.
+    Undoes `grid_to_tokens` for a grid at (0, 0).
+
+    Args:
+        tokens: any tokens, such as a model's, `[900]`.
+
+    Returns:
+        colours, uint8 `[rows, cols]`, maybe `[0, 0]`.
     """
     rows, cols = grid_shapes(tokens)[0]
     return (tokens.reshape(SIDE, SIDE)[:rows, :cols] - FIRST_COLOUR).astype(np.uint8)

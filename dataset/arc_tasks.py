@@ -1,4 +1,4 @@
-"""ARC tasks from folders of JSON files, checked to the last cell. A problem is told with its file and pair."""
+"""ARC tasks from folders of JSON files, checked to the last cell. Errors name the file and the pair."""
 
 from __future__ import annotations
 
@@ -23,7 +23,14 @@ Pair = tuple[np.ndarray, np.ndarray]  # input and output: colours, uint8 [rows, 
 
 @dataclass(frozen=True)
 class Task:
-    """`task_id` is the file's name without .json; `train` are the demonstration pairs, `test` the ones to be solved."""
+    """An ARC task.
+
+    Attributes:
+        task_id: the file's name without .json.
+        train: the demonstration pairs.
+        test: the pairs to be solved.
+        is_evaluation: whether `test` is held back for the test split.
+    """
 
     task_id: str
     train: list[Pair]
@@ -31,7 +38,7 @@ class Task:
     is_evaluation: bool
 
     def raw(self) -> dict[str, list[dict[str, list[list[int]]]]]:
-        """The task as in the JSON files of ARC."""
+        """Return the task as in the JSON files of ARC."""
         return {
             kind: [{"input": pair[0].tolist(), "output": pair[1].tolist()} for pair in pairs]
             for kind, pairs in (("train", self.train), ("test", self.test))
@@ -39,9 +46,13 @@ class Task:
 
 
 def read_tasks(dataset_dirs: Sequence[str]) -> list[Task]:
-    """All tasks in the sub-folders of some folders, in the order of the folders, then sorted by sub-folder and file.
+    """Read all tasks in the sub-folders of some folders.
 
-    Raises UserError for a missing or empty folder, a task that isn't one, or two tasks of one name.
+    Returns:
+        The tasks in the order of the folders, then sorted by sub-folder and file.
+
+    Raises:
+        UserError: for a missing or empty folder, a task that isn't one, or two tasks of one name.
     """
     tasks: list[Task] = []
     path_of: dict[str, Path] = {}
@@ -81,7 +92,11 @@ def _nothing_there(folder: Path) -> str:
 
 
 def read_task(path: Path, *, is_evaluation: bool) -> Task:
-    """One task from its JSON file. Raises UserError, naming the file and the pair, if it isn't a valid one."""
+    """Read one task from its JSON file.
+
+    Raises:
+        UserError: if it isn't a valid task; the message names the file and the pair.
+    """
     try:
         raw = json.loads(path.read_text(encoding="utf-8-sig"))
     except (ValueError, RecursionError) as error:  # not UTF-8, not JSON, or nested beyond Python's depth
@@ -93,7 +108,11 @@ def read_task(path: Path, *, is_evaluation: bool) -> Task:
 
 
 def parse_task(where: str, task_id: str, raw: object, *, is_evaluation: bool) -> Task:
-    """One task from its raw form. Raises UserError, naming `where` and the pair, if it isn't a valid one."""
+    """Make a task from its raw form.
+
+    Raises:
+        UserError: if it isn't a valid task; the message names `where` and the pair.
+    """
     if not isinstance(raw, dict):
         raise UserError(f"{where} holds {_kind_of(raw)}, expected an object with 'train' and 'test'")
     return Task(task_id, _parse_pairs(where, raw, "train"), _parse_pairs(where, raw, "test"), is_evaluation)

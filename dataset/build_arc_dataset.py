@@ -10,18 +10,18 @@ from typing import Optional
 
 import numpy as np
 from argdantic import ArgParser
-from pydantic import BaseModel, ConfigDict, Field
+from pydantic import Field
 from tqdm import tqdm
 
 if not __package__:  # run as a script: find the modules that `import dataset.…` finds, none of this folder's by itself
-    sys.path[:] = [p for p in sys.path if Path(p or ".").resolve() != Path(__file__).resolve().parent]
-    sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
+    sys.path[0] = str(Path(__file__).resolve().parents[1])
 
 from common.errors import UserError, one_line
 from dataset.arc_grids import NUM_COLOURS, SEQ_LEN, SIDE, VOCAB_SIZE, augmentation_name, place_grids
 from dataset.arc_tasks import EVALUATION, Pair, Task, read_tasks
+from dataset.build_options import BuildOptions
 from dataset.symmetries import NUM_DIHEDRAL, dihedral, relabel
-from dataset.writer import DatasetWriter, check_minimums
+from dataset.writer import DatasetWriter
 
 ARC_1_DIRS = ["dataset/raw-data/ARC-AGI/data", "dataset/raw-data/ConceptARC/corpus"]
 TRIES_PER_COPY = 5
@@ -35,10 +35,8 @@ COLOUR_WEIGHT = _weights.integers(1 << 64, size=NUM_COLOURS, dtype=np.uint64)
 cli: ArgParser = ArgParser()
 
 
-class ArcOptions(BaseModel):
+class ArcOptions(BuildOptions):
     """The command line."""
-
-    model_config = ConfigDict(extra="forbid")
 
     # Optional[…], because argdantic doesn't see through `| None`; and None, because it would append to a default list.
     dataset_dirs: Optional[list[str]] = Field(  # noqa: UP045
@@ -46,14 +44,20 @@ class ArcOptions(BaseModel):
     )
     output_dir: str = Field("data/arc-aug-1000", description="Where the data set goes")
     num_aug: int = Field(1000, description="Augmented copies of each task, besides the task itself")
-    seed: int = Field(42, description="Same seed, same files")
 
 
 def fingerprints(pairs: list[Pair], transforms: np.ndarray, colours: np.ndarray) -> np.ndarray:
-    """What n augmentations make of the pairs, as numbers: equal for the same set of pairs, uint64 `[n]`.
+    """Compute a number for what each of n augmentations makes of the pairs: equal for the same set of pairs.
 
-    `transforms`: integer `[n]`; `colours`: uint8 `[n, 10]`. Different sets have the same number with a chance of about
-    1 in 2**64, so that a copy could at worst be left out.
+    Different sets have the same number with a chance of about 1 in 2**64, so that a copy could at worst be left out.
+
+    Args:
+        pairs: of the task.
+        transforms: integer `[n]`.
+        colours: uint8 `[n, 10]`.
+
+    Returns:
+        uint64 `[n]`.
     """
     # The weights of the cells of each colour, summed: recolouring doesn't change these sums, only where they count.
     sums = np.zeros((NUM_DIHEDRAL, len(pairs), NUM_COLOURS), np.uint64)
@@ -70,10 +74,11 @@ def fingerprints(pairs: list[Pair], transforms: np.ndarray, colours: np.ndarray)
 
 
 def draw_augmentations(pairs: list[Pair], num_aug: int, rng: np.random.Generator) -> tuple[np.ndarray, np.ndarray]:
-    """The identity and up to `num_aug` random augmentations that all make different sets of pairs.
+    """Draw the identity and up to `num_aug` random augmentations that all make different sets of pairs.
 
-    Returns transforms, integer `[n]`, and colours, uint8 `[n, 10]`, n <= 1 + num_aug. A task with few distinct copies
-    gets fewer: 5 * num_aug draws are the limit.
+    Returns:
+        Transforms, integer `[n]`, and colours, uint8 `[n, 10]`, n <= 1 + num_aug. A task with few distinct copies gets
+        fewer: 5 * num_aug draws are the limit.
     """
     transforms: np.ndarray = np.zeros(1, np.int64)
     colours: np.ndarray = np.arange(NUM_COLOURS, dtype=np.uint8)[None]
@@ -94,10 +99,17 @@ def draw_augmentations(pairs: list[Pair], num_aug: int, rng: np.random.Generator
 def augmented_tokens(
     pairs: list[Pair], transforms: np.ndarray, colours: np.ndarray, rng: np.random.Generator | None
 ) -> tuple[np.ndarray, np.ndarray]:
-    """Every copy of the pairs as tokens, uint8 `[n * pairs, 900]` of inputs and outputs, copy after copy.
+    """Make the tokens of every copy of the pairs.
 
-    With `rng`, all pairs of a copy but a random one are shifted on their boards, input and output alike by a random
-    number of rows and columns; without, none.
+    Args:
+        pairs: of the task.
+        transforms: integer `[n]`.
+        colours: uint8 `[n, 10]`.
+        rng: shifts all pairs of a copy but a random one on their boards, input and output alike by a random number of
+            rows and columns; None shifts none.
+
+    Returns:
+        Inputs and outputs, uint8 `[n * pairs, 900]` each, copy after copy.
     """
     n = len(transforms)
     sideways = TURNS_SIDEWAYS[transforms]
@@ -121,9 +133,12 @@ def augmented_tokens(
 
 
 def write_task(writer: DatasetWriter, task: Task, num_aug: int, rng: np.random.Generator) -> int:
-    """Write a task with its augmentations, a group of puzzles with an identifier each; returns how many puzzles.
+    """Write a task with its augmentations, a group of puzzles with an identifier each.
 
     The pairs to be solved go to the split test if the task is one of the evaluation, else to train as well.
+
+    Returns:
+        The number of puzzles.
     """
     transforms, colours = draw_augmentations(task.train + task.test, num_aug, rng)
     puzzles = len(transforms)
@@ -149,15 +164,21 @@ def write_task(writer: DatasetWriter, task: Task, num_aug: int, rng: np.random.G
 
 
 def build(options: ArcOptions) -> list[str]:
-    """Build the data set that `options` describe; returns lines that say what it holds.
+    """Build the data set that `options` describe.
 
-    Raises UserError for a bad option, folder or task.
+    Returns:
+        Lines for the user about what it holds.
+
+    Raises:
+        UserError: for a bad option, folder or task.
     """
-    check_minimums(options, num_aug=0, seed=0)
+    options.check_minimums(num_aug=0)
     dataset_dirs = ARC_1_DIRS if options.dataset_dirs is None else options.dataset_dirs
     if not dataset_dirs:
         raise UserError("--dataset-dirs is empty: give it at least one folder of tasks")
-    with DatasetWriter(options.output_dir, seq_len=SEQ_LEN, vocab_size=VOCAB_SIZE, kind="arc") as writer:
+    with DatasetWriter(
+        options.output_dir, seq_len=SEQ_LEN, vocab_size=VOCAB_SIZE, kind="arc", command=options.command(__file__)
+    ) as writer:
         tasks = read_tasks(dataset_dirs)
         if not any(task.is_evaluation for task in tasks):
             raise UserError(

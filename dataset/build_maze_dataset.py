@@ -6,22 +6,21 @@ python dataset/build_maze_dataset.py --output-dir data/maze-30x30-hard-1k
 import sys
 from collections.abc import Iterator
 from pathlib import Path
-from typing import Optional
 
 import numpy as np
 from argdantic import ArgParser
-from pydantic import BaseModel, ConfigDict, Field
+from pydantic import Field
 
 if not __package__:  # run as a script: find the modules that `import dataset.…` finds, none of this folder's by itself
-    sys.path[:] = [p for p in sys.path if Path(p or ".").resolve() != Path(__file__).resolve().parent]
-    sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
+    sys.path[0] = str(Path(__file__).resolve().parents[1])
 
 from common.errors import UserError, one_line
+from dataset.build_options import BuildOptions, OptionalInt
 from dataset.csv_puzzles import Boards, CsvRows, choose, parse_boards, read_csv, resolve_source, write_split
 from dataset.mazes import ALPHABET, GOAL, OPEN, PATH, START, VOCAB_SIZE, is_path
 from dataset.metadata import SPLITS
 from dataset.symmetries import NUM_DIHEDRAL, Symmetries, dihedral
-from dataset.writer import DatasetWriter, check_minimums
+from dataset.writer import DatasetWriter
 
 SIDE = 30
 CELLS = SIDE * SIDE
@@ -33,25 +32,19 @@ ANSWER_VALUES = {character: value for value, character in enumerate(ALPHABET)}
 cli: ArgParser = ArgParser()
 
 
-class MazeOptions(BaseModel):
+class MazeOptions(BuildOptions):
     """The command line."""
-
-    model_config = ConfigDict(extra="forbid")
 
     source_repo: str = Field(
         "sapientinc/maze-30x30-hard-1k", description="Hugging Face data set, or a folder with train.csv and test.csv"
     )
     output_dir: str = Field("data/maze-30x30-hard-1k", description="Where the data set goes")
-    # Optional[…], because argdantic doesn't see through `int | None`.
-    subsample_size: Optional[int] = Field(  # noqa: UP045
-        None, description="Use this many random training mazes (default: all)"
-    )
+    subsample_size: OptionalInt = Field(None, description="Use this many random training mazes (default: all)")
     aug: bool = Field(False, description="Add the 7 turned and mirrored copies of each training maze")
-    seed: int = Field(42, description="Same seed, same files")
 
 
 def dihedral_copies(puzzles: int) -> Symmetries:
-    """The symmetries that make the 7 turned and mirrored copies of each maze, transforms 1 to 7 in order."""
+    """Return the symmetries that make the 7 turned and mirrored copies of each maze, transforms 1 to 7 in order."""
     cell = np.arange(CELLS).reshape(SIDE, SIDE)
     sources = np.stack([dihedral(cell, k).ravel() for k in range(1, NUM_DIHEDRAL)])
     unchanged = np.arange(len(ALPHABET), dtype=np.uint8)
@@ -59,9 +52,13 @@ def dihedral_copies(puzzles: int) -> Symmetries:
 
 
 def read_mazes(path: Path) -> Iterator[Boards]:
-    """Stream the mazes of a CSV file with their answers, as values of dataset.mazes: pairs uint8 `[p, 900]`.
+    """Stream the mazes of a CSV file with their answers.
 
-    Raises UserError naming file and line for a row that isn't a maze with a path through it.
+    Yields:
+        Questions and answers, values of dataset.mazes, uint8 `[p, 900]` each.
+
+    Raises:
+        UserError: for a row that isn't a maze with a path through it; the message names file and line.
     """
     for rows in read_csv(path, ["question", "answer"], chunk_rows=CHUNK_ROWS):
         questions = parse_boards(
@@ -97,10 +94,16 @@ def _check_paths(path: Path, rows: CsvRows, questions: np.ndarray, answers: np.n
 
 
 def build(options: MazeOptions) -> None:
-    """Build the data set that `options` describe. Raises UserError for a bad option, source or row."""
-    check_minimums(options, subsample_size=1, seed=0)
+    """Build the data set that `options` describe.
+
+    Raises:
+        UserError: for a bad option, source or row.
+    """
+    options.check_minimums(subsample_size=1)
     rng = np.random.default_rng(options.seed)
-    with DatasetWriter(options.output_dir, seq_len=CELLS, vocab_size=VOCAB_SIZE, kind="maze") as writer:
+    with DatasetWriter(
+        options.output_dir, seq_len=CELLS, vocab_size=VOCAB_SIZE, kind="maze", command=options.command(__file__)
+    ) as writer:
         for split in SPLITS:
             train = split == "train"
             path = resolve_source(options.source_repo, f"{split}.csv")

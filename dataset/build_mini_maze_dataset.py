@@ -8,21 +8,20 @@ goal are the ends of the longest way that two searches find, and the answer is a
 
 import sys
 from pathlib import Path
-from typing import Optional
 
 import numpy as np
 from argdantic import ArgParser
-from pydantic import BaseModel, ConfigDict, Field
+from pydantic import Field
 from tqdm import tqdm
 
 if not __package__:  # run as a script: find the modules that `import dataset.…` finds, none of this folder's by itself
-    sys.path[:] = [p for p in sys.path if Path(p or ".").resolve() != Path(__file__).resolve().parent]
-    sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
+    sys.path[0] = str(Path(__file__).resolve().parents[1])
 
 from common.errors import UserError, one_line
+from dataset.build_options import BuildOptions, OptionalInt
 from dataset.mazes import GOAL, OPEN, PATH, START, VOCAB_SIZE, WALL, distances, shortest_paths
 from dataset.metadata import SPLITS
-from dataset.writer import DatasetWriter, check_minimums
+from dataset.writer import DatasetWriter
 
 MIN_SIDE, MAX_SIDE = 4, 64
 WALL_SHARE = 0.37  # of maze-30x30-hard-1k
@@ -32,24 +31,22 @@ WINDOW = 50_000  # give up when fewer than 1 in 1000 of so many mazes qualify
 cli: ArgParser = ArgParser()
 
 
-class MiniMazeOptions(BaseModel):
+class MiniMazeOptions(BuildOptions):
     """The command line."""
-
-    model_config = ConfigDict(extra="forbid")
 
     output_dir: str = Field("data/maze-12x12", description="Where the data set goes")
     side: int = Field(12, description=f"Rows and columns of a maze, {MIN_SIDE} to {MAX_SIDE}")
-    # Optional[…], because argdantic doesn't see through `int | None`.
-    min_path: Optional[int] = Field(  # noqa: UP045
-        None, description="Least number of cells between start and goal (default: the side)"
-    )
+    min_path: OptionalInt = Field(None, description="Least number of cells between start and goal (default: the side)")
     num_train: int = Field(10_000, description="Training mazes")
     num_test: int = Field(1_000, description="Test mazes, with other walls than the training mazes")
-    seed: int = Field(42, description="Same seed, same files")
 
 
 def random_mazes(rng: np.random.Generator, n: int, side: int, min_path: int) -> tuple[np.ndarray, np.ndarray]:
-    """Those of n random mazes whose path has at least `min_path` cells: questions and answers `[<= n, side, side]`."""
+    """Draw n mazes, and keep those whose path has at least `min_path` cells.
+
+    Returns:
+        Questions and answers, values uint8 `[<= n, side, side]`.
+    """
     passable = rng.random((n, side, side), dtype=np.float32) >= WALL_SHARE
     start = _pick_highest(passable.astype(np.int32), rng)  # some open cell
     start = _pick_highest(distances(passable, start), rng)
@@ -71,9 +68,13 @@ def _pick_highest(scores: np.ndarray, rng: np.random.Generator) -> np.ndarray:
 
 
 def make_mazes(options: MiniMazeOptions, min_path: int) -> tuple[np.ndarray, np.ndarray]:
-    """As many mazes as `options` ask for, all with different walls: questions and answers, values `[n, side * side]`.
+    """Make as many mazes as `options` ask for, all with different walls.
 
-    Raises UserError if mazes with so long a path are too rare.
+    Returns:
+        Questions and answers, values uint8 `[n, side * side]`.
+
+    Raises:
+        UserError: if mazes with so long a path are too rare.
     """
     side, wanted = options.side, options.num_train + options.num_test
     rng = np.random.default_rng(options.seed)
@@ -102,8 +103,12 @@ def make_mazes(options: MiniMazeOptions, min_path: int) -> tuple[np.ndarray, np.
 
 
 def build(options: MiniMazeOptions) -> None:
-    """Build the data set that `options` describe. Raises UserError for an option or a request that can't be met."""
-    check_minimums(options, side=MIN_SIDE, min_path=1, num_train=1, num_test=1, seed=0)
+    """Build the data set that `options` describe.
+
+    Raises:
+        UserError: for an option or a request that can't be met.
+    """
+    options.check_minimums(side=MIN_SIDE, min_path=1, num_train=1, num_test=1)
     if options.side > MAX_SIDE:
         raise UserError(f"--side is {options.side}, expected at most {MAX_SIDE}")
     cells = options.side**2
@@ -113,19 +118,13 @@ def build(options: MiniMazeOptions) -> None:
             f"--min-path is {min_path}, expected at most {cells - 2}, the cells beside start and goal of "
             f"{options.side}x{options.side}"
         )
-    with DatasetWriter(options.output_dir, seq_len=cells, vocab_size=VOCAB_SIZE, kind="maze") as writer:
+    with DatasetWriter(
+        options.output_dir, seq_len=cells, vocab_size=VOCAB_SIZE, kind="maze", command=options.command(__file__)
+    ) as writer:
         questions, answers = make_mazes(options, min_path)
         parts = (slice(None, options.num_train), slice(options.num_train, None))
         for split, part in zip(SPLITS, parts, strict=True):
-            ones = np.ones(len(questions[part]), np.int32)
-            writer.add(
-                split,
-                questions[part] + np.uint8(1),  # token = value + 1: 0 is padding
-                answers[part] + np.uint8(1),
-                puzzle_identifiers=np.zeros(len(ones), np.int32),
-                examples_per_puzzle=ones,
-                puzzles_per_group=ones,
-            )
+            writer.add_boards(split, questions[part], answers[part])
 
 
 @cli.command(singleton=True, help="Generate a data set of mazes, offline.")

@@ -8,19 +8,19 @@ naked and hidden singles alone solve it, which proves that it has exactly one so
 
 import sys
 from pathlib import Path
-from typing import Optional
 
 import numpy as np
 from argdantic import ArgParser
-from pydantic import BaseModel, ConfigDict, Field
+from pydantic import Field
 from tqdm import tqdm
 
 if not __package__:  # run as a script: find the modules that `import dataset.…` finds, none of this folder's by itself
-    sys.path[:] = [p for p in sys.path if Path(p or ".").resolve() != Path(__file__).resolve().parent]
-    sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
+    sys.path[0] = str(Path(__file__).resolve().parents[1])
 
 from common.errors import UserError, one_line
-from dataset.writer import DatasetWriter, check_minimums
+from dataset.build_options import BuildOptions, OptionalInt
+from dataset.sudoku import Board
+from dataset.writer import DatasetWriter
 
 MAX_SIDE = 9
 ROUND = 1 << 14  # candidates worked on at once: bounds memory
@@ -33,46 +33,27 @@ BIT_COUNT = np.array([bin(i).count("1") for i in range(1 << MAX_SIDE)], np.uint8
 cli: ArgParser = ArgParser()
 
 
-class MiniSudokuOptions(BaseModel):
+class MiniSudokuOptions(BuildOptions):
     """The command line."""
-
-    model_config = ConfigDict(extra="forbid")
 
     output_dir: str = Field("data/sudoku-6x6", description="Where the data set goes")
     box_rows: int = Field(2, description="Rows of a box; the board's side is box-rows * box-cols, at most 9")
     box_cols: int = Field(3, description="Columns of a box")
     num_train: int = Field(35_000, description="Training puzzles")
     num_test: int = Field(1_000, description="Test puzzles, on other solution grids than the training puzzles")
-    # Optional[…], because argdantic doesn't see through `int | None`.
-    blanks: Optional[int] = Field(  # noqa: UP045
-        None, description="Blank cells of each puzzle (default: half of the cells)"
-    )
-    seed: int = Field(42, description="Same seed, same files")
-
-
-class Board:
-    """The geometry of a Sudoku with boxes of `box_rows` x `box_cols`: `side` n, `cells` S = n*n and `units`.
-
-    `units`: `[3, n, n]`, the cells of each row, column and box; `units_of`: `[S, 3]`, a cell's row, column and box as
-    indices into the 3n units.
-    """
-
-    def __init__(self, box_rows: int, box_cols: int) -> None:
-        self.side = n = box_rows * box_cols
-        self.cells = n * n
-        cell = np.arange(self.cells)
-        row, col = cell // n, cell % n
-        box = row // box_rows * box_rows + col // box_cols
-        self.units = np.stack([np.argsort(unit, kind="stable").reshape(n, n) for unit in (row, col, box)])
-        self.units_of = np.stack((row, n + col, 2 * n + box), axis=1)
-        self.every_digit = np.uint16((1 << n) - 1)
+    blanks: OptionalInt = Field(None, description="Blank cells of each puzzle (default: half of the cells)")
 
 
 def propagate(board: Board, masks: np.ndarray) -> np.ndarray:
     """Apply naked and hidden singles until nothing changes. Sound: it removes no digit that some solution has.
 
-    `masks`: uint16 `[S, m]`, bit d-1 of a cell set while digit d is possible there; m boards at once. Returns the new
-    masks. A board without a solution may end with an empty cell or look solved without being valid: see `is_solved`.
+    Args:
+        board: the geometry.
+        masks: the digits that are possible in each cell of m boards, uint16 `[S, m]`.
+
+    Returns:
+        The new masks. A board without a solution may end with an empty cell, or with one digit in each cell that break
+        a rule: see `is_solved`.
     """
     masks = masks.copy()
     units = board.units.reshape(-1, board.side)  # (3n, n)
@@ -100,16 +81,17 @@ def propagate(board: Board, masks: np.ndarray) -> np.ndarray:
 
 
 def is_solved(board: Board, masks: np.ndarray) -> np.ndarray:
-    """Which boards are complete and valid: masks uint16 `[S, m]` -> bool `[m]`."""
-    in_units = masks[board.units.reshape(-1, board.side)]
-    complete = (BIT_COUNT[masks] == 1).all(axis=0)
-    return complete & (np.bitwise_or.reduce(in_units, axis=1) == board.every_digit).all(axis=0)
+    """Check which boards are complete and valid: masks uint16 `[S, m]` -> bool `[m]`."""
+    return (BIT_COUNT[masks] == 1).all(axis=0) & board.has_every_digit(masks.T)
 
 
 def random_grids(board: Board, rng: np.random.Generator, m: int) -> np.ndarray:
-    """Up to m random solution grids, digits uint8 `[<= m, S]`.
+    """Draw up to m solution grids.
 
     Fills a most constrained cell at random, propagates and repeats; boards that run into a contradiction are dropped.
+
+    Returns:
+        digits, uint8 `[<= m, S]`.
     """
     n = board.side
     masks: np.ndarray = np.full((board.cells, m), board.every_digit, np.uint16)
@@ -135,7 +117,11 @@ def random_grids(board: Board, rng: np.random.Generator, m: int) -> np.ndarray:
 
 
 def distinct_grids(board: Board, rng: np.random.Generator, wanted: int) -> np.ndarray:
-    """`wanted` distinct solution grids, or as many as turn up (all 288 of a 4x4), shuffled: uint8 `[<= wanted, S]`."""
+    """Draw `wanted` distinct solution grids, or as many as turn up (all 288 of a 4x4).
+
+    Returns:
+        digits, uint8 `[<= wanted, S]`, in random order.
+    """
     pool: dict[bytes, None] = {}  # in order of appearance: a set's order would change from run to run
     stale = 0
     with tqdm(total=wanted, unit=" grids", desc="solution grids") as bar:
@@ -164,9 +150,13 @@ def split_grids(grids: np.ndarray, num_train: int, num_test: int) -> tuple[np.nd
 def make_puzzles(
     board: Board, rng: np.random.Generator, grids: np.ndarray, wanted: int, blanks: int, name: str
 ) -> tuple[np.ndarray, np.ndarray]:
-    """`wanted` distinct puzzles with exactly one solution and `blanks` blank cells, spread evenly over `grids`.
+    """Make `wanted` distinct puzzles with exactly one solution and `blanks` blank cells, spread evenly over `grids`.
 
-    Returns questions and answers, digits uint8 `[wanted, S]` (0 blank). Raises UserError if so many don't turn up.
+    Returns:
+        Questions and answers, digits uint8 `[wanted, S]` (0 blank).
+
+    Raises:
+        UserError: if so many don't turn up.
     """
     found: dict[bytes, int] = {}  # question -> its grid
     todo: np.ndarray = np.empty(0, np.int64)  # grids that had no puzzle yet in this turn
@@ -180,8 +170,7 @@ def make_puzzles(
             questions = grids[owner].copy()
             keys = rng.random((m, board.cells), dtype=np.float32)
             np.put_along_axis(questions, np.argpartition(keys, blanks - 1, axis=1)[:, :blanks], 0, axis=1)
-            clues = (np.uint16(1) << questions.astype(np.uint16)) >> np.uint16(1)
-            masks = np.where(questions == 0, board.every_digit, clues).T
+            masks = np.where(questions == 0, board.every_digit, board.mask_of[questions]).T
             used: set[int] = set()
             for i in np.flatnonzero(is_solved(board, propagate(board, masks))).tolist():
                 grid, question = int(owner[i]), questions[i].tobytes()
@@ -204,8 +193,12 @@ def make_puzzles(
 
 
 def build(options: MiniSudokuOptions) -> None:
-    """Build the data set that `options` describe. Raises UserError for an option or a request that can't be met."""
-    check_minimums(options, box_rows=2, box_cols=2, num_train=1, num_test=1, seed=0)
+    """Build the data set that `options` describe.
+
+    Raises:
+        UserError: for an option or a request that can't be met.
+    """
+    options.check_minimums(box_rows=2, box_cols=2, num_train=1, num_test=1)
     side = options.box_rows * options.box_cols
     if side > MAX_SIDE:
         raise UserError(
@@ -219,7 +212,14 @@ def build(options: MiniSudokuOptions) -> None:
     board = Board(options.box_rows, options.box_cols)
     rng = np.random.default_rng(options.seed)
     box = (options.box_rows, options.box_cols)
-    with DatasetWriter(options.output_dir, seq_len=board.cells, vocab_size=side + 2, kind="sudoku", box=box) as writer:
+    with DatasetWriter(
+        options.output_dir,
+        seq_len=board.cells,
+        vocab_size=side + 2,
+        kind="sudoku",
+        box=box,
+        command=options.command(__file__),
+    ) as writer:
         grids = distinct_grids(board, rng, options.num_train + options.num_test)
         train_grids, test_grids = split_grids(grids, options.num_train, options.num_test)
         seen: set[bytes] = set()
@@ -229,15 +229,7 @@ def build(options: MiniSudokuOptions) -> None:
             if seen & solutions:
                 raise RuntimeError(f"{len(seen & solutions)} solution grids stand in both train and test")
             seen |= solutions
-            ones = np.ones(wanted, np.int32)
-            writer.add(
-                split,
-                questions + np.uint8(1),  # token = digit + 1: 0 is padding, 1 a blank
-                answers + np.uint8(1),
-                puzzle_identifiers=np.zeros(wanted, np.int32),
-                examples_per_puzzle=ones,
-                puzzles_per_group=ones,
-            )
+            writer.add_boards(split, questions, answers)
 
 
 @cli.command(singleton=True, help="Generate a data set of small Sudoku, offline.")

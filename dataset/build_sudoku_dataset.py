@@ -7,23 +7,25 @@ import itertools
 import sys
 from collections.abc import Iterator
 from pathlib import Path
-from typing import Optional
 
 import numpy as np
 from argdantic import ArgParser
-from pydantic import BaseModel, ConfigDict, Field
+from pydantic import Field
 
 if not __package__:  # run as a script: find the modules that `import dataset.…` finds, none of this folder's by itself
-    sys.path[:] = [p for p in sys.path if Path(p or ".").resolve() != Path(__file__).resolve().parent]
-    sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
+    sys.path[0] = str(Path(__file__).resolve().parents[1])
 
 from common.errors import UserError, one_line
+from dataset.build_options import BuildOptions, OptionalInt
 from dataset.csv_puzzles import Boards, CsvRows, choose, parse_boards, read_csv, resolve_source, write_split
 from dataset.metadata import SPLITS
+from dataset.sudoku import Board
 from dataset.symmetries import Symmetries
-from dataset.writer import DatasetWriter, check_minimums
+from dataset.writer import DatasetWriter
 
-BOX, SIDE, CELLS = 3, 9, 81
+BOX = 3
+BOARD = Board(BOX, BOX)
+SIDE, CELLS = BOARD.side, BOARD.cells
 VOCAB_SIZE = 11  # pad, blank, 1..9
 DIGITS = {str(digit): digit for digit in range(1, SIDE + 1)}
 BLANKS = {".": 0, "0": 0}
@@ -31,30 +33,24 @@ BLANKS = {".": 0, "0": 0}
 cli: ArgParser = ArgParser()
 
 
-class SudokuOptions(BaseModel):
+class SudokuOptions(BuildOptions):
     """The command line."""
-
-    model_config = ConfigDict(extra="forbid")
 
     source_repo: str = Field(
         "sapientinc/sudoku-extreme", description="Hugging Face data set, or a folder with train.csv and test.csv"
     )
     output_dir: str = Field("data/sudoku-extreme-full", description="Where the data set goes")
-    # Optional[…], because argdantic doesn't see through `int | None`.
-    subsample_size: Optional[int] = Field(  # noqa: UP045
-        None, description="Use this many random training puzzles (default: all)"
-    )
-    min_difficulty: Optional[int] = Field(  # noqa: UP045
-        None, description="Use only puzzles rated at least this (default: all)"
-    )
+    subsample_size: OptionalInt = Field(None, description="Use this many random training puzzles (default: all)")
+    min_difficulty: OptionalInt = Field(None, description="Use only puzzles rated at least this (default: all)")
     num_aug: int = Field(0, description="Augmented copies of each training puzzle, besides the puzzle itself")
-    seed: int = Field(42, description="Same seed, same files")
 
 
 def line_permutations(lines_per_block: int, blocks: int) -> np.ndarray:
-    """Every order of a Sudoku's rows (or columns) that keeps blocks together: uint8 `[n, lines_per_block * blocks]`.
+    """List every order of a Sudoku's rows (or columns) that keeps blocks together.
 
-    Entry [i, r] is the line that comes to place r. n = blocks! * lines_per_block! ** blocks, 1296 for 9x9.
+    Returns:
+        uint8 `[n, lines_per_block * blocks]`; entry [i, r] is the line that comes to place r.
+        n = blocks! * lines_per_block! ** blocks, 1296 for 9x9.
     """
     within = np.array(list(itertools.permutations(range(lines_per_block))), np.uint8)
     table = [
@@ -69,7 +65,7 @@ LINE_PERMUTATIONS = line_permutations(BOX, BOX)
 
 
 def random_symmetries(rng: np.random.Generator, n: int) -> Symmetries:
-    """n random symmetries of Sudoku, independent and uniform over all 9! * 2 * 1296**2.
+    """Draw n symmetries of Sudoku, independent and uniform over all 9! * 2 * 1296**2.
 
     Digits are relabelled (0, the blank, stays); the board is transposed or not; bands, rows in a band, stacks and
     columns in a stack are permuted.
@@ -86,9 +82,13 @@ def random_symmetries(rng: np.random.Generator, n: int) -> Symmetries:
 
 
 def read_puzzles(path: Path, min_difficulty: int | None) -> Iterator[Boards]:
-    """Stream the puzzles rated at least `min_difficulty`, as digits (0 blank): pairs uint8 `[p, 81]`, `[p, 81]`.
+    """Stream the puzzles of a CSV file that are rated at least `min_difficulty`.
 
-    Raises UserError naming file and line for a row that isn't a puzzle with its solution.
+    Yields:
+        Questions and answers, digits uint8 `[p, 81]` each (0 blank).
+
+    Raises:
+        UserError: for a row that isn't a puzzle with its solution; the message names file and line.
     """
     columns = ["question", "answer"] + (["rating"] if min_difficulty is not None else [])
     for rows in read_csv(path, columns):
@@ -109,20 +109,12 @@ def _check_solutions(path: Path, rows: CsvRows, questions: np.ndarray, answers: 
             f"{path}:{rows.lines[row]}: the answer contradicts the question at position {cell + 1}: "
             f"{answers[row, cell]} where the clue is {questions[row, cell]}"
         )
-    invalid = np.flatnonzero(~solved(answers))
+    invalid = np.flatnonzero(~BOARD.is_solution(answers))
     if len(invalid):
         raise UserError(
             f"{path}:{rows.lines[int(invalid[0])]}: the answer is not a solved Sudoku: "
             "a row, column or box lacks a digit"
         )
-
-
-def solved(answers: np.ndarray) -> np.ndarray:
-    """Which boards hold every digit in every row, column and box: digits uint8 `[p, 81]` -> bool `[p]`."""
-    bits = (np.uint16(1) << answers.astype(np.uint16)).reshape(-1, BOX, BOX, BOX, BOX)  # (p band row stack column)
-    every_digit = np.uint16((1 << (SIDE + 1)) - 2)
-    units = [np.bitwise_or.reduce(bits, axis=axes).reshape(-1, SIDE) for axes in ((3, 4), (1, 2), (2, 4))]
-    return (np.concatenate(units, axis=1) == every_digit).all(axis=1)
 
 
 def _parse_ratings(path: Path, rows: CsvRows) -> np.ndarray:
@@ -137,15 +129,24 @@ def _parse_ratings(path: Path, rows: CsvRows) -> np.ndarray:
 
 
 def build(options: SudokuOptions) -> None:
-    """Build the data set that `options` describe. Raises UserError for a bad option, source or row."""
-    check_minimums(options, subsample_size=1, num_aug=0, seed=0)
+    """Build the data set that `options` describe.
+
+    Raises:
+        UserError: for a bad option, source or row.
+    """
+    options.check_minimums(subsample_size=1, num_aug=0)
     rng = np.random.default_rng(options.seed)
 
     def draw(puzzles: int) -> Symmetries:
         return random_symmetries(rng, puzzles * options.num_aug)
 
     with DatasetWriter(
-        options.output_dir, seq_len=CELLS, vocab_size=VOCAB_SIZE, kind="sudoku", box=(BOX, BOX)
+        options.output_dir,
+        seq_len=CELLS,
+        vocab_size=VOCAB_SIZE,
+        kind="sudoku",
+        box=(BOX, BOX),
+        command=options.command(__file__),
     ) as writer:
         for split in SPLITS:
             train = split == "train"

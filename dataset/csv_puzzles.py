@@ -79,7 +79,9 @@ class CsvRows:
 def read_csv(path: Path, names: Sequence[str], *, chunk_rows: int = CSV_CHUNK_ROWS) -> Iterator[CsvRows]:
     """Stream the named columns of a CSV file with a header line, with a progress bar, in chunks of `chunk_rows`.
 
-    Raises UserError naming the file (and line) if it is empty, lacks a column, or a row is shorter than the header.
+    Raises:
+        UserError: if the file is empty, lacks a column, or a row is shorter than the header; the message names file and
+            line.
     """
     with (
         open(path, "rb") as raw,
@@ -119,9 +121,21 @@ def read_csv(path: Path, names: Sequence[str], *, chunk_rows: int = CSV_CHUNK_RO
 def parse_boards(
     path: Path, rows: CsvRows, column: str, cells: int, values: Mapping[str, int], expected: str
 ) -> np.ndarray:
-    """The texts of a column as boards: uint8 `[rows, cells]`, `values` giving each character's value.
+    """Parse the texts of a column as boards.
 
-    Raises UserError naming file, line and position for another length or character; `expected` says which are meant.
+    Args:
+        path: the file, for messages.
+        rows: of the file.
+        column: the column's name.
+        cells: characters of a text.
+        values: the value of each character.
+        expected: these characters in words, for messages.
+
+    Returns:
+        uint8 `[rows, cells]`.
+
+    Raises:
+        UserError: for another length or character; the message names file, line and position.
     """
     texts = rows.columns[column]
     for line, text in zip(rows.lines, texts, strict=True):
@@ -141,9 +155,12 @@ def parse_boards(
 
 
 def choose(puzzles: Iterable[Boards], size: int | None, rng: np.random.Generator) -> list[Boards]:
-    """A uniform random choice of `size` puzzles, in source order; all of them if there are fewer or `size` is None.
+    """Choose `size` puzzles at random, each as likely as the others; all if there are fewer or `size` is None.
 
     Every puzzle draws a random key and the smallest keys stay, so that only `size` puzzles are ever held.
+
+    Returns:
+        The chosen puzzles in source order.
     """
     if size is None:
         return list(puzzles)
@@ -163,7 +180,12 @@ def write_split(
 ) -> None:
     """Augment and write puzzles: a group per puzzle, which holds the puzzle itself and its `num_aug` copies.
 
-    `draw(n)` returns the symmetries of the copies of n puzzles, n * num_aug of them.
+    Args:
+        writer: where they go.
+        split: `train` or `test`.
+        puzzles: in chunks.
+        num_aug: copies of each puzzle.
+        draw: called with a number n of puzzles, returns the n * num_aug symmetries that make their copies.
     """
     copies = 1 + num_aug
     step = max(1, WRITE_CELLS // (copies * writer.seq_len))
@@ -171,17 +193,9 @@ def write_split(
     with tqdm(total=total, unit=" examples", unit_scale=True, desc=f"write {split}") as bar:
         for chunk in puzzles:
             for start in range(0, len(chunk[0]), step):
-                inputs, labels = (boards[start : start + step] for boards in chunk)
-                groups = len(inputs)
+                questions, answers = (boards[start : start + step] for boards in chunk)
                 if num_aug:
-                    symmetries = draw(groups)
-                    inputs, labels = symmetries.with_originals(inputs), symmetries.with_originals(labels)
-                writer.add(
-                    split,
-                    inputs + np.uint8(1),
-                    labels + np.uint8(1),
-                    puzzle_identifiers=np.zeros(len(inputs), np.int32),
-                    examples_per_puzzle=np.ones(len(inputs), np.int32),
-                    puzzles_per_group=np.full(groups, copies, np.int32),
-                )
-                bar.update(len(inputs))
+                    symmetries = draw(len(questions))
+                    questions, answers = symmetries.with_originals(questions), symmetries.with_originals(answers)
+                writer.add_boards(split, questions, answers, group_size=copies)
+                bar.update(len(questions))

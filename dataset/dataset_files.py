@@ -1,7 +1,7 @@
 """The files of one split of a data set: opened, and checked before anything else relies on them.
 
 Reads the HRM data format, also files made elsewhere that hold tokens in any integer dtype. Every problem is a
-UserError that names the file, what was found, what is expected and the command that builds the data set.
+UserError that names the file, what was found, what is expected and how to build the data set.
 """
 
 from __future__ import annotations
@@ -9,14 +9,15 @@ from __future__ import annotations
 import json
 import math
 import re
+import shlex
 from dataclasses import dataclass
 from pathlib import Path
 
 import numpy as np
 from pydantic import ValidationError
 
-from common.errors import UserError
-from dataset.metadata import PuzzleDatasetMetadata
+from common.errors import UserError, shown
+from dataset.metadata import SPLITS, PuzzleDatasetMetadata, is_field_name
 
 SCAN_BYTES = 16 << 20
 SET_NAME_PATTERN = re.compile(r"[A-Za-z0-9][A-Za-z0-9_.-]*")
@@ -24,7 +25,7 @@ SET_NAME_PATTERN = re.compile(r"[A-Za-z0-9][A-Za-z0-9_.-]*")
 
 @dataclass(frozen=True)
 class ExampleSet:
-    """One set of a split. Offsets: puzzle i holds examples puzzle_indices[i]..[i+1], group g likewise puzzles."""
+    """One set of a split. Puzzle i holds the examples puzzle_indices[i]..[i+1], group g the puzzles likewise."""
 
     name: str
     inputs: np.ndarray  # (examples, S), memory-mapped, any integer dtype
@@ -32,50 +33,48 @@ class ExampleSet:
     puzzle_identifiers: np.ndarray  # (puzzles,) int32
     puzzle_indices: np.ndarray  # (puzzles + 1,) int64
     group_indices: np.ndarray  # (groups + 1,) int64
+    fields: dict[str, np.ndarray]  # (examples, ...), memory-mapped, integers or floats of any size
 
 
-def build_command(path: Path) -> str:
-    """The command that probably builds the data set at `path`, guessed from the folder's name."""
-    name = path.name.lower()
-    copies = re.search(r"aug-(\d+)", name)
-    size = re.search(r"(\d+)x(\d+)", name)
-    if "maze" in name:
-        if size and "hard" not in name:
-            return f"python dataset/build_mini_maze_dataset.py --side {size[1]} --output-dir {path}"
-        return f"python dataset/build_maze_dataset.py --output-dir {path}"
-    if "arc" in name:
-        dirs = " --dataset-dirs dataset/raw-data/ARC-AGI-2/data" if "arc-2" in name else ""
-        return f"python dataset/build_arc_dataset.py{dirs} --output-dir {path}" + (
-            f" --num-aug {copies[1]}" if copies else ""
-        )
-    box = {"4x4": (2, 2), "6x6": (2, 3), "8x8": (2, 4), "9x9": (3, 3)}.get(size[0] if size else "")
-    if box:
-        options = f"--box-rows {box[0]} --box-cols {box[1]}"
-        return f"python dataset/build_mini_sudoku_dataset.py {options} --output-dir {path}"
-    if "sudoku" in name:
-        thousands = re.search(r"(\d+)k\b", name)
-        options = f" --subsample-size {thousands[1]}000" if thousands else ""
-        options += f" --num-aug {copies[1]}" if copies else ""
-        return f"python dataset/build_sudoku_dataset.py --output-dir {path}{options}"
-    return f"python dataset/build_<sudoku|mini_sudoku|maze|mini_maze|arc>_dataset.py --output-dir {path}"
+def how_to_build(path: Path) -> str:
+    """Tell how to build the data set at `path`, in words that end a message.
+
+    That is the command line in its `dataset.json`, if one can be read and is a builder's alone: files come from
+    anywhere, and a user may paste it into a shell.
+    """
+    for split in SPLITS:
+        try:
+            command = json.loads((path / split / "dataset.json").read_bytes())["command"]
+            words = shlex.split(command)
+        except (OSError, ValueError, LookupError, TypeError, AttributeError, RecursionError):
+            continue
+        is_quoted = shlex.join(words) == command and command.isprintable()
+        if is_quoted and words[:1] == ["python"] and re.fullmatch(r"dataset/build_\w+\.py", "".join(words[1:2])):
+            return f"build it with {command} --output-dir {shlex.quote(str(path))}"
+    return "build it with a script in dataset/, build_*_dataset.py (README, Dataset Preparation)"
 
 
 def read_metadata(path: Path, split: str) -> PuzzleDatasetMetadata:
-    build = f"Build it: {build_command(path)}"
+    """Read and check the `dataset.json` of a split.
+
+    Raises:
+        UserError: if there is no such data set or split, or a value is missing or impossible.
+    """
+    build = how_to_build(path)
     if not path.is_dir():
-        raise UserError(f"no data set at {path}: there is no such folder. {build}")
+        raise UserError(f"no data set at {path}: there is no such folder; {build}")
     if not (path / split).is_dir():
-        raise UserError(f"{path} has no split {split!r}: not a data set, or half-built. {build}")
+        raise UserError(f"{path} has no split {split!r}: not a data set, or half-built; {build}")
     file = path / split / "dataset.json"
     if not file.is_file():
-        raise UserError(f"{file} is missing: not a data set, or half-built. {build}")
+        raise UserError(f"{file} is missing: not a data set, or half-built; {build}")
     try:
         metadata = PuzzleDatasetMetadata.model_validate_json(file.read_bytes())
     except ValidationError as error:
         problem = error.errors()[0]
         where = ".".join(str(part) for part in problem["loc"])
         found = "" if problem["type"] in ("missing", "json_invalid") else f" (found {problem['input']!r})"
-        raise UserError(f"{file}: {where + ': ' if where else ''}{problem['msg']}{found}. {build}") from error
+        raise UserError(f"{file}: {where + ': ' if where else ''}{problem['msg']}{found}; {build}") from error
     limits = {
         "seq_len": (1, None),
         "vocab_size": (1, None),
@@ -87,44 +86,55 @@ def read_metadata(path: Path, split: str) -> PuzzleDatasetMetadata:
         value = getattr(metadata, key)
         if value < low or (limit is not None and value >= limit):
             expected = f"at least {low}" if limit is None else f"{low} to {limit - 1}"
-            raise UserError(f"{file}: {key} is {value}, expected {expected}. {build}")
+            raise UserError(f"{file}: {key} is {value}, expected {expected}; {build}")
     if metadata.box is not None and (min(metadata.box) < 1 or math.prod(metadata.box) ** 2 != metadata.seq_len):
         raise UserError(
             f"{file}: box is {list(metadata.box)}, expected two numbers that multiply to the side of a square board of "
-            f"{metadata.seq_len} cells. {build}"
+            f"{metadata.seq_len} cells; {build}"
         )
     names = metadata.sets
     if not names or len(set(names)) < len(names) or not all(SET_NAME_PATTERN.fullmatch(name) for name in names):
         raise UserError(
-            f"{file}: sets is {json.dumps(names)}, expected distinct names of letters, digits, '_', '-', '.'. {build}"
+            f"{file}: sets is {json.dumps(names)}, expected distinct names of letters, digits, '_', '-', '.'; {build}"
         )
+    for name in metadata.fields:
+        if not is_field_name(name):
+            raise UserError(
+                f"{file}: fields has {shown(name)}, expected names of letters, digits and '_' that no standard array "
+                f"has; {build}"
+            )
     return metadata
 
 
-def _load_npy(file: Path, *, mmap: bool) -> np.ndarray:
-    """An integer array from a .npy file; UserError if it is missing, truncated or of another kind."""
-    again = f"Build the data set again: {build_command(file.parents[1])}"
+def _load_npy(file: Path, *, mmap: bool, kinds: str = "iu") -> np.ndarray:
+    """Load an array of integers, or of another of numpy's `kinds`, from a .npy file, or raise UserError."""
+    build = how_to_build(file.parents[1])
     try:
         array = np.load(file, mmap_mode="r" if mmap else None, allow_pickle=False)
     except FileNotFoundError:
-        raise UserError(f"{file} is missing: the data set is incomplete. {again}") from None
+        raise UserError(f"{file} is missing: the data set is incomplete; {build}") from None
     except (ValueError, EOFError, OSError) as error:
         reason = str(error).splitlines()[0] if str(error) else type(error).__name__
-        raise UserError(f"{file} is truncated or not a .npy file ({reason.rstrip('.')}). {again}") from error
-    if not isinstance(array, np.ndarray) or array.dtype.kind not in "iu":
+        raise UserError(f"{file} is truncated or not a .npy file ({reason.rstrip('.')}); {build}") from error
+    if not isinstance(array, np.ndarray) or array.dtype.kind not in kinds:
         found = array.dtype if isinstance(array, np.ndarray) else type(array).__name__
-        raise UserError(f"{file} holds {found}, expected integers. {again}")
+        expected = "numbers" if "f" in kinds else "integers"
+        raise UserError(f"{file} holds {found}, expected {expected}; {build}")
     return array
 
 
 def open_set(folder: Path, name: str, metadata: PuzzleDatasetMetadata) -> ExampleSet:
+    """Open the set `name` of the split in `folder`, and check every file of it.
+
+    Raises:
+        UserError: if a file is missing, damaged, or doesn't fit the metadata and the other files.
+    """
+
     def file(kind: str) -> Path:
         return folder / f"{name}__{kind}.npy"
 
     def fail(kind: str, found: str, expected: str) -> UserError:
-        return UserError(
-            f"{file(kind)}: {found}, expected {expected}. Build the data set again: {build_command(folder.parent)}"
-        )
+        return UserError(f"{file(kind)}: {found}, expected {expected}; {how_to_build(folder.parent)}")
 
     arrays = {
         kind: _load_npy(file(kind), mmap=kind in ("inputs", "labels"))
@@ -162,43 +172,64 @@ def open_set(folder: Path, name: str, metadata: PuzzleDatasetMetadata) -> Exampl
         bad = low if low < 0 else high
         raise fail("puzzle_identifiers", f"identifier {bad}", f"0 to {metadata.num_puzzle_identifiers - 1}")
     for kind, ignored in (("inputs", None), ("labels", metadata.ignore_label_id)):
-        bad_token = _token_out_of_range(file(kind), arrays[kind], metadata.vocab_size, ignored)
+        bad_token = _integer_outside(file(kind), arrays[kind], 0, metadata.vocab_size - 1, ignored)
         if bad_token is not None:
             raise fail(kind, f"token {bad_token}", f"0 to {metadata.vocab_size - 1} (vocab_size {metadata.vocab_size})")
+    fields = {}
+    for kind, field in metadata.fields.items():
+        array = fields[kind] = _load_npy(file(kind), mmap=True, kinds="iuf" if field.dtype == "float32" else "iu")
+        expected = (len(inputs), *field.shape)
+        if array.shape != expected:
+            raise fail(kind, f"shape {array.shape}", f"{expected}, one entry per example of the shape in dataset.json")
+        if field.dtype == "int32" and not np.can_cast(array.dtype, np.int32):
+            limits = np.iinfo(np.int32)
+            outside = _integer_outside(file(kind), array, limits.min, limits.max)
+            if outside is not None:
+                raise fail(kind, f"entry {outside}", "numbers that fit int32")
     return ExampleSet(
-        name, inputs, labels, identifiers.astype(np.int32), arrays["puzzle_indices"], arrays["group_indices"]
+        name, inputs, labels, identifiers.astype(np.int32), arrays["puzzle_indices"], arrays["group_indices"], fields
     )
 
 
-def read_rows(tokens: np.ndarray, rows: np.ndarray) -> np.ndarray:
-    """Some rows of a memory-mapped array `[n, S]`, read past the map: scattered over gigabytes, they would draw most of
-    the file into this process's memory, since the system maps what surrounds a page as well."""
-    assert isinstance(tokens, np.memmap)
-    found: np.ndarray = np.empty((len(rows), tokens.shape[1]), tokens.dtype)
-    bytes_per_row = tokens.shape[1] * tokens.itemsize
-    with open(tokens.filename or "", "rb", buffering=0) as stream:
+def read_rows(array: np.ndarray, rows: np.ndarray) -> np.ndarray:
+    """Read some rows of a memory-mapped array past the map.
+
+    Scattered over gigabytes, they would draw most of the file into this process's memory, since the system maps what
+    surrounds a page as well.
+
+    Args:
+        array: `[n, ...]`, memory-mapped.
+        rows: integer `[k]`.
+
+    Returns:
+        `[k, ...]`, of the dtype of `array`.
+    """
+    assert isinstance(array, np.memmap)
+    found: np.ndarray = np.empty((len(rows), *array.shape[1:]), array.dtype)
+    entries = math.prod(array.shape[1:])
+    with open(array.filename or "", "rb", buffering=0) as stream:
         for place, row in enumerate(rows):
-            stream.seek(tokens.offset + int(row) * bytes_per_row)
-            found[place] = np.fromfile(stream, tokens.dtype, tokens.shape[1])
+            stream.seek(array.offset + int(row) * entries * array.itemsize)
+            found[place] = np.fromfile(stream, array.dtype, entries).reshape(array.shape[1:])
     return found
 
 
-def _token_out_of_range(file: Path, tokens: np.ndarray, vocab_size: int, ignored: int | None) -> int | None:
-    """A token outside 0..vocab_size-1 and not `ignored`, or None.
+def _integer_outside(file: Path, array: np.ndarray, low: int, high: int, ignored: int | None = None) -> int | None:
+    """Find an integer outside low..high that is not `ignored`, or None.
 
     Reads the file in pieces rather than through the map, whose pages would all count as this process's memory.
     """
-    assert isinstance(tokens, np.memmap)
+    assert isinstance(array, np.memmap)
     with open(file, "rb") as stream:
-        stream.seek(tokens.offset)
-        left = tokens.size
+        stream.seek(array.offset)
+        left = array.size
         while left:
-            piece = np.fromfile(stream, dtype=tokens.dtype, count=min(left, SCAN_BYTES // tokens.itemsize))
+            piece = np.fromfile(stream, dtype=array.dtype, count=min(left, SCAN_BYTES // array.itemsize))
             if not len(piece):
                 raise UserError(f"{file} ended early while it was read: it is being changed by another process")
             left -= len(piece)
-            if int(piece.max()) >= vocab_size or int(piece.min()) < 0:
-                wrong = (piece >= vocab_size) | (piece < 0)
+            if int(piece.max()) > high or int(piece.min()) < low:
+                wrong = (piece > high) | (piece < low)
                 if ignored is not None:
                     wrong &= piece != ignored
                 if wrong.any():

@@ -1,10 +1,12 @@
-"""Mazes as arrays: what the cells are, how far they are from the start, and shortest paths, for many mazes at once.
+"""Mazes as arrays: what the cells are, how far they are from the start, and what a path is, for many mazes at once.
 
 A maze is uint8 `[rows, cols]` of the values below, its question without PATH, its answer with a path from START to GOAL
-in steps to the four neighbours. Tokens are value + 1, since 0 is padding.
+in steps to the four neighbours. A token is value + 1, since token 0 is padding.
 """
 
 from __future__ import annotations
+
+import math
 
 import numpy as np
 
@@ -14,9 +16,14 @@ VOCAB_SIZE = 1 + len(ALPHABET)
 
 
 def distances(passable: np.ndarray, start: np.ndarray) -> np.ndarray:
-    """Steps from the start to every cell: bool `[n, rows, cols]` -> int32 `[n, rows, cols]`, -1 where no way leads.
+    """Count the steps from the start to every cell, breadth-first, in all mazes at the same time.
 
-    `start`: integer `[n]`, row * cols + column of a passable cell. Breadth-first, in all mazes at the same time.
+    Args:
+        passable: bool `[n, rows, cols]`.
+        start: row * cols + column of a passable cell of each maze, integer `[n]`.
+
+    Returns:
+        int32 `[n, rows, cols]`, -1 where no way leads.
     """
     n, rows, cols = passable.shape
     free = _fenced(passable, False)
@@ -39,9 +46,15 @@ def distances(passable: np.ndarray, start: np.ndarray) -> np.ndarray:
 
 
 def shortest_paths(distance: np.ndarray, goal: np.ndarray, rng: np.random.Generator) -> np.ndarray:
-    """The cells between start and goal on a shortest path, bool `[n, rows, cols]`; a random one if there are several.
+    """Find the cells between start and goal on a shortest path, a random one if there are several.
 
-    `distance`: of `distances`, `[n, rows, cols]`. `goal`: integer `[n]`, cells that can be reached.
+    Args:
+        distance: what `distances` returns, `[n, rows, cols]`.
+        goal: row * cols + column of a cell that can be reached in each maze, integer `[n]`.
+        rng: decides between paths of the same length.
+
+    Returns:
+        bool `[n, rows, cols]`.
     """
     n, rows, cols = distance.shape
     fenced = _fenced(distance, -1)
@@ -58,15 +71,79 @@ def shortest_paths(distance: np.ndarray, goal: np.ndarray, rng: np.random.Genera
         on_path[at] = True
 
 
+def steps_to_goal(mazes: np.ndarray, passable: np.ndarray) -> np.ndarray:
+    """Count the steps from START to GOAL over passable cells.
+
+    Args:
+        mazes: values `[n, rows, cols]`, one START and one GOAL in each maze.
+        passable: bool `[n, rows, cols]`.
+
+    Returns:
+        int32 `[n]`, -1 where there is no way.
+    """
+    n, rows, cols = mazes.shape
+    cells = mazes.reshape(n, rows * cols)
+    start, goal = (np.argmax(cells == value, axis=1) for value in (START, GOAL))
+    return distances(passable, start).reshape(cells.shape)[np.arange(n), goal]
+
+
 def is_path(answers: np.ndarray) -> np.ndarray:
-    """Which answers show one way from START to GOAL: values `[n, rows, cols]`, each with one of both -> bool `[n]`.
+    """Check which answers show one way from START to GOAL.
 
     It must use every PATH cell, and touch itself nowhere, so that there is only one way to walk it.
+
+    Args:
+        answers: values `[n, rows, cols]`, one START and one GOAL in each.
+
+    Returns:
+        bool `[n]`.
     """
-    flat = answers.reshape(len(answers), -1)
-    way = distances(answers >= START, np.argmax(flat == START, axis=1))
-    steps = way.reshape(flat.shape)[np.arange(len(flat)), np.argmax(flat == GOAL, axis=1)]
-    return steps == (flat == PATH).sum(axis=1) + 1
+    return steps_to_goal(answers, answers >= START) == (answers == PATH).sum(axis=(1, 2)) + 1
+
+
+def is_valid_path(inputs: np.ndarray, preds: np.ndarray) -> np.ndarray:
+    """Check which answers lead from start to goal.
+
+    The maze must be kept (walls, start and goal where they were, nothing but path on open cells), and path cells must
+    join start and goal, from neighbour to neighbour among four. Path cells elsewhere, a dead end say, do no harm here.
+
+    Args:
+        inputs: tokens `[b, S]` of square mazes.
+        preds: tokens `[b, S]` of the answers.
+
+    Returns:
+        bool `[b]`.
+    """
+    mazes, answers = _to_values(inputs), _to_values(preds)
+    kept = np.where(mazes == OPEN, (answers == OPEN) | (answers == PATH), mazes == answers).all(axis=(1, 2))
+    valid = kept & ((mazes == START).sum(axis=(1, 2)) == 1) & ((mazes == GOAL).sum(axis=(1, 2)) == 1)
+    answers = answers[valid]
+    valid[valid] = steps_to_goal(answers, (answers != WALL) & (answers != OPEN)) > 0
+    return valid
+
+
+def is_shortest_path(inputs: np.ndarray, preds: np.ndarray) -> np.ndarray:
+    """Check which answers are valid paths with as many path cells as a shortest path.
+
+    So there are no detours and no stray cells. A maze may have many shortest paths, of which the label is one.
+
+    Args:
+        inputs: tokens `[b, S]` of square mazes.
+        preds: tokens `[b, S]` of the answers.
+
+    Returns:
+        bool `[b]`.
+    """
+    shortest = is_valid_path(inputs, preds)
+    mazes, answers = _to_values(inputs[shortest]), _to_values(preds[shortest])
+    shortest[shortest] = (answers == PATH).sum(axis=(1, 2)) == steps_to_goal(mazes, mazes != WALL) - 1
+    return shortest
+
+
+def _to_values(tokens: np.ndarray) -> np.ndarray:
+    """The values of square mazes, int64 `[b, side, side]`, from tokens `[b, S]`."""
+    side = math.isqrt(tokens.shape[1])
+    return tokens.reshape(-1, side, side).astype(np.int64) - 1
 
 
 # Mazes are laid one after the other in one flat array, each with a line of walls below and to the right of it. That

@@ -2,14 +2,38 @@
 
 from __future__ import annotations
 
+import re
+from typing import Literal
+
 import numpy as np
-from pydantic import BaseModel, ConfigDict
+from pydantic import BaseModel, ConfigDict, PositiveInt
 
 SET_NAME = "all"
 BLANK_IDENTIFIER = "<blank>"
 SPLITS = ("train", "test")
 INDEX_DTYPE = np.dtype(np.int32)
 TOKEN_DTYPE = np.dtype(np.uint8)
+# Files of a set, `<set>__<name>.npy`: no field can have these names
+STANDARD_ARRAYS = ("inputs", "labels", "puzzle_identifiers", "puzzle_indices", "group_indices")
+
+
+class ExampleField(BaseModel):
+    """The format of a further array in batches, `[b, *shape]`.
+
+    Attributes:
+        shape: of one example's entry, `[]` for a number.
+        dtype: in batches; files may hold other integers, and for float32 any real numbers.
+    """
+
+    model_config = ConfigDict(frozen=True)
+
+    shape: tuple[PositiveInt, ...]
+    dtype: Literal["int32", "float32"]
+
+
+def is_field_name(name: str) -> bool:
+    """Check that an `ExampleField` may have this name: an identifier that the format doesn't use itself."""
+    return re.fullmatch(r"[A-Za-z][A-Za-z0-9_]*", name) is not None and name not in STANDARD_ARRAYS
 
 
 class PuzzleDatasetMetadata(BaseModel):
@@ -19,7 +43,8 @@ class PuzzleDatasetMetadata(BaseModel):
     carries no loss (None: every label counts).
 
     Not in files made before or elsewhere: `kind`, what the puzzles are ("sudoku", "maze", "arc" or another builder's
-    word), and `box`, the rows and columns of a Sudoku's box.
+    word); `box`, the rows and columns of a Sudoku's box; `fields`, the arrays in `<set>__<field>.npy` that batches hold
+    beside the standard ones; `command`, the builder's command line without `--output-dir`.
     """
 
     model_config = ConfigDict(frozen=True)
@@ -35,3 +60,5 @@ class PuzzleDatasetMetadata(BaseModel):
     sets: list[str]
     kind: str | None = None
     box: tuple[int, int] | None = None
+    fields: dict[str, ExampleField] = {}
+    command: str | None = None

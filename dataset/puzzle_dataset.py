@@ -1,4 +1,4 @@
-"""From a data set folder to batches: the training and evaluation order, and reading ahead in a thread.
+"""From a data set folder to batches: the training and evaluation order.
 
 numpy only. Token files are memory-mapped; only the small index arrays are held.
 """
@@ -6,19 +6,15 @@ numpy only. Token files are memory-mapped; only the small index arrays are held.
 from __future__ import annotations
 
 import hashlib
-import queue
-import threading
 from collections.abc import Iterator
 from dataclasses import dataclass
 from pathlib import Path
-from types import TracebackType
-from typing import Generic, TypeVar
 
 import numpy as np
 
 from common import IGNORE_LABEL_ID
 from common.errors import UserError
-from dataset.dataset_files import ExampleSet, build_command, open_set, read_metadata, read_rows
+from dataset.dataset_files import ExampleSet, how_to_build, open_set, read_metadata, read_rows
 from dataset.metadata import PuzzleDatasetMetadata
 
 FINGERPRINT_ROWS = 1024
@@ -35,43 +31,71 @@ _IDENTITY = {
     "sets",
 }
 
-T = TypeVar("T")
-
 
 @dataclass(frozen=True)
 class Batch:
     """One rank's slice of a global batch, b = global_batch_size / num_ranks rows.
 
-    `inputs`, `labels`: int32 `[b, S]`, labels without loss are -100; `puzzle_identifiers`: int32 `[b]`. The first
-    `num_examples` rows are real; the others (at the end of an evaluation only) are pad_id, -100, blank identifier.
+    The first `num_examples` rows are real; the others (at the end of an evaluation only) are padding.
+
+    Attributes:
+        arrays: `inputs` and `labels`, int32 `[b, S]`, labels without loss being -100; `puzzle_identifiers`, int32
+            `[b]`; and the data set's fields, int32 or float32 `[b, ...]`.
     """
 
     set_name: str
-    inputs: np.ndarray
-    labels: np.ndarray
-    puzzle_identifiers: np.ndarray
+    arrays: dict[str, np.ndarray]
     num_examples: int
 
     @property
-    def arrays(self):
-        return {n: getattr(self, n) for n in ("inputs", "labels", "puzzle_identifiers")}
+    def inputs(self) -> np.ndarray:
+        return self.arrays["inputs"]
+
+    @property
+    def labels(self) -> np.ndarray:
+        return self.arrays["labels"]
+
+    @property
+    def puzzle_identifiers(self) -> np.ndarray:
+        return self.arrays["puzzle_identifiers"]
 
 
 def padding_arrays(metadata: PuzzleDatasetMetadata, rows: int) -> dict[str, np.ndarray]:
-    """SHIM"""
-    return {
-        "inputs": np.zeros((rows, metadata.seq_len), np.int32),
-        "labels": np.full((rows, metadata.seq_len), -100, np.int32),
-        "puzzle_identifiers": np.zeros(rows, np.int32),
+    """Make the arrays of a batch of nothing but padding: pad_id, -100, blank identifier, zeros in fields.
+
+    Args:
+        metadata: of the split.
+        rows: b, the number of rows.
+
+    Returns:
+        The arrays of a `Batch`, in the shapes and dtypes that all batches of the split have.
+    """
+    arrays = {
+        "inputs": np.full((rows, metadata.seq_len), metadata.pad_id, np.int32),
+        "labels": np.full((rows, metadata.seq_len), IGNORE_LABEL_ID, np.int32),
+        "puzzle_identifiers": np.full(rows, metadata.blank_identifier_id, np.int32),
     }
+    for name, field in getattr(metadata, "fields", {}).items():  # sizes without a data set, a bench's say, have none
+        arrays[name] = np.zeros((rows, *field.shape), field.dtype)
+    return arrays
 
 
 class PuzzleDataset:
-    """One split (`train` or `test`) of a data set folder.
+    """One split of a data set folder.
 
     All ranks walk the same global batches, fixed by (seed, iteration), and each reads only its slice of them. Every
-    file is checked here, token values included (a sequential read of the token files, well under a second per GB from
-    the page cache). Raises UserError with what was found, what is expected and what to do.
+    file is checked here, token values included (a sequential read of the token files).
+
+    Args:
+        path: the data set's folder.
+        split: `train` or `test`.
+        global_batch_size: rows of a batch over all ranks.
+        seed: decides the order of training.
+        rank: this process, 0 to num_ranks - 1.
+        num_ranks: number of processes, of which `global_batch_size` is a multiple.
+
+    Raises:
+        UserError: for a missing or damaged file, or an argument out of range.
     """
 
     metadata: PuzzleDatasetMetadata
@@ -100,14 +124,15 @@ class PuzzleDataset:
         if groups != self.metadata.total_groups:
             raise UserError(
                 f"{self.path / split / 'dataset.json'}: total_groups is {self.metadata.total_groups}, but the group "
-                f"indices hold {groups} groups. Build the data set again: {build_command(self.path)}"
+                f"indices hold {groups} groups; {how_to_build(self.path)}"
             )
         self.num_examples = sum(len(s.inputs) for s in self._sets)
 
     def fingerprint(self) -> str:
-        """A checksum of the split's metadata, index arrays and a sample of its puzzles, the same wherever it lies.
+        """Compute a checksum of the split's metadata, index arrays and a sample of its examples.
 
-        Two splits with the same one are the same for all that a run cares about, unless somebody edited single puzzles.
+        It doesn't depend on where the data set lies, nor on the command in `dataset.json`. Splits with the same one
+        hold the same batches, unless somebody edited single puzzles.
         """
         digest = hashlib.sha256(self.metadata.model_dump_json(include=_IDENTITY).encode())
         for data in self._sets:
@@ -115,15 +140,25 @@ class PuzzleDataset:
             indices = (data.group_indices, data.puzzle_indices, data.puzzle_identifiers)
             for array in (*indices, read_rows(data.inputs, rows), read_rows(data.labels, rows)):
                 digest.update(np.ascontiguousarray(array, np.int64).data)  # whatever integer type the file holds
+            for name, field in sorted(self.metadata.fields.items()):  # in a data set without fields, nothing is added
+                digest.update(f"{name} {field.model_dump_json()}".encode())
+                digest.update(np.ascontiguousarray(read_rows(data.fields[name], rows), field.dtype).data)
         return digest.hexdigest()
 
     def train_batches(self, iteration: int, *, epochs: int, start_batch: int = 0) -> Iterator[Batch]:
-        """The training batches of one iteration of `epochs` epochs, from batch `start_batch` on, sets in turn.
+        """Iterate over the training batches of one iteration, sets in turn.
 
         Per set: `epochs` random permutations of the groups, one after the other; from each group one random puzzle,
         and from it as many random distinct examples as it has and the batch still takes. An incomplete last batch is
-        dropped. Skipped batches are not read, and the others are the same as without skipping. Raises UserError, at
-        the call, if an iteration has no batch at all.
+        dropped.
+
+        Args:
+            iteration: decides, with the seed, all random choices.
+            epochs: of an iteration.
+            start_batch: the first batch to yield. Those before it are not read, and the others are the same.
+
+        Raises:
+            UserError: at the call, if an iteration has no batch at all.
         """
         if next(self._train_plan(iteration, epochs), None) is None:
             raise UserError(
@@ -140,7 +175,7 @@ class PuzzleDataset:
                 yield self._read(data, batch.examples()[mine])
 
     def _train_plan(self, iteration: int, epochs: int) -> Iterator[tuple[ExampleSet, _PlannedBatch]]:
-        """Which examples stand in each global batch. Holds about an epoch or a batch of indices, never an iteration."""
+        """Plan which examples each global batch has. Holds about an epoch or a batch of indices, never an iteration."""
         size = self.global_batch_size
         for set_number, data in enumerate(self._sets):
             first: np.ndarray = np.empty(0, np.int64)  # of the puzzles drawn and not yet used: their first example,
@@ -163,9 +198,12 @@ class PuzzleDataset:
                 first, count = first[begin:], count[begin:]
 
     def eval_batches(self, *, max_examples: int | None = None) -> Iterator[Batch]:
-        """Every example once, in order, set after set; with `max_examples` only the split's first so many.
+        """Iterate over every example once, in order, set after set.
 
         The last batch of a set is padded. All ranks get equally many batches, so a rank's last one may be all padding.
+
+        Args:
+            max_examples: only the split's first so many examples; None means all.
         """
         left = self.num_examples if max_examples is None else min(max_examples, self.num_examples)
         for data in self._sets:
@@ -177,17 +215,18 @@ class PuzzleDataset:
 
     def _read(self, data: ExampleSet, examples: np.ndarray) -> Batch:
         """The given examples as a batch, padded to the rank's batch size."""
-        shape = (self.batch_size, self.metadata.seq_len)
-        inputs = np.full(shape, self.metadata.pad_id, np.int32)
-        labels = np.full(shape, IGNORE_LABEL_ID, np.int32)
-        identifiers = np.full(self.batch_size, self.metadata.blank_identifier_id, np.int32)
+        arrays = padding_arrays(self.metadata, self.batch_size)
+        puzzles = np.searchsorted(data.puzzle_indices, examples, side="right") - 1
         real = len(examples)
-        inputs[:real] = data.inputs[examples]
+        arrays["inputs"][:real] = data.inputs[examples]
+        labels = arrays["labels"]
         labels[:real] = data.labels[examples]
         if self.metadata.ignore_label_id is not None:
             labels[labels == self.metadata.ignore_label_id] = IGNORE_LABEL_ID
-        identifiers[:real] = data.puzzle_identifiers[np.searchsorted(data.puzzle_indices, examples, side="right") - 1]
-        return Batch(data.name, inputs, labels, identifiers, real)
+        arrays["puzzle_identifiers"][:real] = data.puzzle_identifiers[puzzles]
+        for name, entries in data.fields.items():
+            arrays[name][:real] = entries[examples]
+        return Batch(data.name, arrays, real)
 
 
 @dataclass(frozen=True)
@@ -211,98 +250,3 @@ class _PlannedBatch:
         last = int(self.count[-1])
         chosen = np.random.default_rng(self.key).choice(last, last - self.excess, replace=False)
         return np.concatenate((examples[: ends[-1] - last], self.first[-1] + chosen))
-
-
-# ---------------------------------------------------------------------------------------------------- reading ahead
-
-
-class Prefetch(Generic[T]):
-    """An iterator that a background thread fills up to `depth` items ahead. See `prefetch`."""
-
-    def __init__(self, batches: Iterator[T], depth: int) -> None:
-        self._shared = _Shared[T](depth)
-        # The thread knows the shared state only, not this object: so dropping this object ends the thread.
-        self._thread = threading.Thread(target=_produce, args=(batches, self._shared), name="prefetch", daemon=True)
-        self._thread.start()
-
-    def __iter__(self) -> Iterator[T]:
-        try:
-            while True:
-                try:
-                    item = next(self)
-                except StopIteration:
-                    return
-                yield item
-        finally:  # also when the loop over this was left by break or an exception
-            self.close()
-
-    def __next__(self) -> T:
-        if self._shared.stopped:
-            raise StopIteration
-        item, error, finished = self._shared.items.get()
-        if not finished:
-            return item  # type: ignore[return-value]  # only the final entry has no item
-        self.close()
-        if error is not None:
-            raise error
-        raise StopIteration
-
-    def __enter__(self) -> Prefetch[T]:
-        return self
-
-    def __exit__(
-        self, kind: type[BaseException] | None, error: BaseException | None, traceback: TracebackType | None
-    ) -> None:
-        self.close()
-
-    def __del__(self) -> None:
-        if hasattr(self, "_thread"):
-            self.close()
-
-    def close(self) -> None:
-        """End the thread and wait for it (at most as long as one item takes). Iteration is over; may be repeated."""
-        self._shared.stopped = True
-        if self._thread is not threading.current_thread():  # a garbage collection may run this in the thread itself
-            self._thread.join()
-
-
-class _Shared(Generic[T]):
-    """What the two threads share. `stopped` is a plain flag: a finalizer can set it without taking any lock."""
-
-    def __init__(self, depth: int) -> None:
-        self.items: queue.Queue[tuple[T | None, BaseException | None, bool]] = queue.Queue(depth)
-        self.stopped = False
-
-
-def _produce(batches: Iterator[T], shared: _Shared[T]) -> None:
-    def put(entry: tuple[T | None, BaseException | None, bool]) -> None:
-        while not shared.stopped:
-            try:
-                shared.items.put(entry, timeout=0.05)
-                return
-            except queue.Full:
-                pass  # look at the flag again
-
-    try:
-        for item in batches:
-            put((item, None, False))
-            if shared.stopped:
-                return
-        put((None, None, True))
-    except BaseException as error:
-        put((None, error, True))
-    finally:
-        if hasattr(batches, "close"):
-            batches.close()
-
-
-def prefetch(batches: Iterator[T], depth: int = 4) -> Prefetch[T]:
-    """Iterate over `batches` with up to `depth` items prepared ahead in a background thread.
-
-    An exception raised by `batches` is raised here, in its place. The thread ends when the iterator is exhausted,
-    closed, left as a context manager, left by `break` out of a `for` loop over it (which also ends the iteration), or
-    garbage-collected.
-    """
-    if depth < 1:
-        raise ValueError(f"depth is {depth}, expected at least 1")
-    return Prefetch(batches, depth)

@@ -14,10 +14,20 @@ DIHEDRAL_INVERSE = [0, 3, 2, 1, 4, 5, 6, 7]
 
 
 def dihedral(grid: np.ndarray, k: int) -> np.ndarray:
-    """Transform k, 0..7, of grids `[..., rows, cols]`; a view, with rows and columns swapped for k = 1, 3, 6 and 7.
+    """Turn or mirror grids by transform k.
 
     0: identity; 1 to 3: turned counter-clockwise by 90, 180, 270 degrees; 4: flipped left to right; 5: upside down;
-    6: transposed; 7: transposed along the other diagonal. Raises ValueError for another k.
+    6: transposed; 7: transposed along the other diagonal.
+
+    Args:
+        grid: `[..., rows, cols]`.
+        k: 0 to 7.
+
+    Returns:
+        A view, with rows and columns swapped for k = 1, 3, 6 and 7.
+
+    Raises:
+        ValueError: for another k.
     """
     axes = (-2, -1)
     if 0 <= k <= 3:
@@ -34,14 +44,26 @@ def dihedral(grid: np.ndarray, k: int) -> np.ndarray:
 
 
 def inverse_dihedral(grid: np.ndarray, k: int) -> np.ndarray:
-    """Undo transform k: `inverse_dihedral(dihedral(grid, k), k)` equals `grid`, for grids `[..., rows, cols]`."""
+    """Undo transform k: `inverse_dihedral(dihedral(grid, k), k)` equals `grid`, for grids `[..., rows, cols]`.
+
+    Raises:
+        ValueError: if k is not 0 to 7.
+    """
     if not 0 <= k < NUM_DIHEDRAL:
         raise ValueError(f"dihedral transform is {k}, expected 0 to {NUM_DIHEDRAL - 1}")
     return dihedral(grid, DIHEDRAL_INVERSE[k])
 
 
 def relabel(boards: np.ndarray, value_map: np.ndarray) -> np.ndarray:
-    """Rename the values of board i by row i of a table: values `[n, S]`, uint8 `[n, V]` -> uint8 `[n, S]`."""
+    """Rename the values of board i by row i of a table.
+
+    Args:
+        boards: values below V, `[n, S]`.
+        value_map: the new value of each value, uint8 `[n, V]`.
+
+    Returns:
+        uint8 `[n, S]`.
+    """
     # One flat lookup: entry (i, v) of value_map stands at i * V + v.
     return value_map.ravel()[boards + (np.arange(len(boards)) * value_map.shape[1])[:, None]]
 
@@ -50,22 +72,27 @@ def relabel(boards: np.ndarray, value_map: np.ndarray) -> np.ndarray:
 class Symmetries:
     """n symmetries of a board with S cells: each moves cells and renames values, and nothing else.
 
-    `cell_source`: integer `[n, S]`, a permutation of 0..S-1 per row; cell s of the result comes from cell
-    `cell_source[i, s]` of the original.
-    `value_map`: uint8 `[n, V]`; value v of the original becomes `value_map[i, v]`.
+    Attributes:
+        cell_source: integer `[n, S]`, a permutation of 0..S-1 per row; cell s of the result comes from cell
+            `cell_source[i, s]` of the original.
+        value_map: uint8 `[n, V]`; value v of the original becomes `value_map[i, v]`.
     """
 
     cell_source: np.ndarray
     value_map: np.ndarray
 
     def apply(self, boards: np.ndarray) -> np.ndarray:
-        """Board i transformed by symmetry i: uint8 `[n, S]` of values below V -> uint8 `[n, S]`."""
+        """Transform board i by symmetry i: uint8 `[n, S]` of values below V -> uint8 `[n, S]`."""
         return relabel(np.take_along_axis(boards, self.cell_source, axis=1), self.value_map)
 
     def with_originals(self, boards: np.ndarray) -> np.ndarray:
-        """Each board followed by its copies: uint8 `[p, S]` -> `[p * (1 + c), S]` with n = p * c symmetries.
+        """Follow each board by its c copies, where there are n = p * c symmetries.
 
-        Symmetries i*c to (i+1)*c - 1 make the copies of board i.
+        Args:
+            boards: uint8 `[p, S]`. Symmetries i*c to (i+1)*c - 1 make the copies of board i.
+
+        Returns:
+            uint8 `[p * (1 + c), S]`.
         """
         puzzles, cells = boards.shape
         copies = self.apply(np.repeat(boards, len(self.cell_source) // puzzles, axis=0)).reshape(puzzles, -1, cells)

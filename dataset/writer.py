@@ -1,4 +1,4 @@
-"""What every data set builder shares: how a problem is told, what `dataset.json` holds, how a data set is written.
+"""The one writer of data sets.
 
 A data set in the HRM format is a folder with `identifiers.json` and the splits `train/` and `test/`, each holding
 `dataset.json` and, per set, token arrays `[examples, seq_len]` with three index arrays that nest examples in puzzles
@@ -9,49 +9,51 @@ from __future__ import annotations
 
 import json
 import os
-import shutil
+from collections.abc import Mapping
 from pathlib import Path
 from types import TracebackType
-from typing import Any
+from typing import Any, Literal
 
 import numpy as np
-from pydantic import BaseModel
 
 from common.errors import UserError
-from common.files import expand_user
-from dataset.metadata import BLANK_IDENTIFIER, INDEX_DTYPE, SET_NAME, SPLITS, TOKEN_DTYPE, PuzzleDatasetMetadata
+from common.files import PARTIAL, expand_user, move_into_place, remove
+from dataset.metadata import (
+    BLANK_IDENTIFIER,
+    INDEX_DTYPE,
+    SET_NAME,
+    SPLITS,
+    TOKEN_DTYPE,
+    ExampleField,
+    PuzzleDatasetMetadata,
+    is_field_name,
+)
 from dataset.npy_stream import NpyStream
 
 
-def check_minimums(options: BaseModel, **minimums: int) -> None:
-    """UserError if an option (by its field's name) is below its minimum. An option left at None is none."""
-    for key, low in minimums.items():
-        value = getattr(options, key)
-        if value is not None and value < low:
-            raise UserError(f"--{key.replace('_', '-')} is {value}, expected at least {low}")
-
-
-# ---------------------------------------------------------------------------------------------------- the one writer
-
-
 class _SplitWriter:
-    """The token streams and the growing index arrays of one split."""
+    """The streams, one row per example, and the growing index arrays of one split."""
 
     def __init__(self, folder: Path, seq_len: int) -> None:
         folder.mkdir()
         self.folder = folder
-        self.inputs = NpyStream(folder / f"{SET_NAME}__inputs.npy", (seq_len,), TOKEN_DTYPE)
-        self.labels = NpyStream(folder / f"{SET_NAME}__labels.npy", (seq_len,), TOKEN_DTYPE)
+        self.streams: dict[str, NpyStream] = {}
+        for name in ("inputs", "labels"):
+            self.open_stream(name, (seq_len,), TOKEN_DTYPE)
         self.puzzle_identifiers: list[np.ndarray] = []
         self.examples_per_puzzle: list[np.ndarray] = []
         self.puzzles_per_group: list[np.ndarray] = []
 
+    def open_stream(self, name: str, row_shape: tuple[int, ...], dtype: str | np.dtype) -> None:
+        self.streams[name] = NpyStream(self.folder / f"{SET_NAME}__{name}.npy", row_shape, dtype)
+
     def finish(self) -> tuple[int, int, int]:
-        """Write the index arrays; returns the number of groups, puzzles and examples."""
-        if not self.inputs.rows:
+        """Write the index arrays. Returns the number of groups, puzzles and examples."""
+        examples = self.streams["inputs"].rows
+        if not examples:
             raise UserError(f"no puzzles for the split {self.folder.name!r}: there is nothing to build")
-        self.inputs.finish()
-        self.labels.finish()
+        for stream in self.streams.values():
+            stream.finish()
         counts = []
         for name, parts in (("group", self.puzzles_per_group), ("puzzle", self.examples_per_puzzle)):
             sizes = np.concatenate(parts)
@@ -62,22 +64,35 @@ class _SplitWriter:
             counts.append(len(sizes))
         identifiers = np.concatenate(self.puzzle_identifiers).astype(INDEX_DTYPE)
         np.save(self.folder / f"{SET_NAME}__puzzle_identifiers.npy", identifiers)
-        return counts[0], counts[1], self.inputs.rows
+        return counts[0], counts[1], examples
 
     def close(self) -> None:
-        self.inputs.file.close()
-        self.labels.file.close()
+        for stream in self.streams.values():
+            stream.file.close()
 
 
 class DatasetWriter:
-    """Writes one data set, all or nothing.
+    """Context manager that writes one data set, all or nothing.
 
-    Used as a context manager. Everything goes into a hidden folder beside `output_dir`, which takes its place when the
-    block ends well, so an interrupted build never leaves something that looks like a data set. An existing data set at
-    `output_dir` is replaced only then; any other non-empty folder there is refused (UserError, before any work).
+    Everything goes into a hidden folder beside `output_dir`, which takes its place when the block ends well, so an
+    interrupted build never leaves anything that is taken for a data set. An existing data set is replaced only then.
 
-    `identifiers` lists the puzzle names, index = identifier. A builder that names its puzzles appends to it. What it
-    puts into `test_puzzles` (task id -> raw task) goes to test_puzzles.json. `kind`, `box`: see PuzzleDatasetMetadata.
+    Args:
+        output_dir: the folder to make; a data set, an empty folder or nothing may be there.
+        seq_len: cells of a board.
+        vocab_size: number of tokens.
+        pad_id: token of padding rows.
+        ignore_label_id: label token that carries no loss; None if every label counts.
+        kind: what the puzzles are, such as "sudoku".
+        box: rows and columns of a Sudoku's box.
+        command: the command line that builds this data set, without `--output-dir`.
+
+    Attributes:
+        identifiers: the puzzle names, index = identifier. A builder that names its puzzles appends to it.
+        test_puzzles: task id to raw task; goes to test_puzzles.json if a builder puts anything into it.
+
+    Raises:
+        UserError: before any work, if there is anything else at `output_dir`.
     """
 
     def __init__(
@@ -90,22 +105,25 @@ class DatasetWriter:
         ignore_label_id: int | None = 0,
         kind: str | None = None,
         box: tuple[int, int] | None = None,
+        command: str | None = None,
     ) -> None:
         self.output_dir = expand_user(output_dir).resolve()
         self.seq_len, self.vocab_size, self.pad_id, self.ignore_label_id = seq_len, vocab_size, pad_id, ignore_label_id
-        self.kind, self.box = kind, box
+        self.kind, self.box, self.command = kind, box, command
         self.identifiers = [BLANK_IDENTIFIER]
         self.test_puzzles: dict[str, Any] = {}
+        self._fields: dict[str, ExampleField] | None = None  # as the first call of `add` brings them
         _refuse_foreign_folder(self.output_dir)
 
     def __enter__(self) -> DatasetWriter:
-        parent, name = self.output_dir.parent, self.output_dir.name
+        # Named by the process, so that two builds into one folder don't remove each other's files, as `replacing` would
+        parent, prefix = self.output_dir.parent, f".{self.output_dir.name}{PARTIAL}-"
         parent.mkdir(parents=True, exist_ok=True)
         for stale in parent.iterdir():  # of builds that were killed
-            if stale.name.startswith(f".{name}.partial-") and not _process_runs(stale.name.rpartition("-")[2]):
-                shutil.rmtree(stale, ignore_errors=True)
-        self._partial = parent / f".{name}.partial-{os.getpid()}"
-        shutil.rmtree(self._partial, ignore_errors=True)
+            if stale.name.startswith(prefix) and not _process_runs(stale.name.removeprefix(prefix)):
+                remove(stale)
+        self._partial = parent / f"{prefix}{os.getpid()}"
+        remove(self._partial)
         self._partial.mkdir()
         self._splits = {split: _SplitWriter(self._partial / split, self.seq_len) for split in SPLITS}
         return self
@@ -119,11 +137,22 @@ class DatasetWriter:
         puzzle_identifiers: np.ndarray,
         examples_per_puzzle: np.ndarray,
         puzzles_per_group: np.ndarray,
+        fields: Mapping[str, np.ndarray] | None = None,
     ) -> None:
-        """Append whole groups to `train` or `test`: g groups of p puzzles of m examples in all.
+        """Append whole groups: g groups of p puzzles of m examples in all.
 
-        `inputs`, `labels`: tokens `[m, seq_len]`; `puzzle_identifiers`, `examples_per_puzzle`: `[p]`, summing to m;
-        `puzzles_per_group`: `[g]`, summing to p. Raises ValueError if these disagree.
+        Args:
+            split: `train` or `test`.
+            inputs: tokens `[m, seq_len]`.
+            labels: tokens `[m, seq_len]`.
+            puzzle_identifiers: integer `[p]`.
+            examples_per_puzzle: integer `[p]`, summing to m.
+            puzzles_per_group: integer `[g]`, summing to p.
+            fields: further arrays for batches by name, `[m, ...]`: integers, stored as int32, or floats, as float32.
+                The same in every call, but for m.
+
+        Raises:
+            ValueError: if these disagree, or a field can't be stored.
         """
         puzzles, examples = len(puzzle_identifiers), int(np.sum(examples_per_puzzle))
         if (
@@ -136,12 +165,47 @@ class DatasetWriter:
                 f"inconsistent groups: inputs {inputs.shape}, labels {labels.shape}, {examples} examples in "
                 f"{len(examples_per_puzzle)} puzzles, {puzzles} identifiers, {int(np.sum(puzzles_per_group))} in groups"
             )
+        fields = fields or {}
+        self._check_fields(fields, examples)
         writer = self._splits[split]
-        writer.inputs.append(inputs)
-        writer.labels.append(labels)
+        for name, rows in {"inputs": inputs, "labels": labels, **fields}.items():
+            writer.streams[name].append(rows)
         writer.puzzle_identifiers.append(np.asarray(puzzle_identifiers))
         writer.examples_per_puzzle.append(np.asarray(examples_per_puzzle))
         writer.puzzles_per_group.append(np.asarray(puzzles_per_group))
+
+    def add_boards(self, split: str, questions: np.ndarray, answers: np.ndarray, *, group_size: int = 1) -> None:
+        """Append puzzles of one example each that share the blank identifier.
+
+        Args:
+            split: `train` or `test`.
+            questions: values uint8 `[m, seq_len]`; a token is value + 1, since token 0 is padding.
+            answers: values uint8 `[m, seq_len]`.
+            group_size: so many puzzles in a row are a group: one and its augmented copies.
+        """
+        m = len(questions)
+        self.add(
+            split,
+            questions + np.uint8(1),
+            answers + np.uint8(1),
+            puzzle_identifiers=np.zeros(m, np.int32),
+            examples_per_puzzle=np.ones(m, np.int32),
+            puzzles_per_group=np.full(m // group_size, group_size, np.int32),
+        )
+
+    def _check_fields(self, fields: Mapping[str, np.ndarray], examples: int) -> None:
+        """Fix the format of the fields at the first call, and compare with it afterwards."""
+        for name, array in fields.items():
+            if len(array) != examples:
+                raise ValueError(f"field {name!r} has {len(array)} entries, expected {examples}, one per example")
+        found = {name: _field_format(name, array) for name, array in fields.items()}
+        if self._fields is None:
+            self._fields = found
+            for name, field in found.items():
+                for writer in self._splits.values():
+                    writer.open_stream(name, field.shape, field.dtype)
+        elif found != self._fields:
+            raise ValueError(f"fields are {found}, expected {self._fields} as in the first call")
 
     def __exit__(
         self, kind: type[BaseException] | None, error: BaseException | None, traceback: TracebackType | None
@@ -152,7 +216,7 @@ class DatasetWriter:
         finally:
             for writer in self._splits.values():
                 writer.close()
-            shutil.rmtree(self._partial, ignore_errors=True)
+            remove(self._partial)
 
     def _finish(self) -> None:
         (self._partial / "identifiers.json").write_text(json.dumps(self.identifiers), encoding="utf-8")
@@ -173,30 +237,30 @@ class DatasetWriter:
                 sets=[SET_NAME],
                 kind=self.kind,
                 box=self.box,
+                fields=self._fields or {},
+                command=self.command,
             )
         for split, values in metadata.items():  # last: without dataset.json no loader takes the folder for a data set
             text = json.dumps(values.model_dump(exclude_defaults=True))
             (self._partial / split / "dataset.json").write_text(text, encoding="utf-8")
-        self._move_into_place()
-
-    def _move_into_place(self) -> None:
         _refuse_foreign_folder(self.output_dir)  # again: it may have been filled while the build ran
-        if not self.output_dir.exists():
-            self._partial.rename(self.output_dir)
-            return
-        # A folder can't be swapped in one step everywhere, so the old one steps aside and comes back if that fails.
-        old = self.output_dir.with_name(f".{self.output_dir.name}.partial-old-{os.getpid()}")
-        self.output_dir.rename(old)
-        try:
-            self._partial.rename(self.output_dir)
-        except OSError:
-            old.rename(self.output_dir)
-            raise
-        shutil.rmtree(old, ignore_errors=True)
+        move_into_place(self._partial, self.output_dir)
+
+
+def _field_format(name: str, array: np.ndarray) -> ExampleField:
+    if not is_field_name(name):
+        raise ValueError(f"field {name!r} can't be named so; expected an identifier that is no standard array's name")
+    if array.dtype.kind not in "iuf":
+        raise ValueError(f"field {name!r} holds {array.dtype}, expected integers or floats")
+    dtype: Literal["int32", "float32"] = "float32" if array.dtype.kind == "f" else "int32"
+    limits = np.iinfo(np.int32)
+    if dtype == "int32" and array.size and not limits.min <= array.min() <= array.max() <= limits.max:
+        raise ValueError(f"field {name!r} holds {array.min()} to {array.max()}, expected numbers that fit int32")
+    return ExampleField(shape=array.shape[1:], dtype=dtype)
 
 
 def _refuse_foreign_folder(folder: Path) -> None:
-    """UserError unless `folder` is absent, empty or a data set and nothing else: replacing it must lose nothing."""
+    """Raise UserError unless `folder` is absent, empty or only a data set: replacing it must lose nothing."""
     if not folder.exists():
         return
     if not folder.is_dir():
@@ -225,6 +289,6 @@ def _process_runs(pid: str) -> bool:
         os.kill(int(pid), 0)
     except ProcessLookupError:
         return False
-    except (ValueError, OSError):  # not ours to judge: leave it
+    except (ValueError, OSError):  # unknown or another user's: leave it
         return True
     return True

@@ -42,10 +42,18 @@ class ACTConfig(BaseModel):
 class Core(nn.Module):
     """What an architecture consists of. Subclasses define the first three methods, and the others where they differ.
 
-    The constructor takes a configuration and a random key. Row i of a result depends on row i of the arguments alone,
-    and nothing is random: ranks and CPU streams compute a share of the rows each, in a step that is compiled once.
-    Its puzzle embedding, if it has one, is its attribute `puzzle_emb`, a `SparseEmbedding`.
+    Row i of a result depends on row i of the arguments alone, and nothing is random: ranks and CPU streams compute a
+    share of the rows each, in a step that is compiled once. A puzzle embedding, if there is one, is the attribute
+    `puzzle_emb`, a `SparseEmbedding`. What is not trained is frozen.
+
+    Args:
+        config: the architecture's `Config`.
+        key: random key of the initial weights.
     """
+
+    def __init__(self, config: Any, key: mx.array):
+        super().__init__()
+        self._config = config
 
     def initial_state(self, rows: int) -> State:
         """Return the state from which a puzzle is begun, the same for each of `rows` rows."""

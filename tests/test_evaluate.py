@@ -246,7 +246,10 @@ def one_error(result: tuple[int, str, str]) -> str:
         (["checkpoint={run}/step_16", "save_outputs=[preds"], "save_outputs=[preds"),
         (["checkpoint={run}/step_16", "global_batch_size=0"], "global_batch_size = 0"),
         (["checkpoint={run}/step_16", "max_examples=many"], "max_examples = 'many'"),
-        (["checkpoint={run}/step_16", "data_path=nowhere/4x4"], "build_mini_sudoku_dataset.py --box-rows 2"),
+        (
+            ["checkpoint={run}/step_16", "data_path=nowhere/4x4"],
+            "no data set at nowhere/4x4: there is no such folder; build",
+        ),
     ],
     ids=lambda value: " ".join(value) if isinstance(value, list) else "",
 )

@@ -21,6 +21,7 @@ case "$1 $2 $3" in
   "-c "*"<"*) exit {too_old} ;;
   "-c "*ensurepip*) exit {no_ensurepip} ;;
   "-m venv "*) mkdir -p .venv/bin && cp "{self}" .venv/bin/python && echo "venv" >>log ;;
+  "-m ruff"*|"-m mypy"*|"-m pytest"*|"-m tests."*) echo "$*" >>log ;;
   "-m pip install") shift 3; echo "pip $*" >>log; [ ! -e cut-off ] ;;
   *pretrain.py*) echo "$* WANDB_MODE=$WANDB_MODE" >>log
     mkdir -p checkpoints/demo/step_9 checkpoints/demo/step_10 && touch checkpoints/demo/step_10/model.safetensors ;;
@@ -86,11 +87,11 @@ def test_make_alone_is_help(checkout):
     """Who types `make` to see what there is would start a long installation."""
     done = checkout.make()
     assert done.returncode == 0
-    assert all(f"make {target} " in done.stdout for target in ("install", "demo", "test", "clean"))
+    assert all(f"make {target} " in done.stdout for target in ("install", "demo", "check", "test", "clean"))
     assert not (checkout.root / ".venv").exists()
 
 
-@pytest.mark.parametrize("target", ["install", "demo", "test"])
+@pytest.mark.parametrize("target", ["install", "demo", "check", "test"])
 def test_no_python(checkout, target):
     """Without Python the message must say what is needed, not 'command not found'."""
     line = checkout.refuse(target)
@@ -210,6 +211,17 @@ def test_demo_runs_the_documented_commands(checkout):
     assert checkout.make("demo", WANDB_MODE="offline").returncode == 0
     assert checkout.log[6].endswith("WANDB_MODE=offline")
     assert len(checkout.log) == 8
+
+
+def test_check_leaves_out_what_is_slow_and_test_nothing(checkout):
+    """`make check` would take minutes, or `make test` pass without the tests that take minutes."""
+    checkout.add_python()
+    lint = ["-m ruff check .", "-m ruff format --check .", "-m mypy"]
+    assert checkout.make("check").returncode == 0
+    installed = len(["venv", "pip", "pip for tests"])
+    assert checkout.log[installed:] == [*lint, "-m pytest -m not slow"]
+    assert checkout.make("test").returncode == 0
+    assert checkout.log[installed + 4 :] == [*lint, "-m tests.helpers.browser", "-m pytest"]
 
 
 def test_clean_keeps_what_the_user_made(checkout):

@@ -16,12 +16,12 @@ import yaml
 from wandb.proto import wandb_internal_pb2
 
 import pretrain
-from models.optimizers import learning_rate
 from tests.helpers.configs import random_batch, train_state
 from tests.helpers.tiny_data import BATCH, NUM_TRAIN, make_tiny_data, run_script, split_test_set, train_arguments
 from utils.config import read_saved_config
 from utils.train.metrics import TrainMetrics
 from utils.train.run import Run
+from utils.train.schedule import learning_rate
 from utils.train.state import TrainState
 
 TRAIN_METRICS = (
@@ -314,11 +314,11 @@ def test_several_test_sets_are_reported_apart(data: Path, tmp_path: Path, run_he
         (["stop_when.metric=train/lm_loss"], "stop_when.at_least"),
         (
             ["stop_when.metric=train/nothing", "stop_when.at_least=1"],
-            "stop_when.metric = 'train/nothing' can't be stopped by; choose one of train/accuracy",
+            "stop_when.metric = 'train/nothing': unknown metric; choose one of train/accuracy",
         ),
         (
             ["stop_when.metric=eval/nothing", "stop_when.at_least=1"],
-            "stop_when.metric = 'eval/nothing' can't be stopped by",
+            "stop_when.metric = 'eval/nothing': unknown metric",
         ),
         (["stop_when.at_least=1"], "set stop_when.metric too"),
         (["load_weights=nowhere"], "nowhere is neither a folder or file here"),

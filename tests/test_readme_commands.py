@@ -1,11 +1,14 @@
-"""Each pretrain.py line of the README composes, validates and takes a first step; the documented defaults hold."""
+"""The commands of README and docs are such that their programs take them, each pretrain.py line takes a first step, and
+the documented defaults hold."""
 
 from __future__ import annotations
 
+import itertools
 import re
 import shlex
+import subprocess
 import sys
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any
 
@@ -13,7 +16,11 @@ import mlx.core as mx
 import pytest
 import yaml
 
+import evaluate
 import pretrain
+import utils.arc.__main__
+import utils.bench.__main__
+import utils.export
 from tests.helpers.tiny_data import ROOT, make_tiny_data
 from utils.config import read_saved_config
 from utils.train.state import TrainState, count_parameters
@@ -34,13 +41,44 @@ KNOWN_COMMANDS = [
 ]
 
 
-def readme_commands() -> list[str]:
-    """The pretrain.py lines in the README's code blocks, without environment variables, launchers and comments."""
-    blocks = re.findall(
-        r"^```bash\n(.*?)^```", (ROOT / "README.md").read_text(encoding="utf-8"), re.DOTALL | re.MULTILINE
-    )
-    lines = [line.split(" #")[0].strip() for block in blocks for line in block.splitlines()]
-    return [line[line.index(start) :] for line in lines if (start := "python pretrain.py") in line and line[0] != "#"]
+# The other commands of the README before there was a port.
+OTHER_KNOWN_COMMANDS = [
+    "pip install mlx",
+    "pip3 install packaging ninja wheel setuptools setuptools-scm",
+    "pip install -r requirements.txt",
+    "wandb login",
+    "git submodule update --init --recursive",
+    "python dataset/build_arc_dataset.py",
+    "python dataset/build_arc_dataset.py --dataset-dirs dataset/raw-data/ARC-AGI-2/data "
+    "--output-dir data/arc-2-aug-1000",
+    "python dataset/build_sudoku_dataset.py",
+    "python dataset/build_sudoku_dataset.py --output-dir data/sudoku-extreme-1k-aug-1000  "
+    "--subsample-size 1000 --num-aug 1000",
+    "python dataset/build_maze_dataset.py",
+    "python evaluate.py checkpoint=<CHECKPOINT_PATH>",
+]
+
+DOCUMENTS = [ROOT / "README.md", ROOT / "CONTRIBUTING.md", *sorted((ROOT / "docs").glob("*.md"))]
+# Before `python`: an environment variable, a launcher. After it: comments, and & for the background.
+BEFORE_PYTHON = re.compile(r"^([A-Z_]+=\S+ |mlx\.launch (-n \d+|--hostfile \S+) )*(?=python )")
+PROGRAMS: dict[str, Callable[[], None]] = {
+    "evaluate.py": evaluate.main,
+    "-m utils.arc": utils.arc.__main__.main,
+    "-m utils.bench": utils.bench.__main__.main,
+    "-m utils.export": utils.export.main,
+}
+
+
+def commands(*documents: Path) -> list[str]:
+    """The lines of the bash blocks of some documents, each once, from `python` on where that is what they run."""
+    texts = [document.read_text(encoding="utf-8") for document in documents]
+    blocks = [block for text in texts for block in re.findall(r"^```bash\n(.*?)^```", text, re.DOTALL | re.MULTILINE)]
+    lines = [re.sub(r" +(&|#.*)$", "", line.strip()) for block in blocks for line in block.splitlines()]
+    return list(dict.fromkeys(BEFORE_PYTHON.sub("", line) for line in lines if line and line[0] != "#"))
+
+
+def training_commands() -> list[str]:
+    return [command for command in commands(*DOCUMENTS) if "pretrain.py" in command and not command.startswith("uv ")]
 
 
 class FirstStep(BaseException):
@@ -62,8 +100,80 @@ def uncompiled() -> Iterator[None]:
 
 def test_the_readme_has_the_known_commands() -> None:
     """Somebody's notes from the PyTorch project would no longer be found here."""
-    missing = set(KNOWN_COMMANDS) - set(readme_commands())
+    missing = {*KNOWN_COMMANDS, *OTHER_KNOWN_COMMANDS} - set(commands(ROOT / "README.md"))
     assert not missing
+
+
+def message(main: Callable[[], None], arguments: list[str], monkeypatch: Any, capsys: Any) -> str:
+    """Run a program in this process, which has to refuse its command line; the line that it then prints."""
+    monkeypatch.setattr(sys, "argv", ["program", *arguments])
+    with pytest.raises(SystemExit):
+        main()
+    line: str = capsys.readouterr().err
+    return line
+
+
+def test_every_command_is_one_that_its_program_takes(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    """A renamed key, option or target would leave a command in the documents that ends in an error.
+
+    Programs with keys are given a file that isn't there in place of the checkpoint, and have to complain of that and
+    not of a key. `test_every_command_takes_its_first_step` has the lines for pretrain.py.
+    """
+    monkeypatch.chdir(tmp_path)
+    targets = re.findall(r"^([a-z]+):", (ROOT / "Makefile").read_text(), re.MULTILINE)
+    absent = {"evaluate.py": "checkpoint=nowhere/at/all", "-m utils.export": "checkpoint=nowhere/at/all"}
+    absent |= {"-m utils.arc": "predictions=nowhere/at/all", "-m utils.bench": "against=nowhere/at/all"}
+    options: dict[str, str] = {}
+    tried: set[str] = set()
+    for command in commands(*DOCUMENTS):
+        words = shlex.split(command)
+        if words[0] == "make":
+            assert words[1] in targets, command
+            if words[1] != "bench" or len(words) == 2:
+                continue
+            words = ["python", "-m", "utils.bench", *words[2].removeprefix("BENCH=").split()]
+        if words[0] in ("pip", "pip3"):
+            files = [file for flag, file in itertools.pairwise(words) if flag == "-r"]
+            assert all((ROOT / file).is_file() for file in files), command
+            continue
+        if words[0] in ("git", "wandb", "uv") or words[:2] == ["python", "pretrain.py"]:
+            continue
+        assert words[0] == "python", f"{command}: a kind of command that this test doesn't know"
+        program, arguments = (words[1], words[2:]) if words[1] != "-m" else (" ".join(words[1:3]), words[3:])
+        if program.startswith("dataset/"):
+            if program not in options:
+                shown = subprocess.run([sys.executable, str(ROOT / program), "--help"], capture_output=True, text=True)
+                options[program] = shown.stdout
+            assert all(f"{word} " in options[program] for word in arguments if word.startswith("--")), command
+            continue
+        assert "nowhere/at/all" in message(PROGRAMS[program], [*arguments, absent[program]], monkeypatch, capsys), (
+            command
+        )
+        tried.add(program)
+    assert tried == set(PROGRAMS)
+    assert len(options) == 5  # all builders
+
+
+def test_every_link_leads_somewhere() -> None:
+    """Who looks something up would find a page that isn't there, or the top of a long one."""
+
+    def anchors(document: Path) -> set[str]:
+        # As GitHub makes them: lower case, no punctuation, a hyphen for each space.
+        titles = re.findall(r"^#+ (.*)$", document.read_text(encoding="utf-8"), re.MULTILINE)
+        return {re.sub(r"[^\w\- ]", "", title.lower()).replace(" ", "-") for title in titles}
+
+    for document in (*DOCUMENTS, ROOT / "CHANGELOG.md"):
+        for link in re.findall(r"\]\(([^)\s]+)\)", document.read_text(encoding="utf-8")):
+            if "://" in link:
+                continue
+            path, _, anchor = link.partition("#")
+            target = document.parent / path if path else document
+            assert target.exists(), f"{document.name}: {link}"
+            assert not anchor or anchor in anchors(target), f"{document.name}: {link}"
+    linked = (ROOT / "README.md").read_text(encoding="utf-8")
+    assert all(f"docs/{path.name})" in linked for path in (ROOT / "docs").glob("*.md"))
 
 
 @pytest.mark.usefixtures("uncompiled")
@@ -95,8 +205,8 @@ def test_every_command_takes_its_first_step(
         raise FirstStep
 
     monkeypatch.setattr(TrainState, "train_step", first_step)
-    commands, of_the_paper = readme_commands(), 0
-    for number, command in enumerate(commands):
+    of_the_paper = 0
+    for number, command in enumerate(training_commands()):
         program, script, *arguments = shlex.split(command)
         assert (program, script) == ("python", "pretrain.py")
         overrides = [f"data_path={data}", "global_batch_size=8", f"checkpoint_path=run-{number}"]
@@ -120,7 +230,7 @@ def test_every_command_takes_its_first_step(
             learned = given.get("arch.pos_encodings") == "learned"
             assert count_parameters(state.head) == 27_275_266 - 2 * 5 * 512 + learned * 17 * 512
             of_the_paper += 1
-    assert len(steps) == len(commands)
+    assert len(steps) == len(training_commands())
     assert of_the_paper >= len(KNOWN_COMMANDS)
     assert len(trained) >= 3  # of the paper, of full Sudoku, of the demo
 

@@ -17,7 +17,7 @@ from pydantic import BaseModel, ConfigDict, Field, ValidationError, model_valida
 from common.errors import UserError, describe_validation_error
 from common.files import replacing
 from utils.plain_yaml import read_yaml
-from utils.ranks.watch import DEFAULT_TIMEOUT
+from utils.ranks.watchdog import DEFAULT_TIMEOUT
 
 CONFIG_FILE = "all_config.yaml"  # beside the step folders of a run; the same name as in the PyTorch code
 

@@ -94,9 +94,8 @@ class HierarchicalReasoningModel_ACTV1_Inner(Core):
     """The core: input network, the two-level recurrence with its one-step gradient, output and Q heads."""
 
     def __init__(self, config: HierarchicalReasoningModel_ACTV1Config, key: mx.array):
-        super().__init__()
+        super().__init__(config, key)
         keys = random_keys(key)
-        self._config = config
         self._dtype = FORWARD_DTYPES[config.forward_dtype]
         self._num_tokens = config.puzzle_emb_len + config.seq_len  # t
 

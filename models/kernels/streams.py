@@ -52,7 +52,7 @@ def map_rows(function: Callable[..., T], *arguments: Any) -> T:
             depends on row i of the arguments alone.
         arguments: trees of arrays, all with the same number of rows.
     """
-    rows = len(tree_flatten(arguments)[0][1])
+    rows = len(dict(tree_flatten(arguments)).popitem()[1])
     parts = 1 if on_gpu() else min(len(cpu_streams()), rows)
     if parts == 1:
         return function(*arguments)
@@ -63,7 +63,7 @@ def map_rows(function: Callable[..., T], *arguments: Any) -> T:
             results.append(function(*tree_map(lambda array, share=share: array[share], arguments)))
     if results[0] is None:
         return results[0]
-    joined: T = tree_map(lambda *parts: mx.concatenate(parts), *results)
+    joined: T = tree_map(lambda *parts: mx.concatenate(list(parts)), *results)
     return joined
 
 

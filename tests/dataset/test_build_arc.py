@@ -19,8 +19,8 @@ from common.errors import UserError
 from dataset import build_arc_dataset as arc
 from dataset.arc_tasks import Pair, read_task
 from dataset.puzzle_dataset import PuzzleDataset
-from tests.dataset.conftest import ROOT, assert_one_line_error, folder_bytes, run_script
 from tests.helpers.arc_source import RawTask, make_arc, random_task, write_task
+from tests.helpers.sources import ROOT, assert_one_line_error, folder_bytes, run_script
 
 # Transform k of a grid of r x c: its shape, and where cell (i, j) of it comes from. From the format's description.
 TRANSFORMS = [
@@ -97,6 +97,7 @@ def test_tasks_without_copies_are_the_documented_files(tmp_path: Path) -> None:
             "mean_puzzle_examples": sum(sizes) / len(sizes),
             "sets": ["all"],
             "kind": "arc",
+            "command": f"python dataset/build_arc_dataset.py --dataset-dirs {tmp_path / 'arc'} --num-aug 0",
         }
         assert load(out, split, "puzzle_identifiers").tolist() == [1 + ids.index(task_id) for task_id in members]
         assert load(out, split, "puzzle_indices").tolist() == np.cumsum([0, *sizes]).tolist()
@@ -256,11 +257,12 @@ def test_tries_are_limited(monkeypatch: pytest.MonkeyPatch) -> None:
         assert len({int(row[1]) for row in colours}) == len(transforms) <= 3
 
 
-def test_same_seed_same_bytes_on_any_file_system(tmp_path: Path) -> None:
+def test_same_seed_same_bytes_on_any_file_system(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     """Two people with the same command would train on different data, or one of them on the system's own files."""
     tasks = make_arc(tmp_path / "arc")
-    first = folder_bytes(build(tmp_path / "arc", tmp_path / "a", num_aug=20, seed=1))
-    other = tmp_path / "elsewhere"
+    monkeypatch.chdir(tmp_path)
+    first = folder_bytes(build(Path("arc"), tmp_path / "a", num_aug=20, seed=1))
+    other = tmp_path / "elsewhere" / "arc"
     for task_id in sorted(tasks, reverse=True):  # listed in another order, on many file systems
         subfolder = other / ("evaluation" if task_id[0] == "e" else "training")
         write_task(subfolder, task_id, {"name": task_id, **tasks[task_id]})
@@ -269,9 +271,12 @@ def test_same_seed_same_bytes_on_any_file_system(tmp_path: Path) -> None:
     (other / "training.txt").write_text("t0\n")
     (other / "training" / "README.md").write_text("tasks\n")
     (other / "empty").mkdir()
-    assert folder_bytes(build(other, tmp_path / "b", num_aug=20, seed=1)) == first
-    assert folder_bytes(build(other, tmp_path / "c", num_aug=20, seed=2)) != first
-    assert folder_bytes(build(other, tmp_path / "b", num_aug=20, seed=1)) == first, "a rebuild over itself differs"
+    monkeypatch.chdir(other.parent)
+    assert folder_bytes(build(Path("arc"), tmp_path / "b", num_aug=20, seed=1)) == first
+    assert folder_bytes(build(Path("arc"), tmp_path / "c", num_aug=20, seed=2)) != first
+    assert folder_bytes(build(Path("arc"), tmp_path / "b", num_aug=20, seed=1)) == first, (
+        "a rebuild over itself differs"
+    )
 
 
 def test_data_set_trains_and_evaluates_through_the_loader(tmp_path: Path) -> None:
@@ -306,6 +311,7 @@ def test_dataset_dirs_are_read_alone(tmp_path: Path) -> None:
     (work / "dataset").mkdir(parents=True)
     for path in (ROOT / "dataset").glob("*.py"):
         shutil.copy(path, work / "dataset")
+    (work / "common").symlink_to(ROOT / "common")
     (work / "dataset" / "raw-data").symlink_to(raw)
     script = "python dataset/build_arc_dataset.py --num-aug 0"
     for options, out, ids in (
@@ -328,6 +334,7 @@ def test_missing_submodules_are_one_line_with_the_command(tmp_path: Path) -> Non
     (work / "dataset" / "raw-data" / "ARC-AGI").mkdir(parents=True)  # as a clone without submodules leaves it
     for path in (ROOT / "dataset").glob("*.py"):
         shutil.copy(path, work / "dataset")
+    (work / "common").symlink_to(ROOT / "common")
     result = run_script("python dataset/build_arc_dataset.py", work)
     command = "git submodule update --init --recursive"
     assert_one_line_error(result, "dataset/raw-data/ARC-AGI/data has no tasks", command)

@@ -12,12 +12,18 @@ import pytest
 from common.errors import UserError
 from dataset import build_maze_dataset as maze
 from dataset import build_mini_maze_dataset as mini
-from dataset import csv_puzzles, mazes
+from dataset import csv_puzzles
 from dataset.puzzle_dataset import PuzzleDataset
-from tests.dataset.conftest import assert_one_line_error, folder_bytes, run_script, write_csv
 from tests.helpers.hub import serve_hub
+from tests.helpers.sources import (
+    MAZE_CHARACTERS,
+    assert_one_line_error,
+    folder_bytes,
+    maze_rows,
+    run_script,
+    write_csv,
+)
 
-CHARACTERS = "# SGo"
 DIHEDRAL = [
     lambda g: g,
     lambda g: np.rot90(g),
@@ -57,21 +63,12 @@ def assert_shortest_path(question: str, answer: str, side: int) -> int:
     return length
 
 
-def random_rows(n: int, seed: int) -> list[tuple[str, str, int]]:
-    """n (question, answer, rating) of 30x30."""
-    questions, answers = mini.random_mazes(np.random.default_rng(seed), 20 * n, 30, 40)
-    texts = [
-        ["".join(CHARACTERS[value] for value in board.ravel()) for board in boards] for boards in (questions, answers)
-    ]
-    return list(zip(*texts, range(n), strict=False))
-
-
 @pytest.fixture
 def source(tmp_path: Path) -> Path:
     folder = tmp_path / "source"
     folder.mkdir()
-    write_csv(folder / "train.csv", random_rows(9, seed=1))
-    write_csv(folder / "test.csv", random_rows(5, seed=2))
+    write_csv(folder / "train.csv", maze_rows(9, seed=1))
+    write_csv(folder / "test.csv", maze_rows(5, seed=2))
     return folder
 
 
@@ -85,7 +82,7 @@ def load(out: Path, split: str, kind: str) -> np.ndarray:
 
 
 def tokens(text: str) -> list[int]:
-    return [CHARACTERS.index(c) + 1 for c in text]
+    return [MAZE_CHARACTERS.index(c) + 1 for c in text]
 
 
 def test_files_are_the_documented_format(source: Path, tmp_path: Path) -> None:
@@ -105,8 +102,9 @@ def test_files_are_the_documented_format(source: Path, tmp_path: Path) -> None:
             "mean_puzzle_examples": 1.0,
             "sets": ["all"],
             "kind": "maze",
+            "command": f"python dataset/build_maze_dataset.py --source-repo {source}",
         }
-        rows = random_rows(n, seed)
+        rows = maze_rows(n, seed)
         for kind, column in (("inputs", 0), ("labels", 1)):
             array = load(out, split, kind)
             assert array.dtype == np.uint8
@@ -125,7 +123,7 @@ def test_aug_adds_the_seven_turned_and_mirrored_copies(
     out = build(source, tmp_path / "out", aug=True)
     for kind, column in (("inputs", 0), ("labels", 1)):
         boards = load(out, "train", kind).reshape(9, 8, 30, 30)
-        for row, copies in zip(random_rows(9, seed=1), boards, strict=True):
+        for row, copies in zip(maze_rows(9, seed=1), boards, strict=True):
             original = np.array(tokens(row[column])).reshape(30, 30)
             for k in range(8):
                 assert np.array_equal(copies[k], DIHEDRAL[k](original))
@@ -138,14 +136,14 @@ def test_subsample_is_seeded_and_of_training_mazes_only(source: Path, tmp_path: 
     first = folder_bytes(build(source, tmp_path / "a", subsample_size=4, seed=1))
     assert first == folder_bytes(build(source, tmp_path / "b", subsample_size=4, seed=1))
     assert first != folder_bytes(build(source, tmp_path / "c", subsample_size=4, seed=2))
-    every = [tokens(question) for question, _, _ in random_rows(9, seed=1)]
+    every = [tokens(question) for question, _, _ in maze_rows(9, seed=1)]
     chosen = load(tmp_path / "a", "train", "inputs").tolist()
     assert len(chosen) == 4
     assert [row for row in every if row in chosen] == chosen, "not distinct, or not in source order"
     assert len(load(tmp_path / "a", "test", "inputs")) == 5
 
 
-QUESTION, ANSWER, _ = random_rows(1, seed=3)[0]
+QUESTION, ANSWER, _ = maze_rows(1, seed=3)[0]
 OPEN, ON_PATH, WALL = (text.index(c) for text, c in ((ANSWER, " "), (ANSWER, "o"), (ANSWER, "#")))
 
 
@@ -174,7 +172,7 @@ MALFORMED = {
 def test_malformed_row_names_file_line_and_finding(name: str, source: Path, tmp_path: Path) -> None:
     """A model would be trained on, or judged by, an answer that is none."""
     question, answer, parts = MALFORMED[name]
-    rows = random_rows(3, seed=5)
+    rows = maze_rows(3, seed=5)
     write_csv(source / "test.csv", [rows[0], (question, answer, 0), *rows[1:]])
     with pytest.raises(UserError) as caught:
         build(source, tmp_path / "out")
@@ -229,7 +227,7 @@ def test_every_answer_is_a_shortest_path(side: int, min_path: int | None, n: int
         boards = [load(out, split, kind) for kind in ("inputs", "labels")]
         assert boards[0].shape == boards[1].shape == (n, side * side)
         for question, answer in zip(*boards, strict=True):
-            texts = ["".join(CHARACTERS[token - 1] for token in cells) for cells in (question, answer)]
+            texts = ["".join(MAZE_CHARACTERS[token - 1] for token in cells) for cells in (question, answer)]
             lengths.append(assert_shortest_path(*texts, side))
     assert min(lengths) >= (side if min_path is None else min_path)
     assert len(set(lengths)) > 2, "all paths are equally long"
@@ -241,36 +239,6 @@ def test_no_walls_stand_in_both_splits(tmp_path: Path) -> None:
     walls = {split: {row.tobytes() for row in load(out, split, "inputs") == 1} for split in ("train", "test")}
     assert (len(walls["train"]), len(walls["test"])) == (3000, 1000)
     assert not walls["train"] & walls["test"]
-
-
-def test_several_shortest_paths_are_all_shown(tmp_path: Path) -> None:
-    """A model could learn that ways turn right before they turn down, which no maze says."""
-    distance = mazes.distances(np.ones((2000, 3, 3), bool), np.zeros(2000, int))
-    assert distance[0].tolist() == [[0, 1, 2], [1, 2, 3], [2, 3, 4]]
-    paths = mazes.shortest_paths(distance, np.full(2000, 8), np.random.default_rng(0))
-    kinds, counts = np.unique(paths.reshape(2000, 9), axis=0, return_counts=True)
-    assert (kinds.sum(axis=1) == 3).all()
-    assert len(kinds) == 6
-    assert counts.min() > 150, "some of the six ways is rare"
-
-
-def test_distances_stop_at_walls_and_borders() -> None:
-    """Mazes are worked on side by side in one array: a way through the border would lead into the next maze."""
-    rng = np.random.default_rng(0)
-    passable = rng.random((40, 6, 9)) < 0.7
-    passable[:, 2, 3] = True
-    found = mazes.distances(passable, np.full(40, 2 * 9 + 3))
-    for grid, distance in zip(passable, found, strict=True):
-        expected = np.full((6, 9), -1)
-        queue = deque([(2, 3)])
-        expected[2, 3] = 0
-        while queue:
-            r, c = queue.popleft()
-            for a, b in ((r - 1, c), (r + 1, c), (r, c - 1), (r, c + 1)):
-                if 0 <= a < 6 and 0 <= b < 9 and grid[a, b] and expected[a, b] < 0:
-                    expected[a, b] = expected[r, c] + 1
-                    queue.append((a, b))
-        assert distance.tolist() == expected.tolist()
 
 
 def test_generator_repeats_itself_and_writes_an_ordinary_data_set(tmp_path: Path) -> None:

@@ -12,7 +12,7 @@ import pytest
 from common.errors import UserError
 from dataset import build_mini_sudoku_dataset as mini
 from dataset.puzzle_dataset import PuzzleDataset
-from tests.dataset.conftest import assert_one_line_error, folder_bytes, run_script
+from tests.helpers.sources import assert_one_line_error, folder_bytes, run_script
 
 
 def build(out: Path, **options: int) -> Path:

@@ -22,7 +22,8 @@ from dataset import csv_puzzles
 from dataset import writer as common
 from dataset.puzzle_dataset import PuzzleDataset
 from dataset.symmetries import Symmetries
-from tests.dataset.conftest import (
+from tests.helpers.hub import GATED, serve_hub
+from tests.helpers.sources import (
     ROOT,
     assert_one_line_error,
     folder_bytes,
@@ -31,7 +32,6 @@ from tests.dataset.conftest import (
     sudoku_rows,
     write_csv,
 )
-from tests.helpers.hub import GATED, serve_hub
 
 ROWS = [{9 * r + c for c in range(9)} for r in range(9)]
 COLS = [{9 * r + c for r in range(9)} for c in range(9)]
@@ -73,6 +73,7 @@ def test_files_are_the_documented_format(source: Path, tmp_path: Path) -> None:
             "sets": ["all"],
             "kind": "sudoku",
             "box": [3, 3],
+            "command": f"python dataset/build_sudoku_dataset.py --source-repo {source} --num-aug 3",
         }
         n = puzzles * copies
         inputs, labels = load(out, split, "inputs"), load(out, split, "labels")
@@ -184,15 +185,18 @@ def test_min_difficulty_keeps_ratings_from_there_on(source: Path, tmp_path: Path
     assert len(load(out, "test", "inputs")) == 3
 
 
-def test_blanks_may_be_dots_or_zeros_and_files_windows_text(tmp_path: Path) -> None:
+def test_blanks_may_be_dots_or_zeros_and_files_windows_text(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     """A CSV written elsewhere (zeros, CRLF, a byte order mark, quotes, columns in another order) would be refused."""
-    make_source(tmp_path / "plain")
+    make_source(tmp_path / "plain" / "source")
     lines = ['answer,question,"rating",source']
     for question, answer, rating in sudoku_rows(12, seed=1):
         lines.append(f'{answer},"{question.replace(".", "0")}",{rating},"a, b"')
-    other = make_source(tmp_path / "other")
+    other = make_source(tmp_path / "other" / "source")
     (other / "train.csv").write_bytes(b"\xef\xbb\xbf" + "\r\n".join([*lines, "", ""]).encode())
-    built = [folder_bytes(build(tmp_path / name, tmp_path / f"{name}-out")) for name in ("plain", "other")]
+    built = []
+    for name in ("plain", "other"):
+        monkeypatch.chdir(tmp_path / name)  # the same command
+        built.append(folder_bytes(build(Path("source"), Path("out"))))
     assert built[0] == built[1]
 
 
@@ -276,7 +280,9 @@ def test_readme_commands_with_the_hub(tmp_path: Path) -> None:
         ):
             result = run_script(command, tmp_path, **env)
             assert result.returncode == 0, result.stderr
-            assert PuzzleDataset(tmp_path / folder, "train", global_batch_size=1).num_examples == examples
+            data = PuzzleDataset(tmp_path / folder, "train", global_batch_size=1)
+            assert data.num_examples == examples
+            assert data.metadata.command == " ".join(command.replace(f"--output-dir {folder}", "").split())
             assert PuzzleDataset(tmp_path / folder, "test", global_batch_size=1).num_examples == 7
             assert "100%" in result.stderr, "no progress was shown"
         result = run_script("python dataset/build_sudoku_dataset.py --source-repo nobody/nothing", tmp_path, **env)

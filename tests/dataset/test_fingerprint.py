@@ -54,7 +54,11 @@ def test_keys_that_a_later_format_adds_are_no_part_of_it(data: Path) -> None:
     """A data set would be refused after an update of this code that did not change it."""
     before = fingerprint(data)
     path = data / "train" / "dataset.json"
-    path.write_text(json.dumps(json.loads(path.read_text()) | {"kind": "sudoku"}))
+    path.write_text(
+        json.dumps(
+            json.loads(path.read_text()) | {"kind": "sudoku", "command": "python dataset/build_sudoku_dataset.py"}
+        )
+    )
     assert fingerprint(data) == before
 
 

@@ -9,7 +9,7 @@ from collections.abc import Callable, Iterator
 
 import pytest
 
-from dataset.puzzle_dataset import prefetch
+from dataset.prefetch import prefetch
 
 
 def threads() -> list[threading.Thread]:

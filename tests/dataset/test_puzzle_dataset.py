@@ -18,8 +18,9 @@ from hypothesis import strategies as st
 from common.errors import UserError
 from dataset.dataset_files import read_rows
 from dataset.puzzle_dataset import Batch, PuzzleDataset
-from tests.dataset.conftest import example_numbers, write_split
+from tests.helpers.sources import example_numbers, write_split
 
+GENERAL_REMEDY = "; build it with a script in dataset/, build_*_dataset.py (README, Dataset Preparation)"
 ARC_LIKE = [[3, 2], [4], [1, 5, 2], [2], [6, 1], [3]]
 
 
@@ -31,9 +32,8 @@ def same(a: list[Batch], b: list[Batch]) -> bool:
     return len(a) == len(b) and all(
         x.set_name == y.set_name
         and x.num_examples == y.num_examples
-        and np.array_equal(x.inputs, y.inputs)
-        and np.array_equal(x.labels, y.labels)
-        and np.array_equal(x.puzzle_identifiers, y.puzzle_identifiers)
+        and x.arrays.keys() == y.arrays.keys()
+        and all(np.array_equal(array, y.arrays[name]) for name, array in x.arrays.items())
         for x, y in zip(a, b, strict=True)
     )
 
@@ -148,9 +148,7 @@ def test_ranks_share_the_batches_of_one(num_ranks: int, tmp_path: Path) -> None:
         joined = [
             Batch(
                 parts[0].set_name,
-                np.concatenate([part.inputs for part in parts]),
-                np.concatenate([part.labels for part in parts]),
-                np.concatenate([part.puzzle_identifiers for part in parts]),
+                {name: np.concatenate([part.arrays[name] for part in parts]) for name in parts[0].arrays},
                 sum(part.num_examples for part in parts),
             )
             for parts in zip(*slices, strict=True)
@@ -383,17 +381,39 @@ def test_the_kind_may_be_known_unknown_or_absent(tmp_path: Path) -> None:
 @pytest.mark.parametrize("name", BROKEN)
 def test_broken_file_is_refused_by_name(name: str, tmp_path: Path) -> None:
     """Training would crash hours later, read wrong rows, or learn from garbage."""
-    path = tmp_path / "sudoku-extreme-1k-aug-1000"
-    folder = write_split(path / "train", [[1, 3], [4], [1, 5, 2], [2], [6, 2], [3]])
+    path = tmp_path / "of mine"
+    command = "python dataset/build_sudoku_dataset.py --subsample-size 1000 --num-aug 1000"
+    folder = write_split(path / "train", [[1, 3], [4], [1, 5, 2], [2], [6, 2], [3]], command=command)
     PuzzleDataset(path, "train", global_batch_size=4)
     damage, parts = BROKEN[name]
     damage(folder)
     with pytest.raises(UserError) as caught:
         PuzzleDataset(path, "train", global_batch_size=4)
-    command = f"dataset/build_sudoku_dataset.py --output-dir {path} --subsample-size 1000 --num-aug 1000"
-    for part in [str(folder), *parts, command]:
+    readable = name not in ("no metadata", "unreadable metadata")
+    remedy = f"; build it with {command} --output-dir '{path}'" if readable else GENERAL_REMEDY
+    for part in [str(folder), *parts, remedy]:
         assert part in str(caught.value)
     assert "\n" not in str(caught.value)
+
+
+@pytest.mark.parametrize(
+    "command",
+    [
+        "python dataset/build_sudoku_dataset.py; rm -rf /",
+        "python dataset/build_sudoku_dataset.py --source-repo `reboot`",
+        "python dataset/build_sudoku_dataset.py '\x1b[2J'",
+        "python dataset/build_sudoku_dataset.py 'half",
+        "python dataset/../mine.py",
+        "rm dataset/build_sudoku_dataset.py",
+        "",
+    ],
+)
+def test_a_command_that_is_not_a_builders_is_not_shown(command: str, tmp_path: Path) -> None:
+    """A data set from somebody else would have a user paste another command into a shell."""
+    write_split(tmp_path / "train", [[1]], command=command, total_groups=2)
+    with pytest.raises(UserError) as caught:
+        PuzzleDataset(tmp_path, "train", global_batch_size=1)
+    assert str(caught.value).endswith(GENERAL_REMEDY)
 
 
 def test_pickles_are_never_run(tmp_path: Path) -> None:
@@ -410,28 +430,18 @@ def test_pickles_are_never_run(tmp_path: Path) -> None:
     assert not (tmp_path / "ran").exists()
 
 
-@pytest.mark.parametrize(
-    ("name", "command"),
-    [
-        ("sudoku-extreme-full", "build_sudoku_dataset.py --output-dir {path}"),
-        ("sudoku-6x6", "build_mini_sudoku_dataset.py --box-rows 2 --box-cols 3 --output-dir {path}"),
-        ("sudoku-4x4", "build_mini_sudoku_dataset.py --box-rows 2 --box-cols 2 --output-dir {path}"),
-        ("maze-30x30-hard-1k", "build_maze_dataset.py --output-dir {path}"),
-        ("maze-12x12", "build_mini_maze_dataset.py --side 12 --output-dir {path}"),
-        ("arc-aug-1000", "build_arc_dataset.py --output-dir {path} --num-aug 1000"),
-        ("arc-2-aug-1000", "--dataset-dirs dataset/raw-data/ARC-AGI-2/data --output-dir {path} --num-aug 1000"),
-    ],
-)
-def test_missing_data_set_tells_the_command(name: str, command: str, tmp_path: Path) -> None:
+def test_a_missing_data_set_or_split_tells_how_to_build_it(tmp_path: Path) -> None:
     """Who starts training before building would not know what to do."""
-    path = tmp_path / name
+    path = tmp_path / "sudoku"
     with pytest.raises(UserError) as caught:
         PuzzleDataset(path, "train", global_batch_size=4)
-    assert "no such folder" in str(caught.value)
-    assert command.format(path=path) in str(caught.value)
-    write_split(path / "train", [[1]])
-    with pytest.raises(UserError, match="no split 'test'"):
+    assert str(caught.value) == f"no data set at {path}: there is no such folder{GENERAL_REMEDY}"
+    command = "python dataset/build_sudoku_dataset.py --source-repo 'my puzzles'"
+    write_split(path / "train", [[1]], command=command)
+    with pytest.raises(UserError) as caught:
         PuzzleDataset(path, "test", global_batch_size=4)
+    assert "no split 'test'" in str(caught.value)
+    assert str(caught.value).endswith(f"; build it with {command} --output-dir {path}")
 
 
 def test_a_training_set_below_one_batch_is_an_error(tmp_path: Path) -> None:

@@ -15,9 +15,6 @@ from PIL import Image
 from tests.helpers.tiny_data import ROOT, run_script, train_arguments
 
 PAGE = (ROOT / "puzzle_visualizer.html").as_uri()
-BROWSERS = ("chromium", "chromium-browser", "google-chrome", "google-chrome-stable")
-MAC_BROWSER = "/Applications/Google Chrome.app/Contents/MacOS/Google Chrome"
-FLAGS = ("--no-sandbox", "--disable-gpu", "--disable-background-networking")
 STEPS = 3  # outer steps of the models
 SAVED = "[inputs,labels,puzzle_identifiers,preds,q_halt_logits,q_continue_logits,step_preds]"
 

@@ -6,10 +6,10 @@ from collections.abc import Callable
 
 import evaluate
 import utils.arc.__main__ as arc
+from evaluate import EvaluateConfig
 from utils import export
 from utils.command_line import parse
 from utils.config import DEFAULT_PREDICTION_KEYS
-from utils.evaluation.options import EvaluateConfig
 
 
 def evaluate_config(*arguments: str) -> EvaluateConfig:

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import os
-import shutil
 from collections.abc import Iterator
 from concurrent.futures import ThreadPoolExecutor
 from functools import partial
@@ -13,26 +12,20 @@ from typing import Any
 import pytest
 
 from dataset import build_arc_dataset, build_maze_dataset, build_mini_sudoku_dataset, build_sudoku_dataset
-from tests.dataset.conftest import make_source, write_csv
-from tests.dataset.test_build_maze import random_rows
 from tests.helpers.arc_source import make_arc
-from tests.helpers.viewer import BROWSERS, FLAGS, MAC_BROWSER, Folders, Viewer, train_and_evaluate
+from tests.helpers.browser import MISSING, open_browser
+from tests.helpers.sources import make_source, maze_rows, write_csv
+from tests.helpers.viewer import Folders, Viewer, train_and_evaluate
 
 
 @pytest.fixture(scope="package")
 def browser() -> Iterator[Any]:
-    found = next(filter(None, map(shutil.which, (*BROWSERS, MAC_BROWSER))), None)
-    if found is None:
-        missing = f"no browser found ({', '.join(BROWSERS)}): puzzle_visualizer.html was not tested"
-        if os.environ.get("CI") or os.environ.get("HRM_REQUIRE_BROWSER"):
-            pytest.fail(missing)
-        pytest.skip(missing)
-    from playwright.sync_api import sync_playwright
-
-    with sync_playwright() as playwright:
-        browser = playwright.chromium.launch(executable_path=found, args=FLAGS)
+    with open_browser() as browser:
+        if browser is None:
+            if os.environ.get("CI") or os.environ.get("HRM_REQUIRE_BROWSER"):
+                pytest.fail(MISSING)
+            pytest.skip(MISSING)
         yield browser
-        browser.close()
 
 
 @pytest.fixture
@@ -51,7 +44,7 @@ def datasets(tmp_path_factory: pytest.TempPathFactory) -> dict[str, Path]:
     folder = tmp_path_factory.mktemp("datasets")
     (folder / "mazes").mkdir()
     for split, n in (("train", 6), ("test", 4)):
-        write_csv(folder / "mazes" / f"{split}.csv", random_rows(n, seed=n))
+        write_csv(folder / "mazes" / f"{split}.csv", maze_rows(n, seed=n))
     make_arc(folder / "tasks", training=1, evaluation=2)
     out = {kind: folder / kind for kind in ("sudoku", "mini-sudoku", "maze", "arc")}
     source = str(make_source(folder / "sudokus"))

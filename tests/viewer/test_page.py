@@ -16,7 +16,7 @@ import pytest
 
 from dataset import build_sudoku_dataset
 from dataset.build_sudoku_dataset import SudokuOptions
-from tests.dataset.conftest import make_source
+from tests.helpers.sources import make_source
 from tests.helpers.tiny_data import ROOT, make_tiny_data
 from tests.helpers.viewer import Folders, Viewer, digits
 

@@ -32,7 +32,8 @@ from omegaconf import OmegaConf
 from pydantic import BaseModel, ConfigDict
 
 from common import errors
-from dataset.puzzle_dataset import PuzzleDataset, prefetch
+from dataset.prefetch import prefetch
+from dataset.puzzle_dataset import PuzzleDataset
 from dataset.writer import DatasetWriter
 from models.common import cpu_streams, on_gpu
 from utils.bench.parts import PartTimer

@@ -115,12 +115,11 @@ class Evaluation:
 
 @dataclass
 class _Share:
-    """What one rank finds, in JSON's types: sums by set and name, samples with their place in the split, a signal."""
+    """What one rank finds, in JSON's types: sums by set and name, samples with their place in the split."""
 
     totals: dict[str, dict[str, float]] = field(default_factory=dict)
     samples: list[tuple[tuple[int, int, int], dict[str, list[int]]]] = field(default_factory=list)
     num_examples: int = 0
-    signal_number: int = 0
 
 
 def prefix(dataset: PuzzleDataset, set_name: str) -> str:
@@ -146,7 +145,8 @@ def evaluate(
         max_examples: only the first so many examples; None means all.
         writer: where predictions go, if anywhere.
         num_samples: how many examples to return as samples.
-        after_step: called after each outer step; what it raises ends the evaluation.
+        after_step: called after each outer step, with several ranks after each batch. What it raises on one of them
+            ends the evaluation on all.
         ranks: the processes that share the test split, as `dataset` was told. What is returned is the same on all of
             them; `writer` gets the examples of its own rank.
 
@@ -156,13 +156,8 @@ def evaluate(
     ranks = ranks or Ranks()
     started = time.monotonic()
     share = _Share()
-    try:
-        _evaluate_share(share, evaluator, dataset, max_examples, writer, num_samples, after_step, ranks)
-    except Interrupted as interrupted:  # the others, who may have finished, wait to hear of it
-        share.signal_number = interrupted.signal_number
+    _evaluate_share(share, evaluator, dataset, max_examples, writer, num_samples, after_step, ranks)
     shares = [_Share(**values) for values in ranks.gather(vars(share))]
-    if signal_number := max(part.signal_number for part in shares):
-        raise Interrupted(signal_number)
 
     checks = answer_checks(dataset.metadata)
     means: dict[str, float] = {}
@@ -194,7 +189,19 @@ def _evaluate_share(
 
     def stepped() -> None:
         ranks.moved()
-        after_step()
+        if ranks.size == 1:
+            after_step()
+
+    def heed_signals() -> None:
+        """Raise Interrupted on all ranks, which have equally many batches, if one of them has got a signal."""
+        number = 0
+        try:
+            after_step()
+        except Interrupted as interrupted:
+            number = interrupted.signal_number
+        if any(numbers := ranks.gather(number)):
+            raise Interrupted(max(numbers))
+        ranks.moved()
 
     checks = answer_checks(dataset.metadata)
     to_evaluate = dataset.num_examples if max_examples is None else min(max_examples, dataset.num_examples)
@@ -225,3 +232,5 @@ def _evaluate_share(
             exact = total.get("exact_accuracy", 0.0) / max(1.0, total["count"])
             bar.set_postfix(exact=f"{exact:.3f}", refresh=False)
             bar.update(min(ranks.size * batch.num_examples, to_evaluate - bar.n))  # the others are about as far
+            if ranks.size > 1:  # so that none gets far ahead, where waiting would be taken for a hang
+                heed_signals()

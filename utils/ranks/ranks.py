@@ -1,30 +1,45 @@
 """Several processes that train or evaluate as one: who this one is among them, and what they exchange.
 
-MLX connects them (`mlx.launch`, or whatever else `mx.distributed` knows) and sums and gathers arrays;
-`utils/rank_watch.py` notices when one of them is gone. With a single process everything here does nothing.
+MLX connects them (`mlx.launch`, or whatever else `mx.distributed` knows) and sums and gathers arrays. With a single
+process everything here does nothing.
+
+Promised: when a rank is lost, all ranks end within a bounded time, with status 1 and an error line from each one that
+noticed, and a checkpoint that is being written is finished.
+- A rank has ended, by kill -9 or an exception: MLX's ring finds the connection broken, and the others end at once.
+- A rank hangs or is stopped, or its machine is gone: each rank ends by its own watchdog when it has taken no step for
+  `rank_timeout` seconds, or for half an hour before the first step and after the last.
+
+Not promised: that the line names the rank that was lost. A rank with an error of its own tells it; one that is killed
+leaves no word. Nothing is watched before MLX has connected the ranks.
+
+The connections carry no authentication and no encryption: ranks belong on a network that is trusted. What arrives is
+read as numbers and JSON, and never run.
 """
 
 from __future__ import annotations
 
 import contextlib
+import json
 import os
-import pickle
 import sys
+import time
 import traceback
 from collections.abc import Callable, Iterator
-from typing import Any, TypeVar
+from typing import Any, NoReturn, TypeVar
 
 import mlx.core as mx
 import numpy as np
 from mlx.utils import tree_flatten, tree_map, tree_unflatten
+from pydantic import TypeAdapter
 
 from common.errors import Interrupted, UserError, explain
-from utils.ranks.watch import RankWatch, host_and_process, open_watch
+from utils.ranks.watchdog import Watchdog
 
 T = TypeVar("T")
 
 _PIECE = 64 << 20  # bytes that `share` sends at a time
 _BITS = {1: mx.uint8, 2: mx.uint16, 4: mx.uint32, 8: mx.uint64}  # by bytes of an element
+_FIRST_ENDS_SECONDS = 1.0  # for rank 0 to end before the others
 # How launchers tell a process that it is one of several; the value is its rank.
 _RANK_VARIABLES = ("MLX_RANK", "OMPI_COMM_WORLD_RANK", "PMI_RANK")
 
@@ -32,20 +47,18 @@ _RANK_VARIABLES = ("MLX_RANK", "OMPI_COMM_WORLD_RANK", "PMI_RANK")
 class Ranks:
     """This process among those that work on the same run; rank 0 of 1 unless told otherwise.
 
-    Everything but the properties has to be called by all ranks, in the same order.
+    Everything but the properties, `moved` and `rest` has to be called by all ranks, in the same order.
 
     Args:
         rank: number of this process.
         size: number of processes.
-        watch: what notices the loss of another one, if that can be had.
+        watchdog: ends this process when it takes no more steps; None with a single one.
     """
 
-    def __init__(self, rank: int = 0, size: int = 1, watch: RankWatch | None = None):
+    def __init__(self, rank: int = 0, size: int = 1, watchdog: Watchdog | None = None):
         self.rank = rank
         self.size = size
-        self.watch = watch
-
-    watchdog = None
+        self.watchdog = watchdog
 
     @property
     def first(self) -> bool:
@@ -54,30 +67,63 @@ class Ranks:
 
     # ------------------------------------------------------------------------------------------------ small things
 
-    def gather(self, value: T) -> list[T]:
-        """The values of all ranks, in their order. Anything that can be pickled; meant for small things."""
-        if self.size == 1:
-            return [value]
-        with self.waiting():
-            content = np.frombuffer(pickle.dumps(value), np.uint8)
-            lengths = np.array(mx.distributed.all_gather(mx.array([len(content)], mx.int32)))
-            padded: np.ndarray = np.zeros((1, int(lengths.max())), np.uint8)
-            padded[0, : len(content)] = content
-            rows = np.array(mx.distributed.all_gather(mx.array(padded)))
-        return [pickle.loads(row[:length].tobytes()) for row, length in zip(rows, lengths, strict=True)]
+    def gather(self, value: object) -> list[Any]:
+        """Return the values of all ranks, in their order.
 
-    def from_first(self, make: Callable[[], T], kind: object = object) -> T:
-        """What `make` returns on rank 0, the only one that calls it."""
-        return self.gather(make() if self.first else None)[0]  # type: ignore[return-value]  # rank 0's is a T
+        Args:
+            value: what JSON knows, NaN and infinities included. Tuples come back as lists.
+        """
+        return [json.loads(text) for text in self._exchange(json.dumps(value).encode())]
+
+    def from_first(self, make: Callable[[], T], kind: Any = object) -> T:
+        """Return what `make` returns on rank 0, the only one that calls it.
+
+        Args:
+            make: what it raises ends all ranks; rank 0 tells it.
+            kind: the type of what it returns, such as a pydantic model, a dataclass, `Path` or `X | None`, by which
+                pydantic turns it into JSON and back.
+        """
+        if self.size == 1:
+            return make()
+        adapter = TypeAdapter(kind)
+        if self.first:
+            try:
+                value = make()
+                text = json.dumps(adapter.dump_python(value, mode="json"))
+            except BaseException:
+                with contextlib.suppress(RuntimeError):
+                    self._exchange(b"")
+                raise
+            self._exchange(text.encode())
+            return value
+        received = self._exchange(b"")[0]
+        if not received:  # rank 0 says why
+            raise SystemExit(1)
+        return adapter.validate_json(received)
+
+    def _exchange(self, content: bytes) -> list[bytes]:
+        """The contents of all ranks, in their order."""
+        if self.size == 1:
+            return [content]
+        # Evaluated before numpy sees them: np.array waits for ever where MLX raises that a connection is broken.
+        sizes = mx.distributed.all_gather(mx.array([len(content)], mx.int32))
+        mx.eval(sizes)
+        lengths = np.array(sizes).tolist()
+        padded = content.ljust(max(1, *lengths))  # MLX gathers no empty arrays
+        rows = mx.distributed.all_gather(mx.array(np.frombuffer(padded, np.uint8))[None])
+        mx.eval(rows)
+        return [row[:length].tobytes() for row, length in zip(np.array(rows), lengths, strict=True)]
 
     def require_same(self, what: str, value: object) -> None:
         """Check that a value is the same on all ranks.
 
         Raises:
-            UserError: on every rank, naming those that differ from rank 0.
+            UserError: on rank 0, naming those that differ from it; the others end without a word.
         """
         values = self.gather(value)
         others = [str(rank) for rank, found in enumerate(values[1:], start=1) if found != values[0]]
+        if others and not self.first:
+            raise SystemExit(1)
         if others:
             raise UserError(
                 f"{what} of rank {', '.join(others)} differ from those of rank 0; all ranks need the same data set, "
@@ -119,8 +165,7 @@ class Ranks:
             mx.eval(rows)  # one array after the other: the others need no room for more than one
             return rows if self.first else array
 
-        with self.waiting():
-            return tree if self.size == 1 else tree_map(collect, tree)
+        return tree if self.size == 1 else tree_map(collect, tree)
 
     def share(self, array: mx.array) -> mx.array:
         """Rank 0's array, bit for bit, on every rank; each of them gives one of this shape and dtype."""
@@ -128,34 +173,29 @@ class Ranks:
             return array
         # As bytes: in floats -0 + 0 is 0, and NCCL knows neither bool nor integers of 16 bits.
         bits = array.reshape(-1).astype(mx.uint8) if array.dtype == mx.bool_ else array.reshape(-1).view(mx.uint8)
-        with self.waiting():
-            for start in range(0, bits.size, _PIECE):
-                piece = bits[start : start + _PIECE]
-                total = mx.distributed.all_sum(piece if self.first else mx.zeros_like(piece))
-                mx.eval(total)
-                if not self.first:
-                    bits[start : start + _PIECE] = total
-                    mx.eval(bits)
+        for start in range(0, bits.size, _PIECE):
+            piece = bits[start : start + _PIECE]
+            total = mx.distributed.all_sum(piece if self.first else mx.zeros_like(piece))
+            mx.eval(total)
+            if not self.first:
+                bits[start : start + _PIECE] = total
+                mx.eval(bits)
         if self.first:
             return array
         shared = bits.astype(mx.bool_) if array.dtype == mx.bool_ else bits.view(array.dtype)
         return shared.reshape(array.shape)
 
-    # ------------------------------------------------------------------------------------------------ the watch
+    # ------------------------------------------------------------------------------------------------ the watchdog
 
     def moved(self) -> None:
-        """Note that this rank has got a step further. From the first call on all ranks, standing still is a failure."""
-        if self.watch is not None:
-            self.watch.moved()
+        """Note that this rank has taken a step; the next one is due within `rank_timeout`."""
+        if self.watchdog is not None:
+            self.watchdog.moved()
 
-    @contextlib.contextmanager
-    def waiting(self) -> Iterator[None]:
-        """Within this, what keeps this rank from moving is another one, or the device."""
-        if self.watch is None:
-            yield
-            return
-        with self.watch.waiting():
-            yield
+    def rest(self) -> None:
+        """Note that no step comes for a while, as after the last: saving, closing and scoring may take longer."""
+        if self.watchdog is not None:
+            self.watchdog.rest()
 
 
 def checksum(arrays: Any) -> list[int]:
@@ -164,7 +204,7 @@ def checksum(arrays: Any) -> list[int]:
     for array in dict(tree_flatten(arrays)).values():
         bits = array.astype(mx.uint8) if array.dtype == mx.bool_ else array.view(_BITS[array.dtype.size])
         sums.append(bits.astype(mx.uint32).sum())
-    return np.array(mx.stack(sums)).tolist()
+    return mx.stack(sums).tolist()  # type: ignore[return-value]  # of integers
 
 
 def _connect_ranks() -> tuple[int, int]:
@@ -192,70 +232,66 @@ def _connect_ranks() -> tuple[int, int]:
 def connected() -> Iterator[Ranks]:
     """Connect the ranks, if there are several, for the duration of a block.
 
-    If the block fails on one of them, all end: rank 0 says why in one line, the others nothing. If it ends well, or by
-    a signal, the others wait for rank 0, which may have to save. On all but rank 0 nothing is printed to stdout.
+    If the block fails on one of them, all end, that one with its error. If it ends well, or by a signal, all wait for
+    one another, since rank 0 may have to save. On all but rank 0 nothing is printed to stdout.
 
     Raises:
-        UserError: if the ranks can't be connected.
+        UserError: if the ranks can't be connected, or on rank 0, if another one is lost.
     """
     rank, size = _connect_ranks()
     if size == 1:
         yield Ranks()
         return
-    ranks = Ranks(rank, size)
-    try:
-        ranks.watch = open_watch(rank, ranks.gather(host_and_process()), ranks.from_first, ranks.gather)
-    except RuntimeError as error:
-        raise UserError(f"the ranks can't be connected: {error}; did one of them end?") from error
+    watchdog = Watchdog(rank)
+    ranks = Ranks(rank, size, watchdog)
     with contextlib.ExitStack() as stack:
+        stack.callback(watchdog.close)
         if not ranks.first:
             stack.enter_context(contextlib.redirect_stdout(stack.enter_context(open(os.devnull, "w"))))
         try:
             yield ranks
         except BaseException as error:
             if ranks.first:
-                _end_first(ranks, error)
-            else:
-                _end_another(ranks, error)
-            raise
-        if ranks.watch is not None:
-            ranks.watch.end_in_order()
+                _fail_first(ranks, error)
+            _fail_another(ranks, error)
+        _leave(ranks)
 
 
-def _connection_lost(error: BaseException) -> bool:
-    """Whether MLX, in whose messages the name of the backend comes first, has found a connection broken."""
-    return isinstance(error, RuntimeError) and str(error).startswith(("[ring]", "[jaccl]", "[nccl]", "[mpi]"))
+def _leave(ranks: Ranks) -> None:
+    """Wait until all ranks have come to their end. If rank 0 fails on the way there, it says why."""
+    ranks.rest()
+    if not ranks.first:  # what MLX has to say of a broken connection would bury that
+        os.dup2(os.open(os.devnull, os.O_WRONLY), 2)
+    with contextlib.suppress(RuntimeError):
+        ranks._exchange(b"")
 
 
-def _end_first(ranks: Ranks, error: BaseException) -> None:
-    """Have the other ranks end because of an exception on rank 0, which is then told as in a run of one."""
-    watch = ranks.watch
-    if watch is not None:
-        if _connection_lost(error):
-            watch.await_verdict()
-        if isinstance(error, Interrupted) or (isinstance(error, SystemExit) and not error.code):  # as on all ranks
-            watch.end_in_order()
-        else:
-            watch.end_all()
-    if _connection_lost(error):
-        raise UserError(f"the connection between the ranks is lost: {error}") from error
+def _explained(error: BaseException) -> BaseException:
+    """A UserError for what MLX raises, with the backend's name first, when a connection is broken; else the error."""
+    if isinstance(error, RuntimeError) and str(error).startswith(("[ring]", "[jaccl]", "[nccl]", "[mpi]")):
+        return UserError(
+            f"the connection to the other ranks is lost ({error}); start all ranks again, for training with resume=auto"
+        )
+    return error
 
 
-def _end_another(ranks: Ranks, error: BaseException) -> None:
-    """End another rank than rank 0 because of an exception, of which rank 0 gets to know if it doesn't already."""
-    watch = ranks.watch
-    if watch is not None and _connection_lost(error):
-        watch.await_verdict()
-    if isinstance(error, (Interrupted, SystemExit)):  # all ranks have agreed on that
-        if watch is not None:
-            watch.end_in_order()
+def _fail_first(ranks: Ranks, error: BaseException) -> NoReturn:
+    """End rank 0 because of an exception, which is then told as in a run of one."""
+    if isinstance(error, Interrupted) or (isinstance(error, SystemExit) and not error.code):  # as on all ranks
+        _leave(ranks)
+    raise _explained(error)
+
+
+def _fail_another(ranks: Ranks, error: BaseException) -> NoReturn:
+    """End another rank than rank 0 because of an exception, and tell it unless rank 0 does."""
+    if isinstance(error, (Interrupted, SystemExit)):  # rank 0 ends by the same signal, or says why all end
+        _leave(ranks)
+        time.sleep(_FIRST_ENDS_SECONDS)  # launchers end all ranks as soon as one has failed
         raise SystemExit(error.exit_status if isinstance(error, Interrupted) else error.code) from error
+    error = _explained(error)
     text = "interrupted" if isinstance(error, KeyboardInterrupt) else explain(error)
     if text is None:
         traceback.print_exception(error)
         text = f"{type(error).__name__}: {error}"
-    if watch is None:
-        print(f"error: rank {ranks.rank}: {text}", file=sys.stderr)
-    else:
-        watch.report(text)
+    print(f"error: rank {ranks.rank}: {text}", file=sys.stderr)
     raise SystemExit(1) from error

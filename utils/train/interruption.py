@@ -1,5 +1,8 @@
-"""Ctrl-C and SIGTERM: asked once, a run ends in order at its next pause; asked twice, at once. Of several ranks it is
-enough to ask one, and all of them pause at the same step."""
+"""Ctrl-C and SIGTERM: asked once, a run ends in order at its next pause; asked twice, at once.
+
+Of several ranks it is enough to ask one. The others learn of it by the sum of all ranks' `flag` in a training step, and
+so end at the same step, or after a batch of an evaluation.
+"""
 
 from __future__ import annotations
 
@@ -7,7 +10,6 @@ import os
 import signal
 import socket
 import threading
-from collections.abc import Callable
 from types import TracebackType
 
 from common.errors import Interrupted
@@ -23,16 +25,14 @@ class Interruption:
     would call a signal handler only after the main thread has come back from it. Must be entered in the main thread.
 
     Args:
-        tell: called with each signal that comes, to let other ranks know.
-        speaks: say that a signal was noted.
+        speaks: say that a signal was noted; of several ranks, the first one's part.
     """
 
     SIGNALS = (signal.SIGINT, signal.SIGTERM)
 
-    def __init__(self, tell: Callable[[int], None] = lambda number: None, *, speaks: bool = True) -> None:
-        self._tell, self._speaks = tell, speaks
+    def __init__(self, *, speaks: bool = True) -> None:
+        self._speaks = speaks
         self._noted: int | None = None
-        self._came = False  # a signal, to this process itself
 
     def check(self) -> None:
         """Raise Interrupted if a signal has come."""
@@ -52,24 +52,16 @@ class Interruption:
         if flags:
             raise Interrupted(signal.SIGTERM if flags >= _MANY else signal.SIGINT)
 
-    def note(self, number: int) -> None:
-        """Take note of a signal, which may have come to another rank. May be called in any thread."""
-        if self._noted is not None:
-            return
-        self._noted = number
-        if self._speaks:
-            # Not through print, which the main thread may be in the middle of.
-            os.write(2, f"\n{signal.Signals(number).name}: {_ANNOUNCEMENT}\n".encode())
-
     def _listen(self) -> None:
         while number := self._receiver.recv(1):  # empty once the sender is closed
             if number[0] not in self.SIGNALS:
                 continue
-            if self._came:
+            if self._noted is not None:
                 os._exit(128 + number[0])
-            self._came = True
-            self.note(number[0])
-            self._tell(number[0])
+            self._noted = number[0]
+            if self._speaks:
+                # Not through print, which the main thread may be in the middle of.
+                os.write(2, f"\n{signal.Signals(number[0]).name}: {_ANNOUNCEMENT}\n".encode())
 
     def __enter__(self) -> Interruption:
         self._receiver, self._sender = socket.socketpair()

@@ -193,6 +193,7 @@ class Run:
             try:
                 yield
             except Interrupted:
+                self.ranks.rest()
                 self.save()
                 if self.checkpoints is not None:
                     self.checkpoints.wait()

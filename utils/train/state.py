@@ -50,7 +50,7 @@ def make_train_step(
     It changes the state of the first three arguments, with which it is to be compiled, and returns the new carry and
     the fields of a `StepResult`.
     """
-    model, batch_size = head.model, config.global_batch_size
+    model, table, batch_size = head.model, head.model.puzzle_emb, config.global_batch_size
     halt_max_steps, exploration = model.config.halt_max_steps, model.config.halt_exploration_prob
 
     def step(carry: Carry, batch: dict, lr: mx.array, puzzle_emb_lr: mx.array, signal: mx.array) -> Any:
@@ -65,28 +65,28 @@ def make_train_step(
             return loss / batch_size, (loss, *rest)
 
         leaves = {"weights": head.trainable_parameters()}
-        if model.puzzle_emb is not None:
+        if table is not None:
             leaves["puzzle_rows"] = model.puzzle_rows(carry)
         (_, (loss, carry, metrics, outputs)), gradients = mx.value_and_grad(loss_fn)(leaves)
 
         weight_gradients, metrics, signals = ranks.sum((gradients["weights"], metrics | {"loss": loss}, signal))
-        row_gradients = [ranks.all_rows(gradients[name]) for name in gradients if name == "puzzle_rows"]
+        row_gradients = ranks.all_rows(gradients["puzzle_rows"]) if table is not None else mx.array(0.0)
         # Judged after the sums, so that all ranks come to the same verdict. The squares, because AdamATan2's second
         # moment is made of them: once that is infinite, its parameter stays where it is for ever.
         finite = all_finite([metrics["loss"], tree_map(mx.square, [weight_gradients, row_gradients])])
 
         optimizer.learning_rate = lr
         update_if(finite, optimizer, head, weight_gradients)
-        for gradient in row_gradients:
+        if table is not None:
             sign_sgd_rows(
-                model.puzzle_emb.weights,
+                table.weights,
                 ranks.all_rows(carry["current_data"]["puzzle_identifiers"]),
-                mx.where(finite, gradient, 0.0),
+                mx.where(finite, row_gradients, 0.0),
                 mx.where(finite, puzzle_emb_lr, 0.0),  # with both zero the rows stay as they are, bit for bit
                 config.puzzle_emb_weight_decay,
             )
         carry = tree_map(lambda new, old: mx.where(finite, new, old), carry, earlier)
-        outputs = outputs | {"gradients": (weight_gradients, *row_gradients)}
+        outputs = outputs | {"gradients": (weight_gradients, row_gradients)}
         return carry, metrics, outputs, finite, signals
 
     return step

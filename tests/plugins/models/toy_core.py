@@ -27,8 +27,7 @@ class ToyCore(Core):
     """Adds the puzzle to its memory and applies the block, `cycles` times in an outer step."""
 
     def __init__(self, config: ToyConfig, key: mx.array):
-        super().__init__()
-        self._config = config
+        super().__init__(config, key)
         self._dtype = FORWARD_DTYPES[config.forward_dtype]
         keys, d = random_keys(key), config.hidden_size
         self.embed_tokens = Embedding(config.vocab_size, d, next(keys), dtype=self._dtype)

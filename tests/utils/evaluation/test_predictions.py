@@ -27,7 +27,8 @@ def batch(first: int, num_examples: int) -> tuple[Batch, dict[str, mx.array]]:
         "q_continue_logits": -mx.array(number).astype(mx.float32),
         "halts": mx.array(number % 3 == 0),
     }
-    return Batch("all", tokens, np.where(tokens % 2, tokens, -100), number, num_examples), outputs
+    arrays = {"inputs": tokens, "labels": np.where(tokens % 2, tokens, -100), "puzzle_identifiers": number}
+    return Batch("all", arrays, num_examples), outputs
 
 
 def write(folder: Path, keys: list[str] = KEYS, vocab_size: int = VOCAB_SIZE) -> None:

@@ -48,7 +48,9 @@ def batches_of(*sizes: int) -> list[Batch]:
     for seed, size in enumerate(sizes):
         inputs, labels = (array.astype(np.int32) for array in puzzles(BATCH, seed=seed))
         inputs[size:], labels[size:] = 0, -100
-        found.append(Batch("all", inputs, labels, np.arange(BATCH, dtype=np.int32) % 5, size))
+        identifiers = np.arange(BATCH, dtype=np.int32) % 5
+        arrays = {"inputs": inputs, "labels": labels, "puzzle_identifiers": identifiers}
+        found.append(Batch("all", arrays, size))
     return found
 
 
@@ -100,7 +102,7 @@ def test_reference_weights_halt_with_the_reference_s_results(folder: Path) -> No
     batch = golden_values.batch_of(golden, "eval")
     arrays = {name: np.array(array) for name, array in batch.items()}
     rows = len(arrays["inputs"])
-    given = Batch("all", arrays["inputs"], arrays["labels"], arrays["puzzle_identifiers"], rows)
+    given = Batch("all", arrays, rows)
     expected = at_halting_steps(state.head, batch)
     writer = PredictionWriter(Path("unused"), OUTPUTS, 256)
     ((_, metrics, outputs),) = Evaluator(state.head, "q").results(iter([given]), writer, lambda: None)

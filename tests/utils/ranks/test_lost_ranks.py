@@ -1,4 +1,4 @@
-"""Ranks that are killed, stopped, stuck or interrupted: the others end soon, say which it was, and the run goes on."""
+"""Ranks that are killed, stopped, stuck or interrupted: the others end, each with one line, and the run goes on."""
 
 from __future__ import annotations
 
@@ -15,7 +15,6 @@ from utils.checkpoints.record import step_folders, verify
 
 # rank_timeout: far more than a step takes, and than a busy machine keeps a thread from running
 TIMEOUT = 5
-SOON = 15.0  # seconds beyond that for all to end; on an idle machine it is one
 
 
 @pytest.fixture(scope="module")
@@ -29,29 +28,29 @@ def endless(data: Path, run: Path, *more: str) -> list[str]:
     return train_arguments(data, run, *length, f"rank_timeout={TIMEOUT}", "resume=auto", *more)
 
 
-def assert_others_end(ranks: RankProcesses, lost: int, begin: float, within: float) -> str:
-    """All but one rank have ended in time, and one line says why; returns it."""
+def errors_of_others(ranks: RankProcesses, lost: int) -> dict[int, str]:
+    """Wait for all but one rank to end; returns what each of them says of it, one line."""
     others = [rank for rank in range(len(ranks.processes)) if rank != lost]
     assert ranks.wait(*others) == [1] * len(others)
-    assert time.monotonic() - begin < within
-    ((rank, line),) = ranks.errors()
-    assert rank == min(others)
-    return line
+    errors = dict(ranks.errors())
+    assert len(ranks.errors()) == len(errors) == len(others)
+    for rank, line in errors.items():
+        assert line.startswith(f"error: rank {rank}: " if rank else "error: ")
+        assert line.endswith("; start all ranks again, for training with resume=auto")
+    return errors
 
 
 @pytest.mark.parametrize("lost", [0, 1])
 def test_after_kill_9_of_a_rank_the_others_end_at_once_and_the_run_goes_on(
     data: Path, tmp_path: Path, lost: int
 ) -> None:
-    """MLX's own ring would leave one of three ranks waiting for ever, and show a traceback on another."""
+    """Long before rank_timeout, and without the tracebacks of MLX."""
     run = tmp_path / "run"
-    with ranks_of("pretrain.py", endless(data, run, "global_batch_size=12"), tmp_path, 3) as ranks:
+    with ranks_of("pretrain.py", endless(data, run, "global_batch_size=12", "rank_timeout=3000"), tmp_path, 3) as ranks:
         ranks.wait_for_step(run, 20)
-        begin = time.monotonic()
         ranks.processes[lost].send_signal(signal.SIGKILL)
-        line = assert_others_end(ranks, lost, begin, SOON)
-        assert f"rank {lost} (process {ranks.processes[lost].pid} on" in line
-        assert "has died" in line
+        for line in errors_of_others(ranks, lost).values():
+            assert "the connection to the other ranks is lost" in line
 
     newest = step_folders(run)[0]
     verify(newest)
@@ -66,14 +65,14 @@ def test_a_stopped_rank_is_given_up_after_rank_timeout(data: Path, tmp_path: Pat
     """A machine that has gone to sleep, or lost its network, looks the same. Woken up, the rank doesn't go on alone."""
     with ranks_of("pretrain.py", endless(data, tmp_path / "run"), tmp_path, 2) as ranks:
         ranks.wait_for_step(tmp_path / "run", 20)
-        begin = time.monotonic()
         ranks.processes[lost].send_signal(signal.SIGSTOP)
-        line = assert_others_end(ranks, lost, begin, TIMEOUT + SOON)
+        begin = time.monotonic()
+        ((_, line),) = errors_of_others(ranks, lost).items()
         assert time.monotonic() - begin > TIMEOUT / 2
-        assert f"rank {lost} (process {ranks.processes[lost].pid} on" in line
-        assert f"gave no sign of life for {TIMEOUT} seconds (rank_timeout)" in line
+        assert f"no step within {TIMEOUT} seconds (rank_timeout)" in line
         ranks.processes[lost].send_signal(signal.SIGCONT)
         assert ranks.wait(lost) == [1]
+        assert len(ranks.errors()) == 2, "it says so too"
 
 
 def test_a_run_that_is_stopped_as_a_whole_goes_on_afterwards(data: Path, tmp_path: Path) -> None:
@@ -108,19 +107,51 @@ pretrain.main()
 """
 
 
-def test_a_rank_that_lives_but_gets_no_further_is_named(data: Path, tmp_path: Path) -> None:
+def test_a_rank_that_lives_but_takes_no_step_ends_all(data: Path, tmp_path: Path) -> None:
     """Such as one whose data lies on a network drive that hangs. All ranks stand still then."""
     (tmp_path / "stuck.py").write_text(STUCK)
     with ranks_of(tmp_path / "stuck.py", endless(data, tmp_path / "run"), tmp_path, 2) as ranks:
         ranks.wait_for_path(tmp_path / "run" / "step_10")
-        begin = time.monotonic()
         assert ranks.wait() == [1, 1]
-        assert time.monotonic() - begin < TIMEOUT + SOON
-        ((rank, line),) = ranks.errors()
-    assert rank == 0
-    assert f"error: rank 1 (process {ranks.processes[1].pid} on" in line  # and not rank 0, which waits for it
-    assert "rank 0" not in line
-    assert f"got no further for {TIMEOUT} seconds" in line
+        errors = dict(ranks.errors())
+    assert f"no step within {TIMEOUT} seconds (rank_timeout)" in errors[1]
+    assert set(errors) == {0, 1}
+
+
+SLOW_DISK = """
+import time
+import utils.linux_cpu
+import pretrain
+import utils.checkpoints.writer as writer
+
+write_checkpoint = writer.write_checkpoint
+
+def slowly(snapshot, path):
+    if snapshot.record.step >= 20:
+        (path / "writing").touch()
+        time.sleep(8)
+    return write_checkpoint(snapshot, path)
+
+writer.write_checkpoint = slowly
+pretrain.main()
+"""
+
+
+@pytest.mark.parametrize("number", [signal.SIGKILL, signal.SIGSTOP])
+def test_a_checkpoint_under_way_is_finished_when_a_rank_is_lost(
+    data: Path, tmp_path: Path, number: signal.Signals
+) -> None:
+    """Whether rank 0 ends by the broken connection, or by its watchdog before the disk is done."""
+    run = tmp_path / "run"
+    (tmp_path / "slow.py").write_text(SLOW_DISK)
+    with ranks_of(tmp_path / "slow.py", endless(data, run, "rank_timeout=2"), tmp_path, 2) as ranks:
+        ranks.wait_for_path(run / "writing")
+        ranks.processes[1].send_signal(number)
+        assert not (run / "step_20").exists()
+        assert ranks.wait(0) == [1]
+        assert [rank for rank, _ in ranks.errors()] == [0]
+        assert f"saved {run / 'step_20'}" in ranks.output(0)
+    verify(run / "step_20")
 
 
 @pytest.mark.parametrize(("asked", "number"), [((1,), signal.SIGTERM), ((0, 1), signal.SIGINT)])
@@ -138,7 +169,7 @@ def test_a_signal_to_any_rank_ends_all_at_the_same_step_in_order(
         assert ranks.wait() == [128 + number] * 2
         assert ranks.errors() == []
         assert f"ended by {number.name}" in ranks.output(0)
-        assert ranks.output(0).count("finishing this step") == 1
+        assert ranks.output(0).count("finishing this step") == (0 in asked)
         assert "SIG" not in ranks.output(1)
     (step,) = step_folders(run)
     assert f"saved {step}" in ranks.output(0)
@@ -148,7 +179,7 @@ def test_a_signal_to_any_rank_ends_all_at_the_same_step_in_order(
 
 
 def test_a_signal_during_evaluation_ends_it_on_all_ranks(data: Path, tmp_path: Path) -> None:
-    """One rank may have finished its share, and wait for the other's."""
+    """They hear of it after a batch."""
     run = tmp_path / "run"
     arguments = endless(data, run, "epochs=1", "eval_interval=1", "arch.halt_max_steps=3000")
     with ranks_of("pretrain.py", arguments, tmp_path, 2) as ranks:

@@ -1,4 +1,4 @@
-"""What ranks exchange, among three real processes; and what they say of a mistake that one of them alone has."""
+"""What ranks exchange, among three real processes; and what they say of one of them that fails."""
 
 from __future__ import annotations
 
@@ -13,11 +13,13 @@ from utils.ranks.ranks import Ranks, checksum
 
 SCRIPT = """
 import utils.linux_cpu
+import math
 import os
-import sys
+from dataclasses import dataclass
+from pathlib import Path
 import mlx.core as mx
-import numpy as np
 from common import errors
+from pydantic import BaseModel
 from utils.ranks.ranks import Ranks, checksum, connected
 
 def work(ranks: Ranks) -> None:
@@ -42,8 +44,25 @@ def script(folder: Path, body: str) -> Path:
 
 EXCHANGE = """
 # Values of any kind and length, in the order of ranks; rank 0's alone
-assert ranks.gather(("x" * 1000 * r, r)) == [("", 0), ("x" * 1000, 1), ("x" * 2000, 2)]
+assert ranks.gather(("x" * 1000 * r, r)) == [["", 0], ["x" * 1000, 1], ["x" * 2000, 2]]
+assert ranks.gather({"at": [-math.inf, None]}) == [{"at": [-math.inf, None]}] * 3
+assert all(math.isnan(value) for value in ranks.gather(math.nan))
 assert ranks.from_first(lambda: os.environ["MLX_RANK"]) == "0"
+
+# Rank 0's objects, by their type
+@dataclass(frozen=True)
+class Found:
+    folder: Path
+    others: tuple[tuple[Path, float], ...] = ()
+
+class Options(BaseModel):
+    rate: float
+    extra: Found | None
+
+found = Found(Path("a"), ((Path("b"), math.inf),))
+assert ranks.from_first(lambda: found, Found) == found
+assert ranks.from_first(lambda: Options(rate=-math.inf, extra=found), Options) == Options(rate=-math.inf, extra=found)
+assert ranks.from_first(lambda: None, Found | None) is None
 
 # Sums of a tree with two dtypes, also compiled; the tree keeps its form
 tree = {"a": [mx.full((2, 3), r), mx.array(1.5 * r)], "b": (mx.array([r, 10], mx.int32),)}
@@ -125,17 +144,50 @@ ranks.require_same("the weights at step 7", checksum(weights))
     )
 
 
-def test_a_bug_on_one_rank_shows_its_traceback_and_ends_all(tmp_path: Path) -> None:
-    """Rank 0 says which one it was; the others would wait for its summand."""
-    body = "mx.eval(mx.distributed.all_sum(mx.zeros(1))) if r != 1 else {}['missing']"
+def test_what_rank_0_alone_finds_it_alone_tells(tmp_path: Path) -> None:
+    """The others wait for what it was to give them, and would show broken connections instead."""
+    body = """
+def make():
+    raise errors.UserError("lr is missing; set it")
+ranks.from_first(make)
+"""
     with ranks_of(script(tmp_path, body), [], tmp_path, 3) as ranks:
         assert ranks.wait() == [1, 1, 1]
-        assert "Traceback" in ranks.output(1)
-        lines = [line for rank in range(3) for line in ranks.output(rank).splitlines() if line.startswith("error: ")]
-        assert ranks.output(2) == ""
-    assert len(lines) == 1
-    assert lines[0].startswith("error: rank 1 (process ")
-    assert lines[0].endswith("KeyError: 'missing'")
+        assert [ranks.output(rank) for rank in range(3)] == ["error: lr is missing; set it\n", "", ""]
+
+
+@pytest.mark.parametrize("failing", [0, 1])
+def test_a_bug_on_one_rank_shows_its_traceback_and_ends_all(tmp_path: Path, failing: int) -> None:
+    """The others would wait for its summand; they tell only what they know."""
+    body = f"mx.eval(mx.distributed.all_sum(mx.zeros(1))) if r != {failing} else {{}}['missing']"
+    with ranks_of(script(tmp_path, body), [], tmp_path, 3) as ranks:
+        assert ranks.wait() == [1, 1, 1]
+        assert "Traceback" in ranks.output(failing)
+        assert ranks.output(failing).endswith("KeyError: 'missing'\n")
+        assert failing == 0 or "\nerror: rank 1: KeyError: 'missing'\n" in ranks.output(1)
+        for rank in {0, 1, 2} - {failing}:
+            assert "Traceback" not in ranks.output(rank)
+            (line,) = [line for line in ranks.output(rank).splitlines() if line.startswith("error: ")]
+            assert line.startswith(f"error: rank {rank}: " if rank else "error: ")
+            assert "the connection to the other ranks is lost" in line
+            assert "resume=auto" in line
+
+
+@pytest.mark.parametrize(("ending", "status"), [("pass", 0), ("raise errors.Interrupted(15)", 143)])
+def test_the_others_end_after_rank_0(tmp_path: Path, ending: str, status: int) -> None:
+    """Rank 0 may still be writing the last checkpoint when the others are done, and mlx.launch would end it."""
+    body = f"""
+import time
+if ranks.first:
+    time.sleep(2)
+    print("saved", flush=True)
+{ending}
+"""
+    with ranks_of(script(tmp_path, body), [], tmp_path, 3) as ranks:
+        assert ranks.wait(1) == [status]
+        assert ranks.printed(0) == "saved\n"
+        assert ranks.wait() == [status] * 3
+        assert [ranks.output(rank) for rank in (1, 2)] == ["", ""]
 
 
 def test_one_rank_needs_no_others() -> None:
@@ -149,9 +201,9 @@ def test_one_rank_needs_no_others() -> None:
     assert ranks.gather(5) == [5]
     assert ranks.from_first(lambda: 6) == 6
     ranks.require_same("the number", np.nan)  # that differs from itself
+    assert ranks.gather((1, np.inf)) == [[1, np.inf]], "as it would be with several"
     ranks.moved()
-    with ranks.waiting():
-        pass
+    ranks.rest()
 
 
 @pytest.mark.parametrize("dtype", [mx.float32, mx.bfloat16, mx.uint64, mx.bool_], ids=str)
