@@ -32,6 +32,7 @@ from utils.checkpoints.stored_tensors import host_tensor
 from utils.checkpoints.weights import load_weights
 from utils.config import ArchConfig
 from utils.model import build_model, build_optimizer
+from utils.ranks.ranks import checksum
 from utils.train.state import TrainState
 
 PLUGINS = Path(__file__).resolve().parent / "plugins"
@@ -245,6 +246,13 @@ def test_two_ranks_train_a_new_architecture_as_one_does(trained: House, tmp_path
     assert ours.keys() == theirs.keys()
     for name, array in ours.items():
         np.testing.assert_allclose(np.array(array), np.array(theirs[name]), atol=TOLERANCE, err_msg=name)
+
+
+def test_ranks_compare_the_arrays_of_a_module_and_not_its_constants() -> None:
+    """MLX keeps tuples, lists and dicts of a module beside its weights."""
+    weight = mx.arange(4.0)
+    assert checksum({"weight": weight, "_sizes": (3, 0.5)}) == checksum({"weight": weight})
+    assert checksum({"weight": weight, "_sizes": (3, 0.5)}) != checksum({"weight": weight + 1})
 
 
 @pytest.mark.slow

@@ -21,4 +21,4 @@ class NeighbourMixer(nn.Module):
 
     def __call__(self, x: mx.array) -> mx.array:
         """Map `[b, t, d]` to `[b, t, d]`."""
-        return self.proj(mx.concatenate([x, mx.roll(x, self._distance, axis=1)], axis=-1))
+        return self.proj(mx.concatenate([x, mx.roll(x, self._distance, 1)], axis=-1))
