@@ -136,7 +136,8 @@ class ACTLossHead(nn.Module):
         """Compute what each row adds to the metrics, float32 `[b]`.
 
         Names that end in `loss` are means over the examples of a batch. All others are means over the rows that have
-        halted, of which `count` is the number; they are 0 where a row has no label.
+        halted, of which `count`, always among them, is the number; they are 0 where a row has no label. The best
+        checkpoint is chosen by `exact_accuracy`, then `lm_loss`.
         """
         labels = carry["current_data"]["labels"]  # (b s)
         labelled = labels != IGNORE_LABEL_ID
