@@ -1,4 +1,4 @@
-"""Names on the Hugging Face hub, and why a file can't be had from it, for data sets and checkpoints alike.
+"""Recognise names on the Hugging Face hub, and explain its errors, for data sets and checkpoints alike.
 
 huggingface_hub has changed its HTTP library and some of its error classes between 0.30 and 2.x. What stayed is the
 chain of causes down to the answer's status or the system's error, and that is what is read here.
@@ -32,7 +32,14 @@ class HubFailure:
 
 
 def explain_hub_error(error: Exception) -> HubFailure:
-    """Explain an exception that a function of huggingface_hub raised."""
+    """Explain an exception of huggingface_hub.
+
+    Args:
+        error: what any of its functions raised.
+
+    Returns:
+        The reason and the remedy, each fit for one line.
+    """
     from huggingface_hub import constants, errors  # slow to import
 
     hub = constants.ENDPOINT
@@ -102,7 +109,7 @@ def _explain_answer(status: int, headers: Mapping[str, str], hub: str) -> HubFai
 
 
 def _causes(error: BaseException) -> Iterator[BaseException]:
-    """An exception and what led to it, the newest first, and hidden ones too: the HTTP libraries hide the system's."""
+    """Follow an exception to what led to it, through hidden ones too: the HTTP libraries hide the system's."""
     seen: list[BaseException] = []
     current: BaseException | None = error
     while current is not None and current not in seen:
@@ -116,6 +123,6 @@ def _first_sentence(error: BaseException) -> str:
 
 
 def _short(text: str) -> str:
-    """Text from elsewhere, fit for a line on a terminal."""
+    """Make text from elsewhere fit for a line on a terminal."""
     text = "".join(character if character.isprintable() else "?" for character in text)
     return text if len(text) <= 160 else text[:159] + "…"

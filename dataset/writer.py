@@ -17,7 +17,7 @@ from typing import Any, Literal
 import numpy as np
 
 from common.errors import UserError
-from common.files import PARTIAL, expand_user, move_into_place, remove
+from common.files import PARTIAL, REPLACED, expand_user, move_into_place, remove
 from dataset.metadata import (
     BLANK_IDENTIFIER,
     INDEX_DTYPE,
@@ -245,6 +245,7 @@ class DatasetWriter:
             (self._partial / split / "dataset.json").write_text(text, encoding="utf-8")
         _refuse_foreign_folder(self.output_dir)  # again: it may have been filled while the build ran
         move_into_place(self._partial, self.output_dir)
+        remove(self.output_dir.with_name(f".{self.output_dir.name}{REPLACED}"))  # of a build killed while it renamed
 
 
 def _field_format(name: str, array: np.ndarray) -> ExampleField:

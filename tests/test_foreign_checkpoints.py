@@ -20,6 +20,7 @@ import yaml
 import evaluate
 from tests.helpers.hub import serve_hub
 from tests.helpers.tiny_data import ROOT, make_tiny_data, run_script
+from tests.helpers.torch_files import torch_file
 from utils import export
 from utils.arc import __main__ as arc
 from utils.checkpoints.safetensors_file import read_safetensors
@@ -237,6 +238,24 @@ def test_an_export_can_be_for_a_compiled_model_and_replaces_only_on_request(
     assert export_here(call_script, *arguments, "overwrite=true")[0] == 0
     assert export_here(call_script, f"checkpoint={source}", f"out={tmp_path / 'x.pt'}")[0] == 1
     assert export_here(call_script, f"checkpoint={source}")[0] == 1
+
+
+def test_an_export_that_cannot_be_is_refused_in_one_line(
+    tmp_path: Path, call_script: Callable[..., tuple[int, str, str]]
+) -> None:
+    """A folder would be lost to a file of its name; the format has no place for a tensor named like its header."""
+    (tmp_path / "folder.safetensors").mkdir()
+    arguments = [f"checkpoint={GOLDEN / 'rope_stablemax' / 'step_0'}", f"out={tmp_path / 'folder.safetensors'}"]
+    status, _, err = export_here(call_script, *arguments, "overwrite=true")
+    assert (status, err.count("\n")) == (1, 1)
+    assert "is a folder; name the file to write" in err
+    assert (tmp_path / "folder.safetensors").is_dir()
+
+    (tmp_path / "step_1").write_bytes(torch_file({"__metadata__": ("float32", np.ones(3, np.float32))}))
+    status, _, err = export_here(call_script, f"checkpoint={tmp_path / 'step_1'}", f"out={tmp_path}/x.safetensors")
+    assert (status, err.count("\n")) == (1, 1)
+    assert "step_1 can't be exported: a tensor can't be named __metadata__" in err
+    assert {path.name for path in tmp_path.iterdir()} == {"folder.safetensors", "step_1"}
 
 
 def test_an_export_never_stands_beside_another_models_configuration(

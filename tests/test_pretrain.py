@@ -308,7 +308,7 @@ def test_several_test_sets_are_reported_apart(data: Path, tmp_path: Path, run_he
         (["arch.hidden_size=30"], "hidden_size / num_heads = 15 is odd"),
         (["arch.name=os@system"], "arch"),
         (["arch.loss.loss_type=hinge"], "arch.loss.loss_type = 'hinge'"),
-        (["data_path=data/sudoku-extreme-1k-aug-1000"], "--subsample-size 1000 --num-aug 1000"),
+        (["data_path=data/x"], "no data set at data/x: there is no such folder; build it with a script in dataset/"),
         (["global_batch_size=65"], "don't fill one batch of 65"),
         (["eval_save_outputs=[prediction]"], "'prediction'"),
         (["stop_when.metric=train/lm_loss"], "stop_when.at_least"),

@@ -17,7 +17,7 @@ from pydantic import BaseModel, ConfigDict, Field
 
 from common import errors
 from common.errors import UserError
-from common.files import expand_user
+from common.files import expand_user, replacing
 from utils.checkpoints.safetensors_file import write_safetensors
 from utils.checkpoints.stored_tensors import host_tensor
 from utils.checkpoints.weights import find_weights
@@ -43,13 +43,22 @@ class ExportConfig(BaseModel):
 def export(config: ExportConfig) -> Path:
     """Write the weights, bit for bit as they are stored, and beside them the configuration that evaluate.py needs.
 
+    Args:
+        config: the command line.
+
+    Returns:
+        The file of weights that was written.
+
     Raises:
-        UserError: if there are no such weights, or a file is in the way: `out`, or another model's configuration.
+        UserError: if there are no such weights, the format has no place for one of them, or a file is in the way:
+            `out`, or another model's configuration.
         OSError: if a file can't be written, as the system reports it.
     """
     out = expand_user(config.out)
     if out.suffix != ".safetensors":
         raise UserError(f"out = {config.out!r} must end in .safetensors, the only format written")
+    if out.is_dir():
+        raise UserError(f"{out} is a folder; name the file to write")
     if out.exists() and not config.overwrite:
         raise UserError(f"{out} exists; choose another name, or give overwrite=true")
     source = find_weights(config.checkpoint)
@@ -62,16 +71,14 @@ def export(config: ExportConfig) -> Path:
         )
     tensors = {config.prefix + name: host_tensor(tensor.read()) for name, tensor in source.tensors().items()}
     out.parent.mkdir(parents=True, exist_ok=True)
-    partial, partial_config = (path.with_name(f".{path.name}.partial") for path in (out, beside))
-    try:
-        write_safetensors(partial, tensors, {"format": "pt", "step": str(source.step)})
+    with replacing(out) as partial:
+        try:
+            write_safetensors(partial, tensors, {"format": "pt", "step": str(source.step)})
+        except ValueError as error:
+            raise UserError(f"{source.name} can't be exported: {error}") from error
         if copies:
-            shutil.copyfile(saved, partial_config)
-            partial_config.replace(beside)
-        partial.replace(out)
-    finally:
-        partial.unlink(missing_ok=True)
-        partial_config.unlink(missing_ok=True)
+            with replacing(beside) as partial_config:
+                shutil.copyfile(saved, partial_config)
     return out
 
 

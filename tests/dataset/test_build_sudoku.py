@@ -382,6 +382,13 @@ def test_kill_in_the_middle_leaves_the_old_data_set_and_no_litter(source: Path, 
     assert PuzzleDataset(out, "train", global_batch_size=1).num_examples == 24
 
 
+def test_a_build_removes_what_one_killed_at_its_end_has_left(source: Path, tmp_path: Path) -> None:
+    """An old data set, renamed to make room for the new one, would stay hidden on the disk for ever."""
+    build(source, tmp_path / "out").rename(tmp_path / ".out.replaced")
+    build(source, tmp_path / "out")
+    assert sorted(path.name for path in tmp_path.iterdir()) == ["out", "source"]
+
+
 def test_a_build_beside_a_running_one_leaves_it_alone(source: Path, tmp_path: Path) -> None:
     """Two builds at once would delete each other's files."""
     running = tmp_path / f".out.partial-{os.getppid()}"

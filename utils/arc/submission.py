@@ -1,4 +1,4 @@
-"""What an ARC score is written to: the two attempts that the ARC Prize asks for, and a table of all tasks."""
+"""Write an ARC score to files: the two attempts that the ARC Prize asks for, and a table of all tasks."""
 
 from __future__ import annotations
 
@@ -8,6 +8,7 @@ import json
 from pathlib import Path
 
 from common.errors import UserError
+from common.files import replacing
 from utils.arc.scoring import PASS_K, ArcScore, Candidate, InputScore, TaskScore
 
 NO_ANSWER = [[0]]  # what is handed in where there are no predictions: a smallest grid
@@ -17,9 +18,15 @@ Grid = list[list[int]]
 
 
 def attempts(result: InputScore) -> tuple[Grid, Grid]:
-    """The two best candidates for a test input.
+    """Choose the two best candidates for a test input.
 
     A submission can't hold empty grids, so the next candidate stands in for one; a single candidate is given twice.
+
+    Args:
+        result: the test input's candidates.
+
+    Returns:
+        Two grids, each a list of rows of colours 0 to 9.
     """
     grids = [candidate.grid.tolist() for candidate in result.candidates if candidate.grid.size][:2] or [NO_ANSWER]
     return grids[0], grids[-1]
@@ -27,6 +34,10 @@ def attempts(result: InputScore) -> tuple[Grid, Grid]:
 
 def write_submission(score: ArcScore, path: Path) -> None:
     """Write `submission.json` as the ARC Prize reads it: task id -> for each test input its two attempts, in order.
+
+    Args:
+        score: of all tasks.
+        path: the file to write.
 
     Raises:
         UserError: if `path` is a folder.
@@ -45,6 +56,10 @@ def write_table(score: ArcScore, path: Path) -> None:
     test input, joined by `;`: `answer_rank`, the answer's place among the candidates, and `answer_votes` (empty where
     nothing voted for it); `candidates`, how many there are; and for the first three `votes_<i>`, `share_<i>` (of the
     test input's votes) and `q_halt_<i>` (mean halting probability).
+
+    Args:
+        score: of all tasks.
+        path: the file to write.
 
     Raises:
         UserError: if `path` is a folder.
@@ -83,6 +98,5 @@ def _write(path: Path, text: str) -> None:
     if path.is_dir():
         raise UserError(f"{path} is a folder; name the file to write")
     path.parent.mkdir(parents=True, exist_ok=True)
-    partial = path.with_name(f".{path.name}.partial")
-    partial.write_text(text, encoding="utf-8")
-    partial.replace(path)
+    with replacing(path) as partial:
+        partial.write_text(text, encoding="utf-8")

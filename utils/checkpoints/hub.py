@@ -22,7 +22,7 @@ _NAMES_IN_MESSAGE = 8
 
 @dataclass(frozen=True)
 class HubCheckpoint:
-    """A checkpoint in the hub's cache: its two files, and the commit (40 hexadecimal digits) that they are from.
+    """A checkpoint in the hub's cache: its two files.
 
     Beneath their folder the files have the names that they have in the repository; so the weights file
     `step_<N>/model.safetensors` stands in a step folder, with the configuration in the folder above.
@@ -33,7 +33,7 @@ class HubCheckpoint:
 
     @property
     def commit(self) -> str:
-        """The commit: the name of the folder in the cache that the files are in."""
+        """The commit that the files are from, 40 hexadecimal digits: their folder in the cache has that name."""
         return self.config.parent.name
 
 
@@ -98,7 +98,7 @@ def fetch_checkpoint(hub_id: str) -> HubCheckpoint:
 
 
 def _choose_weights(names: Iterable[str]) -> str | None:
-    """The weights file among the files of a repository, or None.
+    """Choose the weights file among the files of a repository; None if there is none, or more than one to choose from.
 
     Only a name of one of the few known forms is ever returned, so none can lead out of the folder.
     """
@@ -115,7 +115,7 @@ def _choose_weights(names: Iterable[str]) -> str | None:
 
 
 def _find_in_cache(repo: str, revision: str) -> HubCheckpoint | None:
-    """The checkpoint that an earlier download of this revision left in the hub's cache, if both files are there."""
+    """Find what an earlier download of this revision left in the hub's cache, if both files are there."""
     from huggingface_hub import try_to_load_from_cache
 
     config = try_to_load_from_cache(repo, CONFIG_FILE, revision=revision)
@@ -127,7 +127,7 @@ def _find_in_cache(repo: str, revision: str) -> HubCheckpoint | None:
 
 
 def _enumerate(names: list[str]) -> str:
-    """Some of the names of a repository's files."""
+    """List some of the names of a repository's files."""
     some = [shown(name, 60) for name in sorted(names)[:_NAMES_IN_MESSAGE]]
     more = f" and {len(names) - len(some)} more" if len(names) > len(some) else ""
     return (", ".join(some) or "nothing") + more

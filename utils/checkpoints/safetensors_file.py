@@ -1,4 +1,4 @@
-"""Write and look into `.safetensors` files: eight bytes that count the header, the header in JSON, then the tensors.
+"""Write and read `.safetensors` files: eight bytes that count the header, the header in JSON, then the tensors.
 `mx.save_safetensors` can neither hash what it writes nor run beside training; `mx.load` trusts what it reads."""
 
 from __future__ import annotations
@@ -47,10 +47,18 @@ _REMEDY = "copy or download the file again"
 
 
 def write_safetensors(path: Path, tensors: Mapping[str, HostTensor], metadata: Mapping[str, str] | None = None) -> str:
-    """Write `tensors` to `path` and down to the disk; returns the hex sha256 of the file.
+    """Write `tensors` to `path` and down to the disk.
 
     Contiguous tensors are not copied. Needs no MLX, and leaves the interpreter to other threads while it hashes and
     writes.
+
+    Args:
+        path: the file, which is replaced if it is there.
+        tensors: of any shape and of the types that the format has, under their names.
+        metadata: texts for the header.
+
+    Returns:
+        The hex sha256 of the file.
 
     Raises:
         OSError: as the system reports it; what was written so far stays.
@@ -65,7 +73,7 @@ def write_safetensors(path: Path, tensors: Mapping[str, HostTensor], metadata: M
     for name in names:
         dtype, data = tensors[name].dtype, tensors[name].data
         if dtype not in _CODES or data.dtype != NUMPY_TYPES[dtype]:
-            raise ValueError(f"tensor {name} of type {dtype}, held as {data.dtype}, can't be stored")
+            raise ValueError(f"tensor {shown(name)} of type {dtype}, held as {data.dtype}, can't be stored")
         begin, end = end, end + data.nbytes
         header[name] = {"dtype": _CODES[dtype], "shape": list(data.shape), "data_offsets": [begin, end]}
     text = json.dumps(header, separators=(",", ":")).encode()
@@ -91,7 +99,13 @@ def _pieces(*parts: bytes | np.ndarray) -> Iterator[memoryview]:
 
 
 def read_safetensors(path: Path) -> dict[str, StoredTensor]:
-    """Where the tensors of a file lie, in the order of its header; only the header is read.
+    """Find the tensors of a file; only its header is read.
+
+    Args:
+        path: a `.safetensors` file.
+
+    Returns:
+        Where each tensor lies, under its name, in the order of the header.
 
     Raises:
         UserError: if the file can't be read, or is not a sound file of this format.
@@ -108,7 +122,13 @@ def read_safetensors(path: Path) -> dict[str, StoredTensor]:
 
 
 def read_metadata(path: Path) -> dict[str, str]:
-    """What a file says of itself besides its tensors: the texts of its `__metadata__`, empty if there are none.
+    """Read the texts that a file has beside its tensors.
+
+    Args:
+        path: a `.safetensors` file.
+
+    Returns:
+        What its `__metadata__` holds, empty if there is none.
 
     Raises:
         UserError: if the file can't be read, or its header isn't one of this format.

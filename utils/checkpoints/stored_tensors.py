@@ -1,5 +1,5 @@
 """Tensors in host memory, on their way into a file (`HostTensor`), and tensors that lie in a file (`StoredTensor`).
-With both, gigabytes move with one copy in memory, and a file says no more than where its numbers are."""
+With both, gigabytes move with one copy in memory, and opening a file yields no more than where its numbers are."""
 
 from __future__ import annotations
 
@@ -41,9 +41,15 @@ class HostTensor:
 
 
 def host_tensor(array: mx.array) -> HostTensor:
-    """Evaluate `array`, in the calling thread, and look at its memory without a copy.
+    """Evaluate `array`, in the calling thread, and share its memory without a copy.
 
     What becomes of `array` afterwards, a change in place included, doesn't reach the result.
+
+    Args:
+        array: of any shape, and of a type that files have.
+
+    Returns:
+        The snapshot, of the same shape and type.
 
     Raises:
         ValueError: if files have no name for its type (float64, complex64).
@@ -51,7 +57,7 @@ def host_tensor(array: mx.array) -> HostTensor:
     dtype = str(array.dtype).rpartition(".")[2]
     if dtype not in NUMPY_TYPES or dtype == "float64":
         raise ValueError(f"an array of type {dtype} can't be stored")
-    # numpy holds on to the Python object that it looks at. `array[i] = x` and `array += x` give that object other
+    # numpy holds on to the Python object whose memory it shares. `array[i] = x` and `array += x` give that object other
     # memory, or write into the old, which MLX then believes to be nobody's: hence an object of our own.
     own = array.view(mx.uint16 if dtype == "bfloat16" else array.dtype)
     mx.eval(own)
@@ -92,18 +98,22 @@ class StoredTensor:
         return all(stride == wanted for size, stride, wanted in dense if size != 1)
 
     def read(self) -> mx.array:
-        """The tensor as an MLX array, evaluated; float64 becomes float32, because GPUs under MLX have no float64.
+        """Read the tensor.
 
         Contiguous tensors are read straight into the array's memory, the others gathered from a memory map.
 
+        Returns:
+            An evaluated MLX array of the tensor's shape and type; float64 becomes float32, because GPUs under MLX have
+            no float64.
+
         Raises:
-            UserError: if the file can't be read, is shorter than when it was looked at, or memory doesn't suffice.
+            UserError: if the file can't be read, is shorter than when it was opened, or memory doesn't suffice.
         """
         try:
             return self._read()
         except OSError as error:
             raise UserError(f"{self.path} can't be read: {error.strerror}") from error
-        except RuntimeError as error:  # as MLX says that a GPU is full
+        except RuntimeError as error:  # of MLX, when a GPU is full
             raise UserError(f"{self.path}: no memory for a tensor of {self.nbytes / 1e6:,.0f} MB: {error}") from error
 
     def _read(self) -> mx.array:

@@ -2,7 +2,7 @@
 
 Such a file is a zip of uncompressed entries: `<root>/data.pkl` describes the tensors, `<root>/data/<key>` are their
 numbers. Here only the description and the zip's directory are read, so that gigabytes open at once; a `StoredTensor`
-reads its own numbers later. As in PyTorch, their checksums are not looked at: a flipped bit in a weight shows nowhere.
+reads its own numbers later. As in PyTorch, their checksums are not compared: a flipped bit in a weight shows nowhere.
 """
 
 from __future__ import annotations
@@ -57,7 +57,13 @@ _REMEDY_COPY = "copy or download it again"
 
 
 def read_torch_file(path: Path) -> dict[str, StoredTensor]:
-    """Where the tensors of a PyTorch state dict lie, in its order and under its names.
+    """Find the tensors of a PyTorch state dict; their numbers are not read.
+
+    Args:
+        path: a file that `torch.save(model.state_dict(), …)` wrote.
+
+    Returns:
+        Where each tensor lies, under its name and in the order of the state dict.
 
     Raises:
         UserError: if the file can't be read, is damaged, is something else, or asks for anything but tensors.
@@ -92,7 +98,7 @@ def _read(path: Path, file: BinaryIO) -> dict[str, StoredTensor]:
 
 
 def _other_kind(head: bytes) -> str:
-    """What a file that is no zip is instead, and what to do."""
+    """Recognise what a file that is no zip is instead, and name the remedy."""
     if not head:
         return f"is empty; {_REMEDY_COPY}"
     if head.startswith(_LEGACY_MAGIC) or head[257:262] == b"ustar":
@@ -109,10 +115,10 @@ def _other_kind(head: bytes) -> str:
 
 
 def _root(names: list[str]) -> str:
-    """The folder in the zip that everything lies in.
+    """Find the folder in the zip that everything lies in.
 
     Raises:
-        StateDictError: if that is not clear, with what the zip holds instead.
+        StateDictError: if there is not exactly one, with what the zip holds instead.
     """
     roots = [name.removesuffix("/data.pkl") for name in names if name.endswith("/data.pkl")]
     if any(name.endswith("/constants.pkl") for name in names):
@@ -128,7 +134,7 @@ def _root(names: list[str]) -> str:
 
 
 def _read_whole(file: BinaryIO, span: Span, limit: int, name: str) -> bytes:
-    """A small entry, checked by its CRC; PyTorch writes 0 where it is told to leave checksums out."""
+    """Read a small entry and compare its CRC; PyTorch writes 0 where it is told to leave checksums out."""
     if span.size > limit:
         raise ZipError(f"its {name} has {span.size:,} bytes, expected at most {limit:,}")
     file.seek(span.offset)
@@ -161,10 +167,10 @@ def _state_dict(path: Path, pickle: object, data: dict[str, Span], file_size: in
 
 
 def _tensor(path: Path, call: Call, data: dict[str, Span]) -> StoredTensor:
-    """What the call that would rebuild a tensor says of it.
+    """Describe a tensor by the call that would rebuild it.
 
     Raises:
-        StateDictError: if it says anything that PyTorch would not, or that the file doesn't bear out.
+        StateDictError: if PyTorch would make no such call, or the file doesn't hold the numbers for it.
     """
     function, arguments = call.function, call.arguments
     if function == _PARAMETER and len(arguments) == 3:
@@ -201,7 +207,7 @@ def _tensor(path: Path, call: Call, data: dict[str, Span]) -> StoredTensor:
 
 
 def _storage(storage: object, dtype: str | None, data: dict[str, Span]) -> tuple[str, Span]:
-    """The type and the bytes of a tensor's storage; `dtype` is given where the storage knows only bytes."""
+    """Find the type and the bytes of a tensor's storage; `dtype` is given where the storage has only bytes."""
     description = storage.description if isinstance(storage, Reference) else None
     if not isinstance(description, tuple) or len(description) != 5 or description[0] != "storage":
         raise StateDictError("has its numbers in a form that PyTorch doesn't write")
@@ -224,7 +230,7 @@ def _storage(storage: object, dtype: str | None, data: dict[str, Span]) -> tuple
 
 
 def _reach(shape: tuple[int, ...], strides: tuple[int, ...]) -> int:
-    """How many elements of the storage lie from the first to the last."""
+    """Count the elements of the storage from the first to the last."""
     return 1 + sum((size - 1) * stride for size, stride in zip(shape, strides, strict=True))
 
 

@@ -66,7 +66,7 @@ def parse_pickle(data: bytes, known: Set[str]) -> object:
     """Build the object that a pickle describes out of inert parts.
 
     Args:
-        data: a pickle of protocol 2.
+        data: a pickle of protocol 2, of at most `MAX_PICKLE_BYTES`.
         known: the only names, as `module.name`, that it may mention.
 
     Returns:
@@ -74,10 +74,8 @@ def parse_pickle(data: bytes, known: Set[str]) -> object:
         keys of its dicts are str.
 
     Raises:
-        StateDictError: if it is damaged, too long, mentions another name or holds another instruction.
+        StateDictError: if it is damaged, has too many instructions, mentions another name or holds another instruction.
     """
-    if len(data) > MAX_PICKLE_BYTES:
-        raise StateDictError(f"its pickle has {len(data):,} bytes; at most {MAX_PICKLE_BYTES:,} are read")
     machine = _Machine(known)
     for number, (name, argument, at) in enumerate(_instructions(data)):
         if number == MAX_INSTRUCTIONS:

@@ -1,6 +1,5 @@
-"""Where the uncompressed entries of a zip file lie. `zipfile` reads the directory, nothing is extracted, and nothing is
-taken on trust: each entry lies within the file, apart from the others, and is described alike in both places that
-describe it."""
+"""Find the uncompressed entries of a zip file. `zipfile` reads the directory, nothing is extracted or taken on trust:
+each entry lies within the file, apart from the others, and is described alike in both places that describe it."""
 
 from __future__ import annotations
 
@@ -128,7 +127,7 @@ def locate(file: BinaryIO, entries: list[zipfile.ZipInfo], limit: int) -> dict[s
 
 
 def _data_begin(file: BinaryIO, entry: zipfile.ZipInfo) -> int:
-    """Where the data behind the header in front of it begins."""
+    """Find where an entry's data begins, behind the header in front of it."""
     header = _HEADER.unpack(_read(file, entry.header_offset, _HEADER.size))
     signature, _, flags, method, _, _, _, stored, size, name_length, extra_length = header
     name_begin = entry.header_offset + _HEADER.size
