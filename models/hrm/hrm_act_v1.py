@@ -82,6 +82,7 @@ class ReasoningModule(nn.Module):
 
 
 def _mixer(config: HierarchicalReasoningModel_ACTV1Config, keys: Iterator[mx.array]) -> nn.Module:
+    """Make what mixes tokens in a block: attention, or `Class(config, keys, **options)` of the class that is named."""
     if config.mixer is None:
         theta = config.rope_theta if config.pos_encodings == "rope" else None
         return Attention(config.hidden_size, config.num_heads, keys, rope_theta=theta)
