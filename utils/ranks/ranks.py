@@ -199,9 +199,12 @@ class Ranks:
 
 
 def checksum(arrays: Any) -> list[int]:
-    """A number for each array of a tree, the sum of its bits, by which ranks see whether they hold the same."""
+    """A number for each array of a tree, the sum of its bits, by which ranks see whether they hold the same.
+
+    A module may hold numbers beside its arrays, such as a tuple of sizes. They come from the configuration.
+    """
     sums = []
-    for array in dict(tree_flatten(arrays)).values():
+    for array in filter(lambda leaf: isinstance(leaf, mx.array), dict(tree_flatten(arrays)).values()):
         bits = array.astype(mx.uint8) if array.dtype == mx.bool_ else array.view(_BITS[array.dtype.size])
         sums.append(bits.astype(mx.uint32).sum())
     return mx.stack(sums).tolist()  # type: ignore[return-value]  # of integers
