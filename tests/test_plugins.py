@@ -6,6 +6,7 @@ from __future__ import annotations
 
 import json
 import os
+import re
 import shutil
 import signal
 import subprocess
@@ -451,3 +452,35 @@ def test_mistakes_are_told_without_a_traceback(house: House) -> None:
         assert expected in done.stderr
         assert done.stderr.count("\n") == 1
     assert "train/confidence" in done.stderr
+
+
+# ------------------------------------------------------------------------------------------ docs/adding-a-model.md
+
+DOCUMENT = (ROOT / "docs" / "adding-a-model.md").read_text(encoding="utf-8")
+SMALL = ("arch.halt_max_steps=2", "arch.hidden_size=32", "arch.num_heads=2")
+SMALL_HRM = (*SMALL, "arch.H_layers=1", "arch.L_layers=1", "arch.H_cycles=1", "arch.L_cycles=1")
+
+
+def blocks(language: str) -> list[str]:
+    return re.findall(rf"^```{language}\n(.*?)^```", DOCUMENT, re.DOTALL | re.MULTILINE)
+
+
+def test_the_document_shows_the_files_that_are_tested() -> None:
+    """A researcher would copy something that no longer works."""
+    shown = {*blocks("python"), *blocks("yaml")}
+    files = ["models/toy_core.py", "models/toy_loss.py", "models/toy_mixer.py", "config/arch/toy.yaml"]
+    assert all((PLUGINS / file).read_text(encoding="utf-8") in shown for file in files)
+
+
+@pytest.mark.slow
+def test_the_document_s_commands_run(house: House) -> None:
+    """With small models in place of the default ones, on a tiny data set, for two steps."""
+    commands = [line for block in blocks("bash") for line in block.splitlines()]
+    training = [line.split() for line in commands if line.startswith("python pretrain.py ")]
+    assert len(training) == len(commands) - 1 == 4  # and one of the bench, which has its own test
+    for number, (_, script, *overrides) in enumerate(training):
+        small = SMALL if "arch=toy" in overrides else SMALL_HRM
+        stop = ("stop_when.metric=train/lm_loss", "stop_when.at_least=0", "stop_when.window=2")
+        overrides = [override for override in overrides if not override.startswith("data_path=")]
+        arguments = house.arguments(f"document-{number}", "eval_max_examples=8", *small, *stop, *overrides)
+        assert "stopping" in house.succeed(script, *arguments)
