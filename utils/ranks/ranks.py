@@ -5,7 +5,8 @@ process everything here does nothing.
 
 Promised: when a rank is lost, all ranks end within a bounded time, with status 1 and an error line from each one that
 noticed, and a checkpoint that is being written is finished.
-- A rank has ended, by kill -9 or an exception: MLX's ring finds the connection broken, and the others end at once.
+- A rank has ended, by kill -9 or an exception: MLX's ring finds the connection broken, and the others end at once. As
+  of MLX 0.32.4 this can get stuck where a step is under way; then, as with other backends, what follows holds.
 - A rank hangs or is stopped, or its machine is gone: each rank ends by its own watchdog when it has taken no step for
   `rank_timeout` seconds, or for half an hour before the first step and after the last.
 
