@@ -40,11 +40,13 @@ OF_HRM = re.compile(r"\b(z_[HL]|[HL]_(level|init)|inner\.puzzle_emb\.weights|Hie
 
 
 def names(path: Path) -> set[str]:
-    """Everything that a file calls by its name: variables, attributes, imports, keyword arguments and keys."""
+    """Everything that a file calls by its name: variables, attributes, imports, definitions, arguments and keys."""
     found = set()
     for node in ast.walk(ast.parse(path.read_text())):
         match node:
             case ast.Name(name) | ast.arg(name) | ast.keyword(name) | ast.alias(name) if name:
+                found.add(name)
+            case ast.ClassDef(name) | ast.FunctionDef(name):
                 found.add(name)
             case ast.Attribute():
                 found.add(ast.unparse(node))
@@ -60,4 +62,4 @@ def test_only_the_file_of_an_architecture_knows_it() -> None:
     for path in (*files, ROOT / "pretrain.py", ROOT / "evaluate.py"):
         assert list(filter(OF_HRM.search, names(path))) == [], path
     core = names(ROOT / "models" / "hrm" / "hrm_act_v1.py")
-    assert {"z_H", "L_level", "HierarchicalReasoningModel_ACTV1"} <= core
+    assert {"z_H", "self.L_level", "HierarchicalReasoningModel_ACTV1"} <= core
