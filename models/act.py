@@ -7,11 +7,11 @@ Shapes: b batch, s tokens of a puzzle, t tokens of the state (puzzle embedding a
 
 from __future__ import annotations
 
-from typing import Any
+from typing import Any, Literal
 
 import mlx.core as mx
 import mlx.nn as nn
-from pydantic import BaseModel
+from pydantic import BaseModel, ConfigDict, Field
 
 from models.kernels import map_rows
 from models.sparse_embedding import SparseEmbedding
@@ -24,11 +24,27 @@ Carry = dict[str, Any]
 _OF_WRAPPER = ("steps", "halted", "current_data")
 
 
+class ACTConfig(BaseModel):
+    """What every architecture is built from. Subclasses add the keys of their own; unknown ones are refused."""
+
+    model_config = ConfigDict(extra="forbid", protected_namespaces=(), allow_inf_nan=False)
+
+    seq_len: int = Field(ge=1)  # this and the next two are the data set's
+    vocab_size: int = Field(ge=1)
+    num_puzzle_identifiers: int = Field(ge=1)
+
+    halt_max_steps: int = Field(ge=1)
+    halt_exploration_prob: float = Field(ge=0, le=1)
+
+    forward_dtype: Literal["bfloat16", "float16", "float32"] = "bfloat16"
+
+
 class Core(nn.Module):
     """What an architecture consists of. Subclasses define the first three methods, and the others where they differ.
 
-    A puzzle embedding, if there is one, is the attribute `puzzle_emb`, a `SparseEmbedding`. What is not trained is
-    frozen.
+    Row i of a result depends on row i of the arguments alone, and nothing is random: ranks and CPU streams compute a
+    share of the rows each, in a step that is compiled once. A puzzle embedding, if there is one, is the attribute
+    `puzzle_emb`, a `SparseEmbedding`. What is not trained is frozen.
 
     Args:
         config: the architecture's `Config`.
@@ -83,11 +99,11 @@ class ACTModel(nn.Module):
     """A core under adaptive computation time. Architectures subclass it to name their `Config` and their `Inner`.
 
     Args:
-        config: a `Config`, which has `halt_max_steps` and `halt_exploration_prob`.
+        config: a `Config`.
         key: random key of the initial weights.
     """
 
-    Config: type[BaseModel]
+    Config: type[ACTConfig]
     Inner: type[Core]
 
     def __init__(self, config: Any, key: mx.array):

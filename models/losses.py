@@ -8,6 +8,7 @@ Shapes in comments: b batch, s tokens of the puzzle, v vocabulary.
 
 from __future__ import annotations
 
+from functools import partial
 from typing import Any
 
 import mlx.core as mx
@@ -93,8 +94,8 @@ class ACTLossHead(nn.Module):
     def __init__(self, model: ACTModel, loss_type: str, **options: Any):
         super().__init__()
         self.model = model
-        self._token_loss = load(loss_type if "@" in loss_type else f"losses@{loss_type}", "arch.loss.loss_type")
-        self._options = checked_options(self._token_loss, options, "arch.loss", given=2)
+        token_loss = load(loss_type if "@" in loss_type else f"losses@{loss_type}", "arch.loss.loss_type")
+        self._token_loss = partial(token_loss, **checked_options(token_loss, options, "arch.loss", given=2))
 
     def __call__(
         self,
@@ -135,7 +136,8 @@ class ACTLossHead(nn.Module):
         """Compute what each row adds to the metrics, float32 `[b]`.
 
         Names that end in `loss` are means over the examples of a batch. All others are means over the rows that have
-        halted, of which `count` is the number; they are 0 where a row has no label.
+        halted, of which `count`, always among them, is the number; they are 0 where a row has no label. The best
+        checkpoint is chosen by `exact_accuracy`, then `lm_loss`.
         """
         labels = carry["current_data"]["labels"]  # (b s)
         labelled = labels != IGNORE_LABEL_ID
@@ -154,7 +156,7 @@ class ACTLossHead(nn.Module):
             "steps": carry["steps"],
         }
         rows = {name: mx.where(label_count > 0, value, 0).astype(mx.float32) for name, value in counted.items()}
-        token_losses = self._token_loss(outputs["logits"], labels, **self._options)  # (b s)
+        token_losses = self._token_loss(outputs["logits"], labels)  # (b s)
         rows["lm_loss"] = token_losses.sum(axis=-1) / divisor
         rows["q_halt_loss"] = _binary_cross_entropy(q_halt, row_correct)
         if "target_q_continue" in outputs:

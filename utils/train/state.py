@@ -238,5 +238,5 @@ def _assign(tree: Any, values: Any) -> None:
     for key in tree if isinstance(tree, dict) else range(len(tree)):
         if isinstance(tree[key], mx.array):
             tree[key] = values[key]
-        elif tree[key]:  # what is frozen has no moments, but an empty place
+        elif tree_flatten(tree[key]):  # what is frozen, or has an optimiser without moments, has an empty place
             _assign(tree[key], values[key])
