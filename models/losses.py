@@ -134,7 +134,7 @@ class ACTLossHead(nn.Module):
         return metrics["lm_loss"] + Q_LOSS_WEIGHT * q_loss
 
     def counted_row_metrics(self, carry: Carry, outputs: Outputs) -> dict[str, mx.array]:
-        """Return `row_metrics` as float32 `[b]`, 0 (but for losses) where a row has no label, and `count`, 1 elsewhere."""
+        """Return `row_metrics` as float32 `[b]`, 0 where a row has no label (but for losses), and `count`, else 1."""
         has_label = (carry["current_data"]["labels"] != IGNORE_LABEL_ID).any(axis=-1)
         rows = {
             name: (value if name.endswith("loss") else mx.where(has_label, value, 0)).astype(mx.float32)
