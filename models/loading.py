@@ -12,12 +12,13 @@ from pydantic import ConfigDict, ValidationError, create_model
 from common.errors import UserError, describe_validation_error
 
 
-def load(name: str, key: str) -> Any:
-    """Return the class or function that `module@Name` names below the package `models`, such as `losses@ACTLossHead`.
+def load(name: str, key: str, example: str = "losses@ACTLossHead") -> Any:
+    """Return the class or function that `module@Name` names below the package `models`.
 
     Args:
         name: its name. No module from elsewhere is imported.
         key: where the name stands in the configuration, for the message.
+        example: a name that could stand there.
 
     Raises:
         UserError: if it is not of that form, or there is no such module, or it defines nothing of that name, or the
@@ -25,7 +26,7 @@ def load(name: str, key: str) -> Any:
     """
     module_path, separator, attribute = name.partition("@")
     parts = [*module_path.split("."), attribute]
-    expected = "expected module@Name below models, such as hrm.hrm_act_v1@HierarchicalReasoningModel_ACTV1"
+    expected = f"expected module@Name below models, such as {example}"
     if not separator or not all(part.isidentifier() and not part.startswith("_") for part in parts):
         raise UserError(f"{key} = {name!r}: {expected}")
     module_name = f"models.{module_path}"

@@ -94,7 +94,8 @@ class ACTLossHead(nn.Module):
     def __init__(self, model: ACTModel, loss_type: str, **options: Any):
         super().__init__()
         self.model = model
-        token_loss = load(loss_type if "@" in loss_type else f"losses@{loss_type}", "arch.loss.loss_type")
+        name = loss_type if "@" in loss_type else f"losses@{loss_type}"
+        token_loss = load(name, "arch.loss.loss_type", "losses@softmax_cross_entropy")
         self._token_loss = partial(token_loss, **checked_options(token_loss, options, "arch.loss", given=2))
 
     def __call__(
@@ -115,13 +116,13 @@ class ACTLossHead(nn.Module):
 
         Returns:
             `(loss, carry, metrics, outputs)`: the loss summed over rows, float32 scalar; the new carry; the sums of
-            `row_metrics`, float32 scalars, losses over all rows and the others over those that have halted; the
-            outputs of the model.
+            `counted_row_metrics`, float32 scalars, losses over all rows and the others over those that have halted;
+            the outputs of the model.
         """
         carry, outputs = self.model(carry, puzzle_rows, training=training, min_steps=min_steps)
         metrics = {
             name: (value if name.endswith("loss") else mx.where(carry["halted"], value, 0)).sum()
-            for name, value in self.row_metrics(carry, outputs).items()
+            for name, value in self.counted_row_metrics(carry, outputs).items()
         }
         return self.loss(metrics), carry, metrics, outputs
 
@@ -132,12 +133,20 @@ class ACTLossHead(nn.Module):
             q_loss = q_loss + metrics["q_continue_loss"]
         return metrics["lm_loss"] + Q_LOSS_WEIGHT * q_loss
 
-    def row_metrics(self, carry: Carry, outputs: Outputs) -> dict[str, mx.array]:
-        """Compute what each row adds to the metrics, float32 `[b]`.
+    def counted_row_metrics(self, carry: Carry, outputs: Outputs) -> dict[str, mx.array]:
+        """Return `row_metrics` as float32 `[b]`, 0 where a row has no label (but for losses), and `count`, else 1."""
+        has_label = (carry["current_data"]["labels"] != IGNORE_LABEL_ID).any(axis=-1)
+        rows = {
+            name: (value if name.endswith("loss") else mx.where(has_label, value, 0)).astype(mx.float32)
+            for name, value in self.row_metrics(carry, outputs).items()
+        }
+        return {"count": has_label.astype(mx.float32)} | rows
 
-        Names that end in `loss` are means over the examples of a batch. All others are means over the rows that have
-        halted, of which `count`, always among them, is the number; they are 0 where a row has no label. The best
-        checkpoint is chosen by `exact_accuracy`, then `lm_loss`.
+    def row_metrics(self, carry: Carry, outputs: Outputs) -> dict[str, mx.array]:
+        """Compute what each row adds to the metrics, `[b]`.
+
+        Names that end in `loss` are means over the examples of a batch, all others means over the rows that have halted
+        and have a label. The best checkpoint is chosen by `exact_accuracy`, then `lm_loss`.
         """
         labels = carry["current_data"]["labels"]  # (b s)
         labelled = labels != IGNORE_LABEL_ID
@@ -148,17 +157,14 @@ class ACTLossHead(nn.Module):
         row_correct = correct_count == label_count
         q_halt = outputs["q_halt_logits"]
 
-        counted = {
-            "count": mx.ones_like(label_count),
+        rows = {
             "accuracy": correct_count / divisor,
             "exact_accuracy": row_correct,
             "q_halt_accuracy": (q_halt >= 0) == row_correct,
             "steps": carry["steps"],
+            "lm_loss": self._token_loss(outputs["logits"], labels).sum(axis=-1) / divisor,
+            "q_halt_loss": _binary_cross_entropy(q_halt, row_correct),
         }
-        rows = {name: mx.where(label_count > 0, value, 0).astype(mx.float32) for name, value in counted.items()}
-        token_losses = self._token_loss(outputs["logits"], labels)  # (b s)
-        rows["lm_loss"] = token_losses.sum(axis=-1) / divisor
-        rows["q_halt_loss"] = _binary_cross_entropy(q_halt, row_correct)
         if "target_q_continue" in outputs:
             target = outputs["target_q_continue"]
             rows["q_continue_loss"] = _binary_cross_entropy(outputs["q_continue_logits"], target)

@@ -87,7 +87,7 @@ def _mixer(config: HierarchicalReasoningModel_ACTV1Config, keys: Iterator[mx.arr
         theta = config.rope_theta if config.pos_encodings == "rope" else None
         return Attention(config.hidden_size, config.num_heads, keys, rope_theta=theta)
     options = dict(config.mixer)
-    mixer = load(str(options.pop("name", "")), "arch.mixer.name")
+    mixer = load(str(options.pop("name", "")), "arch.mixer.name", "my_mixer@MyMixer")
     return mixer(config, keys, **checked_options(mixer, options, "arch.mixer", given=2))
 
 
