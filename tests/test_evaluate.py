@@ -32,6 +32,8 @@ from tests.helpers.wandb_files import read_wandb
 from utils.evaluation.evaluate import Evaluator
 from utils.evaluation.evaluate import evaluate as run_evaluation
 
+pytestmark = pytest.mark.slow
+
 STEP = 16
 METRICS = ("accuracy", "exact_accuracy", "q_halt_accuracy", "steps", "lm_loss", "q_halt_loss")
 DEFAULT_KEYS = {"inputs", "labels", "puzzle_identifiers", "preds", "q_halt_logits", "q_continue_logits"}

@@ -54,6 +54,7 @@ def offline_run(data: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
     return folder
 
 
+@pytest.mark.slow
 def test_a_run_leaves_checkpoints_configuration_and_code_and_nothing_else(offline_run: Path) -> None:
     run = offline_run / "run"
     assert {path.name for path in offline_run.iterdir()} == {"run", "wandb"}
@@ -79,6 +80,7 @@ def test_a_run_leaves_checkpoints_configuration_and_code_and_nothing_else(offlin
     assert yaml.safe_load((run / "all_config.yaml").read_text())["arch"]["forward_dtype"] in ("float32", "bfloat16")
 
 
+@pytest.mark.slow
 def test_wandb_history_has_every_metric_at_its_step(offline_run: Path) -> None:
     record = read_wandb(offline_run)
     history = {row["_step"]: row for row in record["history"]}
@@ -103,6 +105,7 @@ def test_wandb_history_has_every_metric_at_its_step(offline_run: Path) -> None:
     assert {"all_config.yaml", "code/models/losses.py", "code/models/hrm/hrm_act_v1.py"} <= code
 
 
+@pytest.mark.slow
 def test_a_second_run_does_not_mix_with_the_first(data: Path, offline_run: Path) -> None:
     result = run_script("pretrain.py", train_arguments(data, offline_run / "run"), offline_run)
     assert result.returncode == 1
@@ -110,6 +113,7 @@ def test_a_second_run_does_not_mix_with_the_first(data: Path, offline_run: Path)
     assert "holds step_16 of an earlier run; continue it with resume=auto, choose another folder" in result.stderr
 
 
+@pytest.mark.slow
 def test_log_interval_logs_the_means_of_its_steps(data: Path, offline_run: Path, tmp_path: Path) -> None:
     arguments = train_arguments(data, tmp_path / "run", "log_interval=3", "checkpoint_every_eval=False")
     result = run_script("pretrain.py", arguments, tmp_path, WANDB_MODE="offline")
@@ -171,6 +175,7 @@ def test_a_run_reads_from_the_device_once_an_interval(
     assert events == [*stretch, "evaluation", "save"] * 2
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(
     "environment",
     [
@@ -215,6 +220,7 @@ def test_training_stops_when_a_metric_is_reached(data: Path, tmp_path: Path, run
     assert [path.name for path in (tmp_path / "b").glob("step_*")] == ["step_8"]
 
 
+@pytest.mark.slow
 def test_load_weights_starts_from_a_checkpoint(
     data: Path, offline_run: Path, tmp_path: Path, run_here: Callable[..., Any]
 ) -> None:
@@ -303,6 +309,7 @@ def test_mistakes_end_in_one_line_that_names_them(
     assert "Traceback" not in err
 
 
+@pytest.mark.slow
 def test_a_mistake_prints_nothing_else(data: Path, tmp_path: Path) -> None:
     for override in ("lr=fast", "epoch=3", "arch.num_heads=5"):
         result = run_script("pretrain.py", train_arguments(data, tmp_path / "run", override), tmp_path)

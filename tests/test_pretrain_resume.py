@@ -15,6 +15,8 @@ import pretrain
 from tests.helpers.checkpoints import names
 from tests.helpers.tiny_data import make_tiny_data, run_script, train_arguments
 
+pytestmark = pytest.mark.slow
+
 RunHere = Callable[..., tuple[int, str, str]]
 
 

@@ -115,6 +115,7 @@ def message(main: Callable[[], None], arguments: list[str], monkeypatch: Any, ca
     return line
 
 
+@pytest.mark.slow
 def test_every_command_is_one_that_its_program_takes(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:
@@ -178,6 +179,7 @@ def test_every_link_leads_somewhere() -> None:
     assert all(f"docs/{path.name})" in linked for path in (ROOT / "docs").glob("*.md"))
 
 
+@pytest.mark.slow
 @pytest.mark.usefixtures("uncompiled")
 def test_every_command_takes_its_first_step(
     data: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]

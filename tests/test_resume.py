@@ -18,6 +18,8 @@ from tests.helpers.kill_runs import lines_of, start, train_under_fire, wait_for_
 from tests.helpers.tiny_data import make_tiny_data, run_script, train_arguments
 from tests.helpers.wandb_files import read_wandb_file
 
+pytestmark = pytest.mark.slow
+
 KILLS = int(os.environ.get("HRM_KILLS", "24"))
 
 

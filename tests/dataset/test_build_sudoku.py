@@ -265,6 +265,7 @@ def test_no_puzzle_is_hard_enough(source: Path, tmp_path: Path) -> None:
 # ---------------------------------------------------------------------------------------------------- command line
 
 
+@pytest.mark.slow
 def test_readme_commands_with_the_hub(tmp_path: Path) -> None:
     """The README's two lines would not work as typed: downloads, defaults and output folders included."""
     with serve_hub("sapientinc/sudoku-extreme", make_source(tmp_path / "hub"), "dataset") as hub:
@@ -292,6 +293,7 @@ def test_readme_commands_with_the_hub(tmp_path: Path) -> None:
         assert_one_line_error(result, "some/puzzles", "on request", "hf auth login", "--source-repo", "folder")
 
 
+@pytest.mark.slow
 def test_no_network_is_one_line(tmp_path: Path) -> None:
     """Without a network the user would get a page of HTTP tracebacks."""
     env = {"HF_HUB_OFFLINE": "1", "HF_HOME": str(tmp_path / "cache")}
@@ -300,6 +302,7 @@ def test_no_network_is_one_line(tmp_path: Path) -> None:
     assert not (tmp_path / "data" / "sudoku-extreme-full").exists()
 
 
+@pytest.mark.slow
 def test_bad_options_are_one_line(source: Path, tmp_path: Path) -> None:
     """A typing mistake would end in a traceback or, worse, in another data set than asked for."""
     (source / "test.csv").unlink()
@@ -358,6 +361,7 @@ def test_failure_in_the_middle_leaves_nothing(source: Path, tmp_path: Path, monk
     assert sorted(path.name for path in tmp_path.iterdir()) == ["out", "source"]
 
 
+@pytest.mark.slow
 def test_kill_in_the_middle_leaves_the_old_data_set_and_no_litter(source: Path, tmp_path: Path) -> None:
     """After a power cut or kill -9 the user would train on half a data set, or find gigabytes of leftovers."""
     out = build(source, tmp_path / "out")
@@ -423,6 +427,7 @@ def test_output_dir_may_be_a_link_to_another_disk(source: Path, tmp_path: Path) 
     assert [path.name for path in (tmp_path / "disk").iterdir()] == ["real"]
 
 
+@pytest.mark.slow
 def test_time_grows_with_the_copies_and_memory_hardly(tmp_path: Path) -> None:
     """The README's data set (1000 x 1001) would take minutes or gigabytes; this is a tenth of it."""
     make_source(tmp_path / "source", train=100)

@@ -20,6 +20,8 @@ from tests.helpers.sources import make_source
 from tests.helpers.tiny_data import ROOT, make_tiny_data
 from tests.helpers.viewer import Folders, Viewer, digits
 
+pytestmark = pytest.mark.slow
+
 COUNT_READING = """() => {
     window.bytesRead = 0;
     const read = Blob.prototype.arrayBuffer;
