@@ -53,6 +53,7 @@ def launch(hydra_config: DictConfig, ranks: Ranks) -> None:
         hydra_config: the composed configuration.
         ranks: this process among those of the run.
     """
+    # Configuration, and the checkpoint to go on from
     config = ranks.from_first(
         lambda: with_forward_dtype(with_names(with_saved_names(parse_pretrain_config(hydra_config)))), PretrainConfig
     )
@@ -62,11 +63,13 @@ def launch(hydra_config: DictConfig, ranks: Ranks) -> None:
             folder.claim()
         point = ranks.from_first(lambda: find_resume_point(config), ResumePoint | None)
 
+        # Data
         train_set, test_set = load_data(config, ranks)
         data = {"train": train_set.fingerprint(), "test": test_set.fingerprint()}
         ranks.require_same("the data sets", data)
         changes = [] if point is None else check_same_run(config, data, point)
 
+        # State
         state = TrainState(config, train_set.metadata, total_steps=steps_of_run(config, train_set), ranks=ranks)
         check_metric(config.stop_when.metric, lambda: known_metrics(state, test_set))
         metrics = TrainMetrics(config.global_batch_size, config.stop_when.window, skip=config.on_nonfinite == "skip")
@@ -79,6 +82,7 @@ def launch(hydra_config: DictConfig, ranks: Ranks) -> None:
         if ranks.size > 1:
             ranks.require_same("the initial weights and random state", checksum(state.arrays))
 
+        # The run's folder
         if ranks.first:
             folder.claim()
             if point is None:
@@ -92,6 +96,7 @@ def launch(hydra_config: DictConfig, ranks: Ranks) -> None:
         if point is not None and ranks.first:
             make_way(point)
 
+        # (train → evaluate → checkpoint)*
         interruption = stack.enter_context(Interruption(announce=ranks.first))
         tracker, checkpoints = open_records(config, state, point, stack) if ranks.first else (None, None)
         if ranks.watchdog is not None:

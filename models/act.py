@@ -7,11 +7,11 @@ Shapes: b batch, s tokens of a puzzle, t tokens of the state (puzzle embedding a
 
 from __future__ import annotations
 
-from typing import Any
+from typing import Any, Literal
 
 import mlx.core as mx
 import mlx.nn as nn
-from pydantic import BaseModel
+from pydantic import BaseModel, ConfigDict, Field
 
 from models.kernels import map_rows
 from models.sparse_embedding import SparseEmbedding
@@ -24,10 +24,26 @@ Carry = dict[str, Any]
 _OF_WRAPPER = ("steps", "halted", "current_data")
 
 
+class ACTConfig(BaseModel):
+    """The keys and sizes of every architecture. Subclasses add keys of their own; unknown ones are refused."""
+
+    model_config = ConfigDict(extra="forbid", protected_namespaces=(), allow_inf_nan=False)
+
+    seq_len: int = Field(ge=1)  # this and the next two are from the data set
+    vocab_size: int = Field(ge=1)
+    num_puzzle_identifiers: int = Field(ge=1)
+
+    halt_max_steps: int = Field(ge=1)
+    halt_exploration_prob: float = Field(ge=0, le=1)
+
+    forward_dtype: Literal["bfloat16", "float16", "float32"] = "bfloat16"
+
+
 class Core(nn.Module):
     """An architecture. Subclasses define the first three methods, and the others where they differ.
 
-    Arrays that are not trained are frozen.
+    Row i of a result depends on row i of the arguments alone, and nothing is random: ranks and CPU streams compute a
+    share of the rows each, in a step that is compiled once. Arrays that are not trained are frozen.
 
     Args:
         config: the architecture's `Config`.
@@ -92,14 +108,14 @@ class ACTModel(nn.Module):
     """A core under adaptive computation time. Architectures subclass it to name their `Config` and their `Inner`.
 
     Args:
-        config: a `Config`, which has `halt_max_steps` and `halt_exploration_prob`.
+        config: a `Config`.
         key: random key of the initial weights.
 
     Attributes:
         inner: the core, an `Inner`.
     """
 
-    Config: type[BaseModel]
+    Config: type[ACTConfig]
     Inner: type[Core]
 
     def __init__(self, config: Any, key: mx.array):

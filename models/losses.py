@@ -8,6 +8,7 @@ Shapes in comments: b batch, s tokens of the puzzle, v vocabulary.
 
 from __future__ import annotations
 
+from functools import partial
 from typing import Any
 
 import mlx.core as mx
@@ -101,8 +102,9 @@ class ACTLossHead(nn.Module):
     def __init__(self, model: ACTModel, loss_type: str, **options: Any):
         super().__init__()
         self.model = model
-        self._token_loss = load(loss_type if "@" in loss_type else f"losses@{loss_type}", "arch.loss.loss_type")
-        self._options = checked_options(self._token_loss, options, "arch.loss", given=2)
+        name = loss_type if "@" in loss_type else f"losses@{loss_type}"
+        token_loss = load(name, "arch.loss.loss_type", "losses@softmax_cross_entropy")
+        self._token_loss = partial(token_loss, **checked_options(token_loss, options, "arch.loss", given=2))
 
     def __call__(
         self,
@@ -121,34 +123,48 @@ class ACTLossHead(nn.Module):
             min_steps: int32 `[b]`, how many steps a row takes at least.
 
         Returns:
-            The loss, summed over rows, a float32 scalar; the new carry; the metrics, sums of `row_metrics`, float32
-            scalars, losses over all rows and the others over those that have halted; and the outputs of the model.
+            The loss, summed over rows, a float32 scalar; the new carry; the metrics, sums of `counted_row_metrics`,
+            float32 scalars, losses over all rows and the others over those that have halted; and the outputs of the
+            model.
         """
         carry, outputs = self.model(carry, puzzle_rows, training=training, min_steps=min_steps)
         metrics = {
             name: (value if name.endswith("loss") else mx.where(carry["halted"], value, 0)).sum()
-            for name, value in self.row_metrics(carry, outputs).items()
+            for name, value in self.counted_row_metrics(carry, outputs).items()
         }
         return self.loss(metrics), carry, metrics, outputs
 
     def loss(self, metrics: dict[str, mx.array]) -> mx.array:
-        """Combine the sums of `row_metrics` into the loss; the caller divides it by global_batch_size."""
+        """Combine the summed metrics into the loss; the caller divides it by global_batch_size."""
         q_loss = metrics["q_halt_loss"]
         if "q_continue_loss" in metrics:
             q_loss = q_loss + metrics["q_continue_loss"]
         return metrics["lm_loss"] + Q_LOSS_WEIGHT * q_loss
 
+    def counted_row_metrics(self, carry: Carry, outputs: Outputs) -> dict[str, mx.array]:
+        """Return `row_metrics` and `count`, 1 where a row has a label, float32 `[b]`.
+
+        Rows without a label have 0 in all but the losses.
+        """
+        has_label = (carry["current_data"]["labels"] != IGNORE_LABEL_ID).any(axis=-1)
+        rows = {
+            name: (value if name.endswith("loss") else mx.where(has_label, value, 0)).astype(mx.float32)
+            for name, value in self.row_metrics(carry, outputs).items()
+        }
+        return {"count": has_label.astype(mx.float32)} | rows
+
     def row_metrics(self, carry: Carry, outputs: Outputs) -> dict[str, mx.array]:
         """Compute what each row adds to the metrics.
+
+        The best checkpoint is chosen by `exact_accuracy`, then `lm_loss`.
 
         Args:
             carry: the new carry.
             outputs: the outputs of the model.
 
         Returns:
-            float32 `[b]` by name. Names that end in `loss` become means over the examples of a batch. All others
-            become means over the rows that have halted, of which `count` is the number; they are 0 where a row has no
-            label.
+            `[b]` by name. Names that end in `loss` become means over the examples of a batch, all others means over the
+            rows that have halted and have a label.
         """
         labels = carry["current_data"]["labels"]  # (b s)
         labelled = labels != IGNORE_LABEL_ID
@@ -159,17 +175,14 @@ class ACTLossHead(nn.Module):
         row_correct = correct_count == label_count
         q_halt = outputs["q_halt_logits"]
 
-        counted = {
-            "count": mx.ones_like(label_count),
+        rows = {
             "accuracy": correct_count / divisor,
             "exact_accuracy": row_correct,
             "q_halt_accuracy": (q_halt >= 0) == row_correct,
             "steps": carry["steps"],
+            "lm_loss": self._token_loss(outputs["logits"], labels).sum(axis=-1) / divisor,
+            "q_halt_loss": _binary_cross_entropy(q_halt, row_correct),
         }
-        rows = {name: mx.where(label_count > 0, value, 0).astype(mx.float32) for name, value in counted.items()}
-        token_losses = self._token_loss(outputs["logits"], labels, **self._options)  # (b s)
-        rows["lm_loss"] = token_losses.sum(axis=-1) / divisor
-        rows["q_halt_loss"] = _binary_cross_entropy(q_halt, row_correct)
         if "target_q_continue" in outputs:
             target = outputs["target_q_continue"]
             rows["q_continue_loss"] = _binary_cross_entropy(outputs["q_continue_logits"], target)

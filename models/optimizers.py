@@ -34,7 +34,8 @@ def update_if(condition: mx.array, optimizer: optim.Optimizer, model: nn.Module,
         return mx.where(condition, updated, before)
 
     model.update(tree_map(choose, model.trainable_parameters(), parameters))
-    optimizer.state = tree_map(choose, optimizer.state, state)
+    # Into the dict that is there, where a compiled step looks for it; assigning to `optimizer.state` would put another.
+    optimizer.state.update(tree_map(choose, optimizer.state, state))
 
 
 class AdamATan2(optim.Optimizer):

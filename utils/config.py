@@ -189,7 +189,7 @@ def hydra_errors() -> Iterator[None]:
     try:
         yield
     except (HydraException, OmegaConfBaseException) as error:
-        lines = [line.strip() for line in str(error).splitlines() if line.strip()]
+        lines = [line.strip() for line in str(error).partition("Config search path")[0].splitlines() if line.strip()]
         message = " ".join(lines) or type(error).__name__
         if isinstance(error, OverrideParseException):
             quoted = "'{}=\"{}\"'".format(*error.override.partition("=")[::2])

@@ -46,7 +46,10 @@ def build_model(arch: ArchConfig, metadata: PuzzleDatasetMetadata, key: mx.array
         UserError: if `arch` has unknown, missing or impossible values.
     """
     check_bounds(arch.model_dump(), "the configuration")
-    model_class, head_class = load(arch.name, "arch.name"), load(arch.loss.name, "arch.loss.name")
+    model_class, head_class = (
+        load(arch.name, "arch.name", "my_file@MyModel"),
+        load(arch.loss.name, "arch.loss.name"),
+    )
     if not (isinstance(model_class, type) and issubclass(model_class, ACTModel)):
         raise UserError(f"arch.name = {arch.name!r} is not a model; expected a subclass of act@ACTModel")
     if not (isinstance(head_class, type) and issubclass(head_class, ACTLossHead)):
@@ -71,7 +74,9 @@ def build_optimizer(config: PretrainConfig) -> mlx.optimizers.Optimizer:
         UserError: if there is no such optimiser, or it has no such options.
     """
     name = config.optimizer.name
-    found: Any = load(name, "optimizer.name") if "@" in name else getattr(mlx.optimizers, name, None)
+    found: Any = (
+        load(name, "optimizer.name", "optimizers@AdamATan2") if "@" in name else getattr(mlx.optimizers, name, None)
+    )
     if not (isinstance(found, type) and issubclass(found, mlx.optimizers.Optimizer)):
         raise UserError(
             f"optimizer.name = {name!r} is no optimiser; expected optimizers@AdamATan2, a class of mlx.optimizers such "

@@ -13,9 +13,9 @@ from typing import Any, Literal
 
 import mlx.core as mx
 import mlx.nn as nn
-from pydantic import BaseModel, ConfigDict, Field, model_validator
+from pydantic import Field, model_validator
 
-from models.act import ACTModel, Core, Outputs, State
+from models.act import ACTConfig, ACTModel, Core, Outputs, State
 from models.common import FORWARD_DTYPES, random_keys, truncated_normal
 from models.layers import Attention, Block, Embedding, Linear, SwiGLU
 from models.loading import checked_options, load
@@ -24,14 +24,9 @@ from models.sparse_embedding import SparseEmbedding
 Q_HEAD_INITIAL_BIAS = -5.0  # both Q values start near zero probability, so that early training never halts
 
 
-class HierarchicalReasoningModel_ACTV1Config(BaseModel):
+class HierarchicalReasoningModel_ACTV1Config(ACTConfig):
     """The keys of `arch`, with the names of the PyTorch code, and the sizes of the data set."""
 
-    model_config = ConfigDict(extra="forbid", protected_namespaces=(), allow_inf_nan=False)
-
-    seq_len: int = Field(ge=1)
-    vocab_size: int = Field(ge=1)
-    num_puzzle_identifiers: int = Field(ge=1)
     puzzle_emb_ndim: int = Field(ge=0)  # 0: no puzzle embedding
 
     H_cycles: int = Field(ge=1)
@@ -46,11 +41,6 @@ class HierarchicalReasoningModel_ACTV1Config(BaseModel):
     pos_encodings: Literal["rope", "learned"]
     rms_norm_eps: float = Field(default=1e-5, gt=0)
     rope_theta: float = Field(default=10000.0, gt=0)
-
-    halt_max_steps: int = Field(ge=1)
-    halt_exploration_prob: float = Field(ge=0, le=1)
-
-    forward_dtype: Literal["bfloat16", "float16", "float32"] = "bfloat16"
 
     @model_validator(mode="after")
     def _heads_fit(self) -> HierarchicalReasoningModel_ACTV1Config:
@@ -92,11 +82,12 @@ class ReasoningModule(nn.Module):
 
 
 def _mixer(config: HierarchicalReasoningModel_ACTV1Config, keys: Iterator[mx.array]) -> nn.Module:
+    """Make what mixes tokens in a block: attention, or `Class(config, keys, **options)` of the class that is named."""
     if config.mixer is None:
         theta = config.rope_theta if config.pos_encodings == "rope" else None
         return Attention(config.hidden_size, config.num_heads, keys, rope_theta=theta)
     options = dict(config.mixer)
-    mixer = load(str(options.pop("name", "")), "arch.mixer.name")
+    mixer = load(str(options.pop("name", "")), "arch.mixer.name", "my_mixer@MyMixer")
     return mixer(config, keys, **checked_options(mixer, options, "arch.mixer", given=2))
 
 

@@ -62,7 +62,13 @@ def pretrain_config(arch: dict[str, Any] | None = None, **changes: Any) -> Pretr
 
 def sizes(seq_len: int = 16, vocab_size: int = 6, num_puzzle_identifiers: int = 5) -> Any:
     """What the model needs of a data set's metadata."""
-    return SimpleNamespace(seq_len=seq_len, vocab_size=vocab_size, num_puzzle_identifiers=num_puzzle_identifiers)
+    return SimpleNamespace(
+        seq_len=seq_len,
+        vocab_size=vocab_size,
+        num_puzzle_identifiers=num_puzzle_identifiers,
+        pad_id=0,
+        blank_identifier_id=0,
+    )
 
 
 def random_batch(seed: int, *, batch: int = 8, seq_len: int = 16, vocab_size: int = 6, identifiers: int = 5) -> Any:

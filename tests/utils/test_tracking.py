@@ -138,7 +138,7 @@ def test_an_evaluation_after_the_last_logged_step_is_not_lost(
         tracker.log({"eval/accuracy": 0.5}, 8)
     assert isinstance(tracker.run, FakeRun)
     assert tracker.run.rows == [(9, {"eval/accuracy": 0.5})]
-    assert "which stay" not in capsys.readouterr().out
+    assert "which stay" not in capsys.readouterr().err
 
 
 def test_a_run_taken_up_far_back_says_what_wandb_keeps(

@@ -74,15 +74,15 @@ def check_bounds(arch: dict[str, object], origin: str) -> None:
     for key, value in _leaves("arch", arch):
         found = f"{origin}: {key} = {shown(value)}"
         if isinstance(value, str | list | dict) and len(value) > _MAX_LENGTH:
-            raise UserError(f"{found} is too long; at most {_MAX_LENGTH} characters or items are taken from a file")
+            raise UserError(f"{found} is too long; at most {_MAX_LENGTH} characters or items")
         number = _number(value)
         if number is None:
             continue
         limit = _MAX_THETA if key.endswith("theta") else _MAX_NUMBER
         if not abs(number) <= limit:  # nor is nan
-            raise UserError(f"{found}; numbers up to {limit:,.0f} are taken from a file")
+            raise UserError(f"{found}; at most {limit:,.0f}")
         if key.endswith(("steps", "loops")) and number > _MAX_STEPS:
-            raise UserError(f"{found}; at most {_MAX_STEPS:,} outer steps are taken")
+            raise UserError(f"{found}; at most {_MAX_STEPS:,} outer steps")
         if key.endswith("cycles"):
             cycles *= abs(number)
         elif key.endswith("layers"):
@@ -90,7 +90,7 @@ def check_bounds(arch: dict[str, object], origin: str) -> None:
         if cycles * layers > _MAX_BLOCKS:
             raise UserError(
                 f"{found} makes {cycles * layers:,.0f} blocks in one outer step, the product of all …cycles times the "
-                f"sum of all …layers in arch; at most {_MAX_BLOCKS:,} are built"
+                f"sum of all …layers in arch; at most {_MAX_BLOCKS:,}"
             )
 
 

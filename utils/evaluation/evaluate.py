@@ -48,7 +48,7 @@ def make_eval_step(
         puzzle_rows = head.model.puzzle_rows(carry)
         if halt == "q":
             carry, outputs = head.model(carry, puzzle_rows, training=False, halt_by_q=True)
-            metrics = head.row_metrics(carry, outputs)
+            metrics = head.counted_row_metrics(carry, outputs)
         else:
             loss, carry, metrics, outputs = head(carry, puzzle_rows, training=False)
             metrics = metrics | {"loss": loss}

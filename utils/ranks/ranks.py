@@ -5,7 +5,8 @@ process everything here does nothing.
 
 When a rank is lost, all ranks end within a bounded time, with status 1 and an error line from each that noticed; a
 checkpoint that is being written is finished.
-- A rank has ended, by kill -9 or an exception: MLX's ring finds the connection broken, and the others end at once.
+- A rank has ended, by kill -9 or an exception: MLX's ring finds the connection broken, and the others end at once. As
+  of MLX 0.32.4 this can get stuck where a step is under way; then, as with other backends, what follows holds.
 - A rank hangs or is stopped, or its machine is gone: each rank ends by its own watchdog when it has taken no step for
   `rank_timeout` seconds, or for half an hour before the first step and after the last.
 
@@ -213,9 +214,12 @@ class Ranks:
 
 
 def checksum(arrays: Any) -> list[int]:
-    """Compute a checksum of each array of a tree, the sum of its bits, to compare between ranks."""
+    """Compute a checksum of each array of a tree, the sum of its bits, to compare between ranks.
+
+    Other leaves are left out: a module may hold numbers, such as a tuple of sizes, which come from the configuration.
+    """
     sums = []
-    for array in dict(tree_flatten(arrays)).values():
+    for array in filter(lambda leaf: isinstance(leaf, mx.array), dict(tree_flatten(arrays)).values()):
         bits = array.astype(mx.uint8) if array.dtype == mx.bool_ else array.view(_BITS[array.dtype.size])
         sums.append(bits.astype(mx.uint32).sum())
     return mx.stack(sums).tolist()  # type: ignore[return-value]  # of integers

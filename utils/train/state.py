@@ -267,5 +267,5 @@ def _assign(tree: Any, values: Any) -> None:
     for key in tree if isinstance(tree, dict) else range(len(tree)):
         if isinstance(tree[key], mx.array):
             tree[key] = values[key]
-        elif tree[key]:  # frozen parameters have no moments, but an empty place
+        elif tree_flatten(tree[key]):  # frozen parameters, and optimisers without moments, leave an empty place
             _assign(tree[key], values[key])

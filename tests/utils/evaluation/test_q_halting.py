@@ -59,7 +59,7 @@ def at_halting_steps(head: ACTLossHead, batch: dict[str, mx.array]) -> dict[str,
     found: dict[str, np.ndarray] = {}
     halted = np.zeros(batch["inputs"].shape[0], bool)
     for step, (carry, _, outputs) in enumerate(Evaluator(head).outer_steps(batch), start=1):
-        rows = head.row_metrics(carry, outputs) | {name: outputs[name] for name in OUTPUTS}
+        rows = head.counted_row_metrics(carry, outputs) | {name: outputs[name] for name in OUTPUTS}
         last = step == head.model.config.halt_max_steps
         stops = ~halted & (last | (to_numpy(outputs["q_halt_logits"]) > to_numpy(outputs["q_continue_logits"])))
         for name, array in rows.items():

@@ -14,7 +14,7 @@ from tests.helpers.tiny_data import make_tiny_data, train_arguments
 from utils.checkpoints.record import step_folders, verify
 
 # rank_timeout: far more than a step takes, and than a busy machine keeps a thread from running
-TIMEOUT = 5
+TIMEOUT = 4
 
 
 @pytest.fixture(scope="module")
@@ -41,16 +41,14 @@ def errors_of_others(ranks: RankProcesses, lost: int) -> dict[int, str]:
 
 
 @pytest.mark.parametrize("lost", [0, 1])
-def test_after_kill_9_of_a_rank_the_others_end_at_once_and_the_run_goes_on(
-    data: Path, tmp_path: Path, lost: int
-) -> None:
-    """Long before rank_timeout, and without the tracebacks of MLX."""
+def test_after_kill_9_of_a_rank_the_others_end_and_the_run_goes_on(data: Path, tmp_path: Path, lost: int) -> None:
+    """Mostly at once, or when rank_timeout is over, since MLX may get stuck in a step; never with its tracebacks."""
     run = tmp_path / "run"
-    with ranks_of("pretrain.py", endless(data, run, "global_batch_size=12", "rank_timeout=3000"), tmp_path, 3) as ranks:
+    with ranks_of("pretrain.py", endless(data, run, "global_batch_size=12"), tmp_path, 3) as ranks:
         ranks.wait_for_step(run, 20)
         ranks.processes[lost].send_signal(signal.SIGKILL)
         for line in errors_of_others(ranks, lost).values():
-            assert "the connection to the other ranks is lost" in line
+            assert "the connection to the other ranks is lost" in line or f"no step within {TIMEOUT} seconds" in line
 
     newest = step_folders(run)[0]
     verify(newest)
@@ -60,19 +58,18 @@ def test_after_kill_9_of_a_rank_the_others_end_at_once_and_the_run_goes_on(
             assert f"resuming {newest}" in ranks.output(0)
 
 
-@pytest.mark.parametrize("lost", [0, 1])
-def test_a_stopped_rank_is_given_up_after_rank_timeout(data: Path, tmp_path: Path, lost: int) -> None:
+def test_a_stopped_rank_is_given_up_after_rank_timeout(data: Path, tmp_path: Path) -> None:
     """A machine that has gone to sleep, or lost its network, looks the same. Woken up, the rank doesn't go on alone."""
     with ranks_of("pretrain.py", endless(data, tmp_path / "run"), tmp_path, 2) as ranks:
         ranks.wait_for_step(tmp_path / "run", 20)
-        ranks.processes[lost].send_signal(signal.SIGSTOP)
+        ranks.processes[0].send_signal(signal.SIGSTOP)
         begin = time.monotonic()
-        ((_, line),) = errors_of_others(ranks, lost).items()
+        line = errors_of_others(ranks, 0)[1]
         assert time.monotonic() - begin > TIMEOUT / 2
         assert f"no step within {TIMEOUT} seconds (rank_timeout)" in line
-        ranks.processes[lost].send_signal(signal.SIGCONT)
-        assert ranks.wait(lost) == [1]
-        assert len(ranks.errors()) == 2, "it says so too"
+        ranks.processes[0].send_signal(signal.SIGCONT)
+        assert ranks.wait(0) == [1]
+        assert [rank for rank, _ in ranks.errors()] == [0, 1], "it says so too"
 
 
 def test_a_run_that_is_stopped_as_a_whole_goes_on_afterwards(data: Path, tmp_path: Path) -> None:
@@ -129,7 +126,7 @@ write_checkpoint = writer.write_checkpoint
 def slowly(snapshot, path):
     if snapshot.record.step >= 20:
         (path / "writing").touch()
-        time.sleep(8)
+        time.sleep(5)
     return write_checkpoint(snapshot, path)
 
 writer.write_checkpoint = slowly
@@ -181,7 +178,7 @@ def test_a_signal_to_any_rank_ends_all_at_the_same_step_in_order(
 def test_a_signal_during_evaluation_ends_it_on_all_ranks(data: Path, tmp_path: Path) -> None:
     """They hear of it after a batch."""
     run = tmp_path / "run"
-    arguments = endless(data, run, "epochs=1", "eval_interval=1", "arch.halt_max_steps=3000")
+    arguments = endless(data, run, "epochs=1", "eval_interval=1", "arch.halt_max_steps=1500")
     with ranks_of("pretrain.py", arguments, tmp_path, 2) as ranks:
         end = time.monotonic() + 120
         while lines_of(run / "metrics.jsonl") < 9:  # then training is over
