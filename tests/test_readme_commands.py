@@ -279,7 +279,8 @@ def test_defaults_are_the_documented_ones() -> None:
     }
     assert {key: config[key] for key in off} == off
     assert config["stop_when"]["metric"] is None
-    assert config.keys() == documented.keys() | off.keys() | {"defaults", "hydra", "stop_when"}
+    assert config["optimizer"] == {"name": "optimizers@AdamATan2"}
+    assert config.keys() == documented.keys() | off.keys() | {"defaults", "hydra", "optimizer", "stop_when"}
 
     arch = yaml.safe_load((ROOT / "config/arch/hrm_v1.yaml").read_text())
     assert arch | {"rms_norm_eps": float(arch["rms_norm_eps"])} == {
