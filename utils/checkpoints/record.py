@@ -39,7 +39,7 @@ class Evaluated(BaseModel):
     metrics: dict[str, float]
 
     @property
-    def rank(self) -> tuple[float, float]:
+    def quality(self) -> tuple[float, float]:
         """What makes one evaluation better than another: exact accuracy, then the loss of the tokens; means over the
         sets of the data set. NaN is the worst of all."""
         means = []
