@@ -10,6 +10,8 @@ import utils.linux_cpu  # noqa: F401  # before mlx: on Linux it brings a fast BL
 
 import json
 import math
+import os
+import shutil
 import sys
 from contextlib import ExitStack
 from pathlib import Path
@@ -20,6 +22,7 @@ from pydantic import BaseModel, ConfigDict, Field, model_validator
 
 from common.errors import UserError, one_line
 from dataset.dataset_files import how_to_build
+from dataset.metadata import PuzzleDatasetMetadata
 from dataset.puzzle_dataset import PuzzleDataset
 from utils.arc.predictions import KEYS
 from utils.arc.report import format_score
@@ -72,11 +75,18 @@ class EvaluateConfig(BaseModel):
 
 
 def report(
-    result: Evaluation, step: int, checkpoint: str, vocab_size: int, arc: ArcScore | None, eval_halt: str
+    result: Evaluation,
+    step: int,
+    checkpoint: str,
+    metadata: PuzzleDatasetMetadata,
+    arc: ArcScore | None,
+    eval_halt: str,
 ) -> None:
     """Print sample puzzles, a table of the metrics and ARC's pass@K, and the same numbers as one line of JSON."""
+    width = shutil.get_terminal_size().columns
+    coloured = sys.stdout.isatty() and "NO_COLOR" not in os.environ
     for sample in result.samples:
-        print(format_puzzle(sample, vocab_size), end="\n\n")
+        print(format_puzzle(sample, metadata, width=width, coloured=coloured), end="\n\n")
     print(f"{checkpoint}: {result.num_examples:,} examples, {result.num_examples / result.seconds:.1f} a second")
     width = max(map(len, result.metrics))
     for name, value in result.metrics.items():
@@ -170,7 +180,7 @@ def run(arguments: list[str], ranks: Ranks) -> None:
     if writer is not None:
         remove_surplus(output_path, source.step, ranks.size)
     arc = arc_score(test_set, writer, folders)
-    report(result, source.step, source.name, test_set.metadata.vocab_size, arc, config.eval_halt)
+    report(result, source.step, source.name, test_set.metadata, arc, config.eval_halt)
     if writer is not None:
         print(f"predictions: {writer.folder if ranks.size == 1 else writer.folder.with_suffix('.*')}", file=sys.stderr)
 

@@ -160,13 +160,13 @@ def evaluate_and_log(run: Run) -> dict[str, float]:
         The metrics by name.
     """
     config, step, ranks = run.config, run.state.step, run.ranks
-    vocab_size = run.test_set.metadata.vocab_size
+    metadata = run.test_set.metadata
     path = config.run_folder
     folder = predictions_folder(path, step, ranks.rank)
     with ExitStack() as stack:
         writer = None
         if config.eval_save_outputs:
-            writer = stack.enter_context(PredictionWriter(folder, config.eval_save_outputs, vocab_size))
+            writer = stack.enter_context(PredictionWriter(folder, config.eval_save_outputs, metadata.vocab_size))
         result = evaluate(
             run.evaluator,
             run.test_set,
@@ -180,7 +180,7 @@ def evaluate_and_log(run: Run) -> dict[str, float]:
         remove_surplus(path, step, ranks.size)
     run.log(result.metrics)
     if run.tracker is not None:
-        run.tracker.log_examples(result.samples, vocab_size, step)
+        run.tracker.log_examples(result.samples, metadata, step)
     tqdm.write(f"step {step}: " + "  ".join(f"{name} {value:.4f}" for name, value in result.metrics.items()))
     return result.metrics
 
