@@ -40,33 +40,34 @@ from utils.ranks.watchdog import DEFAULT_TIMEOUT
 
 
 class EvaluateConfig(BaseModel):
-    """The keys of evaluate.py.
-
-    Attributes:
-        checkpoint: a step folder, a run's folder, a file, or a name on the Hugging Face hub.
-        data_path: the data set; null, as trained.
-        save_outputs: arrays to save.
-        output_path: the folder for them; null, beside the checkpoint.
-        eval_halt: as in training.
-        global_batch_size: examples at a time; null, as trained.
-        max_examples: only the first so many; null, all.
-        forward_dtype: null, as trained.
-        show_examples: puzzles to print.
-        rank_timeout: as in training.
-    """
+    """The keys of evaluate.py."""
 
     model_config = ConfigDict(extra="forbid", coerce_numbers_to_str=True)  # data_path=2024
 
-    checkpoint: str
-    data_path: str | None = None
-    save_outputs: list[PredictionKey] = list(DEFAULT_PREDICTION_KEYS)
-    output_path: str | None = None
-    eval_halt: Literal["max", "q"] = "max"
-    global_batch_size: int | None = Field(default=None, ge=1)
-    max_examples: int | None = Field(default=None, ge=1)
-    forward_dtype: Literal["bfloat16", "float16", "float32"] | None = None
-    show_examples: int = Field(default=0, ge=0)
-    rank_timeout: float = Field(default=DEFAULT_TIMEOUT, ge=1)
+    checkpoint: str = Field(
+        description="a step folder, a run's folder (its newest step), a file, or owner/name on the Hugging Face hub"
+    )
+    data_path: str | None = Field(default=None, description="the data set; null: the one it was trained on")
+    save_outputs: list[PredictionKey] = Field(
+        default=list(DEFAULT_PREDICTION_KEYS),
+        description="arrays to save; also logits, and step_preds, the predictions after every outer step; [] for none",
+    )
+    output_path: str | None = Field(default=None, description="the folder for them; null: beside the checkpoint")
+    eval_halt: Literal["max", "q"] = Field(
+        default="max",
+        description="outer steps of an example: max, all of them; q, until the model's own rule halts",
+    )
+    global_batch_size: int | None = Field(default=None, ge=1, description="examples at a time; null: as trained")
+    max_examples: int | None = Field(default=None, ge=1, description="only the first so many; null: all")
+    forward_dtype: Literal["bfloat16", "float16", "float32"] | None = Field(
+        default=None, description="bfloat16, float16 or float32; null: as trained"
+    )
+    show_examples: int = Field(default=0, ge=0, description="print so many puzzles with the model's answers")
+    rank_timeout: float = Field(
+        default=DEFAULT_TIMEOUT,
+        ge=1,
+        description="with several ranks: seconds without a step after which a rank ends its process",
+    )
 
     @model_validator(mode="after")
     def _step_preds_are_complete(self) -> EvaluateConfig:
@@ -155,7 +156,7 @@ def run(arguments: list[str], ranks: Ranks) -> None:
     ranks.require_same("the test sets", test_set.fingerprint())
     head = build_model(ArchConfig.model_validate(arch), test_set.metadata, mx.random.key(trained.seed))
     if ranks.first:
-        load_weights(head, source.tensors(), source.name)
+        load_weights(head, source.tensors(), source.name, source.config_folder)
     share_weights(head, ranks)
 
     output_path = Path(config.output_path or source.output_folder)

@@ -1,6 +1,7 @@
 """Train a recursive reasoning model: python pretrain.py key=value …
 
-A run is config → data → state → (train → evaluate → checkpoint)*. All keys are in config/cfg_pretrain.yaml.
+A run is config → data → state → (train → evaluate → checkpoint)*. All keys are in config/cfg_pretrain.yaml, and
+`--help` explains them.
 """
 
 from __future__ import annotations
@@ -32,6 +33,7 @@ from utils.checkpoints.resume import (
 from utils.checkpoints.run_folder import RunFolder
 from utils.checkpoints.weights import start_from
 from utils.checkpoints.writer import CheckpointWriter
+from utils.command_line import HELP, pretrain_help, pretrain_keys
 from utils.config import PretrainConfig, hydra_errors, parse_pretrain_config, with_names, write_saved_config
 from utils.evaluation.evaluate import Evaluator, evaluate, prefix
 from utils.evaluation.predictions import PredictionWriter, predictions_folder, remove_surplus
@@ -258,15 +260,19 @@ def job(config: DictConfig) -> None:
 
 @one_line
 def main() -> None:
-    """Run the command line.
+    """Run the command line, or explain its keys.
 
     `+key=value`, which the PyTorch code needs for keys that its YAML lacks, becomes `++key=value`: here the YAML has
     all keys, and Hydra allows `+` only for new ones. Keys of `arch` and `optimizer` get `++` too: they need not be in
     the YAML, because the class that `name` names checks them.
     """
-    sys.argv[1:] = [re.sub(r"^(\+(?=[^+])|(?=(arch|optimizer)\.))", "++", argument) for argument in sys.argv[1:]]
+    given = sys.argv[1:]
+    if not {*HELP, "--hydra-help"}.isdisjoint(given):
+        print(pretrain_help(given))
+        return
+    sys.argv[1:] = [re.sub(r"^(\+(?=[^+])|(?=(arch|optimizer)\.))", "++", argument) for argument in given]
     os.environ["HYDRA_FULL_ERROR"] = "1"  # so that Hydra raises, rather than print half a page and exit
-    with hydra_errors():
+    with hydra_errors(lambda: pretrain_keys(given)):
         job()
 
 

@@ -24,20 +24,20 @@ from utils.command_line import parse
 
 
 class ArcConfig(BaseModel):
-    """All keys of `python -m utils.arc`.
-
-    `predictions`: folders, or patterns such as `run/step_1000_all_preds.*`. `data_path`: the data set; null means the
-    one that the run was trained on. `submission`, `table`: files to write, if any.
-    """
+    """The keys of `python -m utils.arc`."""
 
     model_config = ConfigDict(extra="forbid", coerce_numbers_to_str=True)
 
     predictions: Annotated[
-        list[str], BeforeValidator(lambda value: value if isinstance(value, list) else [value]), Field(min_length=1)
+        list[str],
+        BeforeValidator(lambda value: value if isinstance(value, list) else [value]),
+        Field(min_length=1, description="folders, or patterns such as run/step_1000_all_preds.*; [a,b] for several"),
     ]
-    data_path: str | None = None
-    submission: str | None = None
-    table: str | None = None
+    data_path: str | None = Field(default=None, description="the data set; null: the one that the run was trained on")
+    submission: str | None = Field(
+        default=None, description="a file for the ARC Prize's submission with two attempts; null: none"
+    )
+    table: str | None = Field(default=None, description="a CSV file for a table of all tasks; null: none")
 
 
 @errors.one_line
