@@ -19,6 +19,7 @@ from omegaconf import DictConfig
 from tqdm import tqdm
 
 from common.errors import UserError, one_line
+from common.progress import progress_bar
 from dataset.puzzle_dataset import PuzzleDataset
 from utils.checkpoints.record import Progress
 from utils.checkpoints.resume import (
@@ -104,13 +105,12 @@ def launch(hydra_config: DictConfig, ranks: Ranks) -> None:
         if ranks.watchdog is not None:
             ranks.watchdog.timeout = config.rank_timeout
             ranks.watchdog.before_exit = checkpoints.finish if checkpoints is not None else None
-        bar = tqdm(
+        bar = progress_bar(
             total=state.total_steps,
             initial=state.step,
             disable=not ranks.first,
             desc="train",
             unit="step",
-            dynamic_ncols=True,
         )
         run = Run(
             ranks=ranks,

@@ -162,7 +162,7 @@ def test_removed_python_means_a_new_venv(checkout):
 
 
 def test_packages_that_another_tool_has_removed_are_installed_again(checkout):
-    """`uv sync` empties the .venv that it shares with make; a command would end with `No module named ruff` or `mlx`."""
+    """`uv sync` shares .venv with make; a command would end with `No module named ruff` or `mlx`."""
     checkout.add_python()
     assert checkout.make("check").returncode == 0
     gone = checkout.root / "gone"

@@ -279,7 +279,7 @@ def test_readme_commands_with_the_hub(tmp_path: Path) -> None:
             ),
             ("python dataset/build_sudoku_dataset.py", "data/sudoku-extreme-full", 12),
         ):
-            result = run_script(command, tmp_path, **env)
+            result = run_script(command, tmp_path, terminal=True, **env)
             assert result.returncode == 0, result.stderr
             data = PuzzleDataset(tmp_path / folder, "train", global_batch_size=1)
             assert data.num_examples == examples
