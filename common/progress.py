@@ -42,6 +42,6 @@ def progress_bar(**options: Any) -> tqdm:
         ncols=0,  # the numbers without the bar
         delay=seldom,
         mininterval=seldom,
-        maxinterval=seldom,
+        miniters=1,  # tqdm looks at the clock at each update, and needs no thread that does
         **options,
     )
