@@ -83,7 +83,7 @@ def test_a_record_that_ends_early_is_noticed(tmp_path: Path) -> None:
     whole = record_text(record(7)).encode()
     for length in [*range(0, len(whole), 13), len(whole) - 1]:
         (tmp_path / "checkpoint.json").write_bytes(whole[:length])
-        with pytest.raises(DamagedCheckpointError, match=r"checkpoint\.json is damaged: it is not the JSON"):
+        with pytest.raises(DamagedCheckpointError, match=r"checkpoint\.json is damaged: it is not valid JSON"):
             read_record(tmp_path)
 
 

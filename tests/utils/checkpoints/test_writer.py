@@ -388,8 +388,8 @@ def test_a_checkpoint_that_fails_is_told_with_the_one_that_is_intact(tmp_path: P
         with pytest.raises(UserError) as error:
             save()
         assert str(error.value) == (
-            f"checkpoint step_7 can't be written to {run}: {complaint}; step_3 is intact. "
-            "Make the folder writable and roomy, and continue with resume=auto"
+            f"checkpoint step_7 can't be written to {run}: {complaint}; step_3 is intact: "
+            "make room, or the folder writable, and continue with resume=auto"
         )
         assert names(run) == ["step_3"]
 
