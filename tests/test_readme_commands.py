@@ -279,7 +279,8 @@ def test_defaults_are_the_documented_ones() -> None:
     }
     assert {key: config[key] for key in off} == off
     assert config["stop_when"]["metric"] is None
-    assert config.keys() == documented.keys() | off.keys() | {"defaults", "hydra", "stop_when"}
+    assert config["optimizer"] == {"name": "optimizers@AdamATan2"}
+    assert config.keys() == documented.keys() | off.keys() | {"defaults", "hydra", "optimizer", "stop_when"}
 
     arch = yaml.safe_load((ROOT / "config/arch/hrm_v1.yaml").read_text())
     assert arch | {"rms_norm_eps": float(arch["rms_norm_eps"])} == {
@@ -296,6 +297,7 @@ def test_defaults_are_the_documented_ones() -> None:
         "expansion": 4,
         "puzzle_emb_ndim": "${.hidden_size}",
         "pos_encodings": "rope",
+        "mixer": None,  # attention
         "rms_norm_eps": 1e-5,
         "rope_theta": 10000.0,
         "forward_dtype": None,  # bfloat16 on a GPU, as in the PyTorch code; float32 on a CPU
