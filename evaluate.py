@@ -27,7 +27,7 @@ from utils.arc.scoring import ArcScore, score_predictions
 from utils.checkpoints.foreign_config import TrainedConfig, read_trained_config
 from utils.checkpoints.weights import WeightsSource, find_weights, load_weights, share_weights
 from utils.command_line import parse
-from utils.config import DEFAULT_PREDICTION_KEYS, ArchConfig, PredictionKey, check_film
+from utils.config import DEFAULT_PREDICTION_KEYS, ArchConfig, PredictionKey, check_step_preds
 from utils.evaluation.evaluate import Evaluation, Evaluator, evaluate
 from utils.evaluation.predictions import PredictionWriter, predictions_folder, remove_surplus
 from utils.evaluation.puzzle_view import format_puzzle
@@ -37,7 +37,20 @@ from utils.ranks.watchdog import DEFAULT_TIMEOUT
 
 
 class EvaluateConfig(BaseModel):
-    """All keys of evaluate.py; null, where it is allowed, means: as the checkpoint was trained."""
+    """The keys of evaluate.py.
+
+    Attributes:
+        checkpoint: a step folder, a run's folder, a file, or a name on the Hugging Face hub.
+        data_path: the data set; null, as trained.
+        save_outputs: arrays to save.
+        output_path: the folder for them; null, beside the checkpoint.
+        eval_halt: as in training.
+        global_batch_size: examples at a time; null, as trained.
+        max_examples: only the first so many; null, all.
+        forward_dtype: null, as trained.
+        show_examples: puzzles to print.
+        rank_timeout: as in training.
+    """
 
     model_config = ConfigDict(extra="forbid", coerce_numbers_to_str=True)  # data_path=2024
 
@@ -53,8 +66,8 @@ class EvaluateConfig(BaseModel):
     rank_timeout: float = Field(default=DEFAULT_TIMEOUT, ge=1)
 
     @model_validator(mode="after")
-    def _film_is_complete(self) -> EvaluateConfig:
-        check_film(self.eval_halt, self.save_outputs, "save_outputs")
+    def _step_preds_are_complete(self) -> EvaluateConfig:
+        check_step_preds(self.eval_halt, self.save_outputs, "save_outputs")
         return self
 
 
@@ -84,22 +97,30 @@ def report(
 
 
 def arc_score(test_set: PuzzleDataset, writer: PredictionWriter | None, folders: list[Path]) -> ArcScore | None:
-    """What the predictions of all ranks are worth as answers to ARC tasks; None for other puzzles, or if too little was
-    saved, or elsewhere."""
+    """Score the predictions of all ranks as answers to ARC tasks.
+
+    Args:
+        test_set: the test split.
+        writer: of the predictions, or None.
+        folders: the predictions of each rank.
+
+    Returns:
+        The score; None for other puzzles, or if a needed array is not saved, or not on this machine.
+    """
     if test_set.metadata.kind != "arc":
         return None
     if writer is None or not set(KEYS) <= set(writer.keys):
-        print(f"not scored: for pass@K, save_outputs has to hold {', '.join(KEYS)}", file=sys.stderr)
+        print(f"not scored: pass@K needs {', '.join(KEYS)} in save_outputs", file=sys.stderr)
         return None
     absent = [folder for folder in folders if not folder.is_dir()]
     if absent:
-        print(f"not scored: {absent[0]} is on another machine; copy it here and run utils.arc", file=sys.stderr)
+        print(f"not scored: {absent[0]} is on another machine; copy it here, then run utils.arc", file=sys.stderr)
         return None
     return score_predictions(folders, test_set.path)
 
 
 def run(arguments: list[str], ranks: Ranks) -> None:
-    """Evaluate what the command line names. Rank 0 reads the checkpoint and reports."""
+    """Evaluate the checkpoint that the command line names. Rank 0 reads it and prints the results."""
     config = parse(arguments, EvaluateConfig, "python evaluate.py", checkpoint="<step folder, file or hub id>")
     if ranks.watchdog is not None:
         ranks.watchdog.timeout = config.rank_timeout
@@ -107,7 +128,7 @@ def run(arguments: list[str], ranks: Ranks) -> None:
     trained = ranks.from_first(lambda: read_trained_config(source.config_folder), TrainedConfig)
     if config.data_path is None and not Path(trained.data_path).is_dir():
         raise UserError(
-            f"{source.name} was trained on {trained.data_path}, which is not here; say where its data set is with "
+            f"{source.name} was trained on {trained.data_path}, which is not here; give its data set as "
             f"data_path=<folder>, or {how_to_build(Path(trained.data_path))}"
         )
 
@@ -142,7 +163,7 @@ def run(arguments: list[str], ranks: Ranks) -> None:
             num_samples=config.show_examples,
             ranks=ranks,
         )
-    ranks.rest()  # scoring takes its time
+    ranks.rest()  # scoring may take longer than a step
     ranks.gather(None)  # all have written their predictions
     if not ranks.first:
         return
@@ -156,7 +177,7 @@ def run(arguments: list[str], ranks: Ranks) -> None:
 
 @one_line
 def main() -> None:
-    """The command line."""
+    """Run the command line."""
     with connected() as ranks:
         run(sys.argv[1:], ranks)
 

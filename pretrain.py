@@ -47,7 +47,12 @@ from utils.train.state import TrainState
 
 
 def launch(hydra_config: DictConfig, ranks: Ranks) -> None:
-    """Do a whole run, or the rest of one. Rank 0 reads and writes the run's folder; the others compute with it."""
+    """Do a whole run, or the rest of one. Rank 0 alone reads and writes the run's folder.
+
+    Args:
+        hydra_config: the composed configuration.
+        ranks: this process among those of the run.
+    """
     # Configuration, and the checkpoint to go on from
     config = ranks.from_first(
         lambda: with_forward_dtype(with_names(with_saved_names(parse_pretrain_config(hydra_config)))), PretrainConfig
@@ -92,7 +97,7 @@ def launch(hydra_config: DictConfig, ranks: Ranks) -> None:
             make_way(point)
 
         # (train → evaluate → checkpoint)*
-        interruption = stack.enter_context(Interruption(speaks=ranks.first))
+        interruption = stack.enter_context(Interruption(announce=ranks.first))
         tracker, checkpoints = open_records(config, state, point, stack) if ranks.first else (None, None)
         if ranks.watchdog is not None:
             ranks.watchdog.timeout = config.rank_timeout
@@ -126,7 +131,7 @@ def launch(hydra_config: DictConfig, ranks: Ranks) -> None:
 
 
 def train(run: Run) -> None:
-    """(train → evaluate → checkpoint)*, from where the run stands to its end."""
+    """Repeat (train → evaluate → checkpoint), from the run's position to its end."""
     config, state = run.config, run.state
     while not run.over():
         for batch in run.batches():  # up to the next evaluation
@@ -149,7 +154,11 @@ def train(run: Run) -> None:
 
 
 def evaluate_and_log(run: Run) -> dict[str, float]:
-    """Evaluate the test split, write what `eval_save_outputs` names, and log metrics and pictures."""
+    """Evaluate the test split, write what `eval_save_outputs` names, and log metrics and pictures.
+
+    Returns:
+        The metrics by name.
+    """
     config, step, ranks = run.config, run.state.step, run.ranks
     vocab_size = run.test_set.metadata.vocab_size
     path = Path(str(config.checkpoint_path))
@@ -177,7 +186,7 @@ def evaluate_and_log(run: Run) -> dict[str, float]:
 
 
 def load_data(config: PretrainConfig, ranks: Ranks) -> tuple[PuzzleDataset, PuzzleDataset]:
-    """Open both splits and check that they belong together and that there is something to train on."""
+    """Open both splits, and check that they fit each other and have at least one training batch."""
     train_set, test_set = (
         PuzzleDataset(
             config.data_path,
@@ -192,7 +201,7 @@ def load_data(config: PretrainConfig, ranks: Ranks) -> tuple[PuzzleDataset, Puzz
     for name in ("seq_len", "vocab_size", "num_puzzle_identifiers"):
         ours, theirs = getattr(train_set.metadata, name), getattr(test_set.metadata, name)
         if ours != theirs:
-            raise UserError(f"{config.data_path}: {name} is {ours} in train and {theirs} in test; build it anew")
+            raise UserError(f"{config.data_path}: {name} is {ours} in train and {theirs} in test; build it again")
     train_set.train_batches(0, epochs=config.epochs_per_iteration)  # raises if it has no batch at all
     return train_set, test_set
 
@@ -214,7 +223,7 @@ def known_metrics(state: TrainState, test_set: PuzzleDataset) -> list[str]:
 def announce(
     config: PretrainConfig, state: TrainState, ranks: Ranks, point: ResumePoint | None, changes: list[str]
 ) -> None:
-    """Print what is about to run, where, and from where it goes on."""
+    """Print the size of the run, its folder, the checkpoint that it resumes and what has changed since then."""
     path, blas = config.checkpoint_path, utils.linux_cpu.blas_name
     together = f", {ranks.size} ranks" if ranks.size > 1 else ""
     parameters = count_parameters(state.head)
@@ -228,7 +237,7 @@ def announce(
 def open_records(
     config: PretrainConfig, state: TrainState, point: ResumePoint | None, stack: ExitStack
 ) -> tuple[Tracker, CheckpointWriter]:
-    """Open what a run is recorded in, until `stack` closes it: metrics, W&B and checkpoints."""
+    """Open the records of a run, until `stack` closes them: metrics, W&B and checkpoints."""
     path = Path(str(config.checkpoint_path))
     history_bytes, run_id = (0, None) if point is None else (point.record.history_bytes, point.record.wandb_run_id)
     history = stack.enter_context(History(path, history_bytes))
@@ -240,18 +249,21 @@ def open_records(
 
 
 @hydra.main(config_path=str(Path(__file__).resolve().parent / "config"), config_name="cfg_pretrain", version_base=None)
-@one_line  # within Hydra, which would put a line of its own before what a job raises
+@one_line  # within Hydra, which would print a line of its own before the error of a job
 def job(config: DictConfig) -> None:
-    """Run what Hydra has composed; several times with --multirun."""
+    """Run the composed configuration; Hydra calls this several times with --multirun."""
     with connected() as ranks:
         launch(config, ranks)
 
 
 @one_line
 def main() -> None:
-    """Run the command line. With the PyTorch code, keys that its YAML lacks are given as `+key=value`; here the YAML
-    has all keys, and Hydra wants `++` where a key exists already. Keys of what a configuration names (a model, a loss,
-    an optimiser) are checked by what bears the name, and need not stand in the YAML."""
+    """Run the command line.
+
+    `+key=value`, which the PyTorch code needs for keys that its YAML lacks, becomes `++key=value`: here the YAML has
+    all keys, and Hydra allows `+` only for new ones. Keys of `arch` and `optimizer` get `++` too: they need not be in
+    the YAML, because the class that `name` names checks them.
+    """
     sys.argv[1:] = [re.sub(r"^(\+(?=[^+])|(?=(arch|optimizer)\.))", "++", argument) for argument in sys.argv[1:]]
     os.environ["HYDRA_FULL_ERROR"] = "1"  # so that Hydra raises, rather than print half a page and exit
     with hydra_errors():

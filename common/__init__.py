@@ -1,4 +1,4 @@
-"""The floor that dataset, models and utils stand on: errors, files, a constant. Nothing of them is imported here."""
+"""The floor below dataset, models and utils: errors, files and a constant. Imports none of the three."""
 
 __version__ = "0.2.0"
 

@@ -1,4 +1,4 @@
-"""Mistakes that a user can mend, told in one line instead of a traceback."""
+"""Mistakes that the user can correct: one line instead of a traceback."""
 
 from __future__ import annotations
 
@@ -13,9 +13,9 @@ from typing import ParamSpec
 from pydantic import ValidationError
 
 # Hydra's variable for whole tracebacks, taken for all programs here. Read now, because pretrain.py sets it for Hydra.
-_WANTS_TRACEBACK = os.environ.get("HYDRA_FULL_ERROR") == "1"
+_WHOLE_TRACEBACK = os.environ.get("HYDRA_FULL_ERROR") == "1"
 
-_KEY_LENGTH = 80  # of a key that a message names: longer ones are nobody's, and come from elsewhere
+_KEY_LENGTH = 80  # of a key in a message; no key of this code is longer, those of a file from elsewhere may be
 _BRIEFLY = reprlib.Repr()
 _BRIEFLY.maxlevel, _BRIEFLY.maxtuple, _BRIEFLY.maxlist = 2, 8, 8
 
@@ -23,13 +23,15 @@ P = ParamSpec("P")
 
 
 class UserError(Exception):
-    """Something the user can mend. The message names the key or file, what was found, and what to do."""
+    """A mistake that the user can correct. The message names the key or file, what was found, and what to do."""
 
 
 class Interrupted(Exception):
-    """The user or the system asked the program to end.
+    """The end of the program by SIGINT or SIGTERM.
 
-    `exit_status`: 128 + `signal_number`, as shells report it.
+    Attributes:
+        signal_number: the signal.
+        exit_status: 128 + `signal_number`, as shells report it.
     """
 
     def __init__(self, signal_number: int):
@@ -39,9 +41,9 @@ class Interrupted(Exception):
 
 
 def shown(value: object, limit: int = 80) -> str:
-    """`value` from a file that nobody vouches for, quoted, in one line and short enough for a message.
+    """Quote a value from an untrusted file, in one line of at most `limit` characters.
 
-    Lists and tables within one another are shortened as well, so that no structure takes long to show.
+    Nested lists and dicts are shortened too, so that no structure takes long to show.
     """
     try:
         quoted = repr(value[: limit + 1]) if isinstance(value, str | bytes) else _BRIEFLY.repr(value)
@@ -51,12 +53,15 @@ def shown(value: object, limit: int = 80) -> str:
 
 
 def describe_validation_error(error: ValidationError, origin: str, prefix: str = "") -> str:
-    """Put the first finding of pydantic into one line that names the key, the value and the remedy.
+    """Put the first error that pydantic found into one line that names the key, the value and the remedy.
 
     Args:
         error: what pydantic raised.
         origin: where the values come from, such as `the command line`.
         prefix: what stands before the key in the whole configuration, such as `arch.`.
+
+    Returns:
+        The line, with the number of further errors.
     """
     first = error.errors()[0]
     key = ".".join(str(part)[:_KEY_LENGTH] for part in first["loc"])
@@ -76,7 +81,7 @@ def describe_validation_error(error: ValidationError, origin: str, prefix: str =
 
 
 def explain(error: BaseException) -> str | None:
-    """One line for an exception that the user can do something about; None for others, which are bugs."""
+    """Return one line for a mistake that the user can correct; None for other exceptions, which are bugs."""
     if isinstance(error, UserError):
         return " ".join(str(error).split())
     if isinstance(error, OSError):
@@ -85,7 +90,7 @@ def explain(error: BaseException) -> str | None:
 
 
 def one_line(main: Callable[P, object]) -> Callable[P, None]:
-    """Decorate an entry point: a mistake of the user's ends it with one line on stderr and exit status 1.
+    """Decorate an entry point: a mistake of the user ends it with one line on stderr and exit status 1.
 
     `HYDRA_FULL_ERROR=1` in the environment brings the traceback back.
     """
@@ -95,7 +100,7 @@ def one_line(main: Callable[P, object]) -> Callable[P, None]:
         try:
             main(*args, **kwargs)
         except (UserError, OSError) as error:
-            if _WANTS_TRACEBACK:
+            if _WHOLE_TRACEBACK:
                 raise
             print(f"error: {explain(error)}", file=sys.stderr)
             sys.exit(1)

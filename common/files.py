@@ -1,4 +1,4 @@
-"""Paths that users type, and files and folders that appear whole or not at all."""
+"""Paths that users type, and files and folders that appear complete or not at all."""
 
 from __future__ import annotations
 
@@ -25,16 +25,19 @@ def expand_user(path: str | Path) -> Path:
     except RuntimeError:  # not an OSError
         raise UserError(
             f"{path} can't be expanded: {Path(path).parts[0]} is no known home; give the whole path, or ./{path} if "
-            "the name begins like this"
+            "the name begins with ~"
         ) from None
 
 
 @contextlib.contextmanager
 def replacing(path: Path) -> Iterator[Path]:
-    """Write a file or folder beside its place, and rename it into it when it is whole.
+    """Write a file or folder beside its place, and rename it when it is complete.
 
-    Yields `.<name>.partial`, where nothing is yet. When the block ends well, what was written there takes the place of
-    `path`; otherwise it is removed, and `path` stays as it was.
+    When the block ends without an exception, what was written replaces `path`. Otherwise it is removed, and `path`
+    stays as it was.
+
+    Yields:
+        `.<name>.partial`, a path where nothing exists yet.
     """
     partial = path.with_name(f".{path.name}{PARTIAL}")
     remove(partial)
@@ -46,7 +49,7 @@ def replacing(path: Path) -> Iterator[Path]:
 
 
 def move_into_place(partial: Path, path: Path) -> None:
-    """Rename `partial` to `path`, in place of what is there, and bring the new name to the disk.
+    """Rename `partial` to `path`, in place of what is there, and sync the new name to the disk.
 
     A folder can't be swapped in one step everywhere: for a moment the old one is called `.<name>.replaced`.
     """
@@ -61,12 +64,12 @@ def move_into_place(partial: Path, path: Path) -> None:
             raise
         remove(replaced)
     else:
-        partial.replace(path)
+        partial.rename(path)  # in place of a file that is there
     sync_folder(path.parent)
 
 
 def remove(path: Path) -> None:
-    """Remove a file or folder if it is there, as far as that can be done."""
+    """Remove a file or folder if it exists; ignore what can't be removed."""
     if path.is_dir() and not path.is_symlink():
         shutil.rmtree(path, ignore_errors=True)
     else:
@@ -75,7 +78,7 @@ def remove(path: Path) -> None:
 
 
 def sync_folder(folder: Path) -> None:
-    """Bring the names in a folder to the disk, so that they survive a loss of power."""
+    """Sync the names in a folder to the disk, so that they survive a loss of power."""
     descriptor = os.open(folder, os.O_RDONLY)
     try:
         os.fsync(descriptor)

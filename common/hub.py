@@ -1,7 +1,7 @@
 """Recognise names on the Hugging Face hub, and explain its errors, for data sets and checkpoints alike.
 
 huggingface_hub has changed its HTTP library and some of its error classes between 0.30 and 2.x. What stayed is the
-chain of causes down to the answer's status or the system's error, and that is what is read here.
+chain of causes down to the answer's status or the system's error, which is read here.
 """
 
 from __future__ import annotations
@@ -21,9 +21,12 @@ _LOG_IN = "log in with `hf auth login` or set HF_TOKEN"
 
 @dataclass(frozen=True)
 class HubFailure:
-    """A failed request to the hub: what went wrong and what the user can do, each a part of a sentence.
+    """A failed request to the hub.
 
-    `unreachable`: the hub gave no answer of its own, so that what it answered before may well hold.
+    Attributes:
+        reason: what went wrong, a part of a sentence.
+        remedy: what the user can do, likewise.
+        unreachable: no answer came from the hub itself, so what is in the cache may still hold.
     """
 
     reason: str
@@ -47,16 +50,16 @@ def explain_hub_error(error: Exception) -> HubFailure:
     chain = [cause for cause in _causes(error) if not isinstance(cause, errors.LocalEntryNotFoundError)] or [error]
     for cause in chain:
         if isinstance(cause, errors.OfflineModeIsEnabled):
-            return HubFailure("HF_HUB_OFFLINE forbids asking the hub", "unset it to use the network", unreachable=True)
+            return HubFailure("HF_HUB_OFFLINE is set", "unset it to use the network", unreachable=True)
         response = getattr(cause, "response", None)
         if response is not None:
             return _explain_answer(response.status_code, response.headers, hub)
     for cause in chain:
         if isinstance(cause, errors.HFValidationError):
-            return HubFailure(f"the hub takes no such name ({_first_sentence(cause)})", "check its spelling")
+            return HubFailure(f"the name is not valid on the hub ({_first_sentence(cause)})", "check its spelling")
         if isinstance(cause, OSError) and cause.errno in _NO_SPACE:
             return HubFailure(
-                f"the hub's cache {constants.HF_HUB_CACHE} can't hold it ({cause.strerror})",
+                f"the hub's cache {constants.HF_HUB_CACHE} has no room for it ({cause.strerror})",
                 "free some space, or set HF_HOME to a folder with more",
             )
         if isinstance(cause, OSError) and cause.filename is not None:
@@ -67,18 +70,18 @@ def explain_hub_error(error: Exception) -> HubFailure:
         if isinstance(cause, socket.gaierror):
             return HubFailure(f"the address of {hub} can't be found", "check the network and HF_ENDPOINT", True)
         if isinstance(cause, ConnectionRefusedError):
-            return HubFailure(f"{hub} refuses the connection", "check HF_ENDPOINT and the network", True)
+            return HubFailure(f"the connection to {hub} is refused", "check HF_ENDPOINT and the network", True)
         if isinstance(cause, ssl.SSLError):
             reason = f"no secure connection to {hub} ({cause.reason or cause})"
             return HubFailure(reason, "check proxy, certificates and clock", True)
         if isinstance(cause, TimeoutError):
-            return HubFailure(f"{hub} does not answer in time", "check the network, or try again later", True)
+            return HubFailure(f"no answer from {hub} in time", "check the network, or try again later", True)
     for cause in chain:
-        # The size is checked under that name by all versions, with an OSError that has no number.
+        # All versions check the size under that name, with an OSError that has no number.
         if isinstance(cause, OSError) and str(cause).startswith("Consistency check failed"):
-            return HubFailure("it arrived with another size than the hub announced", "try again")
+            return HubFailure("the file has another size than the hub announced", "try again")
         if isinstance(cause, errors.FileMetadataError | ValueError | KeyError | TypeError | AttributeError):
-            reason = f"{hub} doesn't answer as the hub does ({type(cause).__name__}: {_first_sentence(cause)})"
+            reason = f"the answer of {hub} is not the hub's ({type(cause).__name__}: {_first_sentence(cause)})"
             return HubFailure(reason, "check HF_ENDPOINT and the proxy")
         if type(cause).__module__.startswith(_HTTP_LIBRARIES):
             reason = f"the connection to {hub} broke ({type(cause).__name__})"
@@ -87,29 +90,29 @@ def explain_hub_error(error: Exception) -> HubFailure:
 
 
 def _explain_answer(status: int, headers: Mapping[str, str], hub: str) -> HubFailure:
-    code, message, told = headers.get("X-Error-Code"), headers.get("X-Error-Message", ""), f"HTTP {status}"
+    code, message, http = headers.get("X-Error-Code"), headers.get("X-Error-Message", ""), f"HTTP {status}"
     if code == "GatedRepo":
-        return HubFailure(f"its owner gives access on request only ({told})", f"ask for it at {hub}, then {_LOG_IN}")
+        return HubFailure(f"access is on request only ({http})", f"request it at {hub}, then {_LOG_IN}")
     if code == "RevisionNotFound":
-        return HubFailure(f"the hub has no such revision of it ({told})", "give a branch, a tag or a full commit hash")
+        return HubFailure(f"the hub has no such revision of it ({http})", "give a branch, a tag or a full commit hash")
     if code == "EntryNotFound":
-        return HubFailure(f"the hub has no such file in it ({told})", "check the name and the revision")
+        return HubFailure(f"the hub has no such file in it ({http})", "check the name and the revision")
     if status == 401 and "Invalid credentials" in message:
-        return HubFailure(f"the hub doesn't accept your token ({told})", "renew it with `hf auth login` or in HF_TOKEN")
+        return HubFailure(f"the token is not valid on the hub ({http})", "renew it with `hf auth login` or in HF_TOKEN")
     if status in (401, 404):
-        reason = f"the hub has nothing of that name that is open to you ({told})"
+        reason = f"the hub has nothing of that name that is open to you ({http})"
         return HubFailure(reason, f"check the spelling; if it is private, {_LOG_IN}")
     if status == 403:
-        return HubFailure(f"the hub forbids you to read it ({told})", f"{_LOG_IN}, of an account that may")
+        return HubFailure(f"your account may not read it ({http})", f"{_LOG_IN}, of an account that may")
     if status == 429:
-        return HubFailure(f"the hub takes no more requests from you now ({told})", "wait some minutes, or log in", True)
+        return HubFailure(f"too many requests to the hub ({http})", "wait some minutes, or log in", True)
     if status >= 500:
-        return HubFailure(f"{hub} is out of order ({told})", "try again later", True)
-    return HubFailure(f"the hub answers {told} {_short(message)}".rstrip(), "try again later")
+        return HubFailure(f"{hub} is out of order ({http})", "try again later", True)
+    return HubFailure(f"the answer of the hub is {http} {_short(message)}".rstrip(), "try again later")
 
 
 def _causes(error: BaseException) -> Iterator[BaseException]:
-    """Follow an exception to what led to it, through hidden ones too: the HTTP libraries hide the system's."""
+    """Follow an exception to its causes, through suppressed ones too: the HTTP libraries suppress the system's."""
     seen: list[BaseException] = []
     current: BaseException | None = error
     while current is not None and current not in seen:
@@ -123,6 +126,6 @@ def _first_sentence(error: BaseException) -> str:
 
 
 def _short(text: str) -> str:
-    """Make text from elsewhere fit for a line on a terminal."""
+    """Make untrusted text printable, and short enough for a line."""
     text = "".join(character if character.isprintable() else "?" for character in text)
     return text if len(text) <= 160 else text[:159] + "…"

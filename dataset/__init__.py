@@ -1,1 +1,1 @@
-"""Raw puzzles -> arrays on disk -> batches, with numpy: nothing in this package imports mlx."""
+"""Raw puzzles -> arrays on disk -> batches, in numpy: nothing in this package imports mlx."""

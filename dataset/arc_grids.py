@@ -1,6 +1,6 @@
 """ARC grids as pure functions: symmetries, the names of augmented tasks, and the 900 tokens that a model reads.
 
-What the builder does to a task and what scoring must undo stand here side by side. A grid is uint8 `[rows, cols]` of
+What the builder does to a task and what scoring undoes, side by side. A grid is uint8 `[rows, cols]` of
 colours 0..9, with 1 to 30 rows and columns. An augmentation is a dihedral transform k and a permutation of the colours
 (`colours[c]` is the new colour of colour c) in which 0, the background, stays.
 """
@@ -66,7 +66,7 @@ def parse_augmentation_name(name: str) -> tuple[str, int, np.ndarray]:
 def place_grids(grids: np.ndarray, top: np.ndarray, left: np.ndarray) -> np.ndarray:
     """Place grids of one shape on boards of 30x30.
 
-    Below a grid and to the right of it, if that is still on the board, stands END, along its width and height; all else
+    END follows below a grid along its width and to its right along its height, as far as the board reaches; all else
     is PAD.
 
     Args:
@@ -75,7 +75,7 @@ def place_grids(grids: np.ndarray, top: np.ndarray, left: np.ndarray) -> np.ndar
         left: its column, integer `[n]`.
 
     Returns:
-        tokens, uint8 `[n, 900]`.
+        Tokens, uint8 `[n, 900]`.
     """
     n, rows, cols = grids.shape
     framed: np.ndarray = np.full((n, rows + 1, cols + 1), END, np.uint8)
@@ -110,16 +110,16 @@ def grid_to_tokens(grid: np.ndarray, row: int = 0, col: int = 0) -> np.ndarray:
 
 
 def grid_shapes(tokens: np.ndarray) -> np.ndarray:
-    """Find how large a grid stands at the top left of each board.
+    """Find the shape of the grid at the top left of each board.
 
-    That is the largest rectangle by area which starts at (0, 0) and holds colours only, with the fewest rows if several
-    are equally large.
+    That is the largest rectangle by area that starts at (0, 0) and holds only colours; of several the one with the
+    fewest rows.
 
     Args:
         tokens: `[n, 900]`.
 
     Returns:
-        rows and columns, int `[n, 2]`; (0, 0) if cell (0, 0) is no colour.
+        Rows and columns, int `[n, 2]`; (0, 0) if cell (0, 0) is no colour.
     """
     boards = tokens.reshape(-1, SIDE, SIDE)
     is_colour = (boards >= FIRST_COLOUR) & (boards < VOCAB_SIZE)

@@ -1,4 +1,4 @@
-"""ARC tasks from folders of JSON files, checked to the last cell. Errors name the file and the pair."""
+"""ARC tasks from folders of JSON files. Every cell is checked; errors name the file and the pair."""
 
 from __future__ import annotations
 
@@ -48,11 +48,14 @@ class Task:
 def read_tasks(dataset_dirs: Sequence[str]) -> list[Task]:
     """Read all tasks in the sub-folders of some folders.
 
+    Args:
+        dataset_dirs: the folders.
+
     Returns:
         The tasks in the order of the folders, then sorted by sub-folder and file.
 
     Raises:
-        UserError: for a missing or empty folder, a task that isn't one, or two tasks of one name.
+        UserError: for a missing or empty folder, an invalid task, or two tasks of one name.
     """
     tasks: list[Task] = []
     path_of: dict[str, Path] = {}
@@ -77,15 +80,15 @@ def read_tasks(dataset_dirs: Sequence[str]) -> list[Task]:
 
 
 def _sorted_by_name(paths: Iterable[Path]) -> list[Path]:
-    """Without hidden files, such as the ._* that macOS leaves on other file systems."""
+    """Sort paths by name, without hidden files, such as the ._* that macOS leaves on other file systems."""
     return sorted((path for path in paths if not path.name.startswith(".")), key=lambda path: path.name)
 
 
 def _nothing_there(folder: Path) -> str:
     if SUBMODULES in folder.parts:
         return (
-            f"{folder} has no tasks: the git submodules haven't been fetched. "
-            "Run this in the repository's root: git submodule update --init --recursive"
+            f"{folder} has no tasks: the git submodules haven't been fetched; "
+            "run `git submodule update --init --recursive` in the repository's root"
         )
     found = "has no tasks" if folder.is_dir() else "is a file" if folder.exists() else "is missing"
     return f"{folder} {found}: expected a folder with sub-folders of .json files, such as training and {EVALUATION}"
@@ -94,21 +97,31 @@ def _nothing_there(folder: Path) -> str:
 def read_task(path: Path, *, is_evaluation: bool) -> Task:
     """Read one task from its JSON file.
 
+    Args:
+        path: the file.
+        is_evaluation: whether its test pairs are held back for the test split.
+
     Raises:
         UserError: if it isn't a valid task; the message names the file and the pair.
     """
     try:
         raw = json.loads(path.read_text(encoding="utf-8-sig"))
     except (ValueError, RecursionError) as error:  # not UTF-8, not JSON, or nested beyond Python's depth
-        raise UserError(f"{path} is not readable as JSON: {error}") from error
+        raise UserError(f"{path} is not valid JSON: {error}") from error
     task_id = path.stem
     if task_id == BLANK_IDENTIFIER or parse_augmentation_name(task_id)[0] != task_id:
-        raise UserError(f"{path}: the file's name is one that data sets give to other puzzles: rename it")
+        raise UserError(f"{path}: {task_id!r} is a name that data sets reserve for other puzzles: rename the file")
     return parse_task(str(path), task_id, raw, is_evaluation=is_evaluation)
 
 
 def parse_task(where: str, task_id: str, raw: object, *, is_evaluation: bool) -> Task:
     """Make a task from its raw form.
+
+    Args:
+        where: the file, and the task if there are several in it, for messages.
+        task_id: the task's name.
+        raw: the parsed JSON.
+        is_evaluation: whether its test pairs are held back for the test split.
 
     Raises:
         UserError: if it isn't a valid task; the message names `where` and the pair.

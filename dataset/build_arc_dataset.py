@@ -1,4 +1,4 @@
-"""Build an ARC data set: tasks from JSON files, each with augmented copies that are turned, mirrored and recoloured.
+"""Build an ARC data set: tasks from JSON files, each with copies that are turned, mirrored and recoloured.
 
 python dataset/build_arc_dataset.py --output-dir data/arc-aug-1000
 python dataset/build_arc_dataset.py --dataset-dirs dataset/raw-data/ARC-AGI-2/data --output-dir data/arc-2-aug-1000
@@ -36,9 +36,9 @@ cli: ArgParser = ArgParser()
 
 
 class ArcOptions(BuildOptions):
-    """The command line."""
+    """The options of this builder."""
 
-    # Optional[…], because argdantic doesn't see through `| None`; and None, because it would append to a default list.
+    # Optional[…], because argdantic doesn't support `| None`; and None, because it would append to a default list.
     dataset_dirs: Optional[list[str]] = Field(  # noqa: UP045
         None, description=f"Folders of tasks, all their sub-folders are read (default: {' '.join(ARC_1_DIRS)})"
     )
@@ -47,9 +47,9 @@ class ArcOptions(BuildOptions):
 
 
 def fingerprints(pairs: list[Pair], transforms: np.ndarray, colours: np.ndarray) -> np.ndarray:
-    """Compute a number for what each of n augmentations makes of the pairs: equal for the same set of pairs.
+    """Compute a fingerprint of the augmented pairs for each of n augmentations: equal for equal sets of pairs.
 
-    Different sets have the same number with a chance of about 1 in 2**64, so that a copy could at worst be left out.
+    Different sets have the same one with a chance of about 1 in 2**64; then a copy is left out.
 
     Args:
         pairs: of the task.
@@ -68,13 +68,18 @@ def fingerprints(pairs: list[Pair], transforms: np.ndarray, colours: np.ndarray)
                 rows, cols = moved.shape
                 np.add.at(sums[k, number], moved.ravel(), weight[:rows, :cols].ravel())
     mixed = (sums[transforms] * COLOUR_WEIGHT[colours][:, None]).sum(axis=2)  # (n, pairs), modulo 2**64
-    # Scrambled before they are added up, so that it counts which input belongs to which output.
+    # Scrambled before they are added up, so that the sum depends on which input belongs to which output.
     mixed = (mixed ^ (mixed >> np.uint64(32))) * np.uint64(0x9E3779B97F4A7C15)
     return (mixed ^ (mixed >> np.uint64(32))).sum(axis=1)
 
 
 def draw_augmentations(pairs: list[Pair], num_aug: int, rng: np.random.Generator) -> tuple[np.ndarray, np.ndarray]:
     """Draw the identity and up to `num_aug` random augmentations that all make different sets of pairs.
+
+    Args:
+        pairs: of the task.
+        num_aug: how many copies are wanted.
+        rng: the random generator.
 
     Returns:
         Transforms, integer `[n]`, and colours, uint8 `[n, 10]`, n <= 1 + num_aug. A task with few distinct copies gets
@@ -99,7 +104,7 @@ def draw_augmentations(pairs: list[Pair], num_aug: int, rng: np.random.Generator
 def augmented_tokens(
     pairs: list[Pair], transforms: np.ndarray, colours: np.ndarray, rng: np.random.Generator | None
 ) -> tuple[np.ndarray, np.ndarray]:
-    """Make the tokens of every copy of the pairs.
+    """Compute the tokens of every copy of the pairs.
 
     Args:
         pairs: of the task.
@@ -133,9 +138,15 @@ def augmented_tokens(
 
 
 def write_task(writer: DatasetWriter, task: Task, num_aug: int, rng: np.random.Generator) -> int:
-    """Write a task with its augmentations, a group of puzzles with an identifier each.
+    """Write a task with its augmented copies: a group of puzzles, each with an identifier of its own.
 
     The pairs to be solved go to the split test if the task is one of the evaluation, else to train as well.
+
+    Args:
+        writer: the data set.
+        task: the task.
+        num_aug: how many copies are wanted.
+        rng: the random generator.
 
     Returns:
         The number of puzzles.
@@ -175,7 +186,7 @@ def build(options: ArcOptions) -> list[str]:
     options.check_minimums(num_aug=0)
     dataset_dirs = ARC_1_DIRS if options.dataset_dirs is None else options.dataset_dirs
     if not dataset_dirs:
-        raise UserError("--dataset-dirs is empty: give it at least one folder of tasks")
+        raise UserError("--dataset-dirs is empty: give at least one folder of tasks")
     with DatasetWriter(
         options.output_dir, seq_len=SEQ_LEN, vocab_size=VOCAB_SIZE, kind="arc", command=options.command(__file__)
     ) as writer:

@@ -1,4 +1,4 @@
-"""Build the maze data set: 30x30 mazes from a CSV source, training mazes turned and mirrored if asked for.
+"""Build the maze data set: 30x30 mazes from a CSV source, with turned and mirrored training mazes as an option.
 
 python dataset/build_maze_dataset.py --output-dir data/maze-30x30-hard-1k
 """
@@ -33,7 +33,7 @@ cli: ArgParser = ArgParser()
 
 
 class MazeOptions(BuildOptions):
-    """The command line."""
+    """The options of this builder."""
 
     source_repo: str = Field(
         "sapientinc/maze-30x30-hard-1k", description="Hugging Face data set, or a folder with train.csv and test.csv"
@@ -58,7 +58,7 @@ def read_mazes(path: Path) -> Iterator[Boards]:
         Questions and answers, values of dataset.mazes, uint8 `[p, 900]` each.
 
     Raises:
-        UserError: for a row that isn't a maze with a path through it; the message names file and line.
+        UserError: for a row that isn't a maze with its path; the message names file and line.
     """
     for rows in read_csv(path, ["question", "answer"], chunk_rows=CHUNK_ROWS):
         questions = parse_boards(

@@ -32,7 +32,7 @@ cli: ArgParser = ArgParser()
 
 
 class MiniMazeOptions(BuildOptions):
-    """The command line."""
+    """The options of this builder."""
 
     output_dir: str = Field("data/maze-12x12", description="Where the data set goes")
     side: int = Field(12, description=f"Rows and columns of a maze, {MIN_SIDE} to {MAX_SIDE}")
@@ -43,6 +43,12 @@ class MiniMazeOptions(BuildOptions):
 
 def random_mazes(rng: np.random.Generator, n: int, side: int, min_path: int) -> tuple[np.ndarray, np.ndarray]:
     """Draw n mazes, and keep those whose path has at least `min_path` cells.
+
+    Args:
+        rng: the random generator.
+        n: how many to draw.
+        side: rows and columns.
+        min_path: least number of cells between start and goal.
 
     Returns:
         Questions and answers, values uint8 `[<= n, side, side]`.
@@ -62,19 +68,23 @@ def random_mazes(rng: np.random.Generator, n: int, side: int, min_path: int) -> 
 
 
 def _pick_highest(scores: np.ndarray, rng: np.random.Generator) -> np.ndarray:
-    """A random one of each board's cells with the highest score: integers `[n, rows, cols]` -> index `[n]`."""
+    """Pick a random one of each board's cells with the highest score: integers `[n, rows, cols]` -> index `[n]`."""
     flat = scores.reshape(len(scores), -1)
     return np.argmax(flat + rng.random(flat.shape, dtype=np.float32), axis=1)
 
 
 def make_mazes(options: MiniMazeOptions, min_path: int) -> tuple[np.ndarray, np.ndarray]:
-    """Make as many mazes as `options` ask for, all with different walls.
+    """Make num_train + num_test mazes, all with different walls.
+
+    Args:
+        options: the command line.
+        min_path: least number of cells between start and goal.
 
     Returns:
         Questions and answers, values uint8 `[n, side * side]`.
 
     Raises:
-        UserError: if mazes with so long a path are too rare.
+        UserError: if mazes with paths of that length are too rare.
     """
     side, wanted = options.side, options.num_train + options.num_test
     rng = np.random.default_rng(options.seed)
@@ -94,8 +104,8 @@ def make_mazes(options: MiniMazeOptions, min_path: int) -> tuple[np.ndarray, np.
             if window_tried >= WINDOW and len(found) < wanted:
                 if (len(found) - window_start) * 1000 < window_tried:
                     raise UserError(
-                        f"only {len(found)} of {wanted} different mazes of {side}x{side} with {min_path} cells or more "
-                        f"between start and goal turned up in {tried} tries: lower --min-path or --num-train"
+                        f"found only {len(found)} of {wanted} different mazes of {side}x{side} with {min_path} cells "
+                        f"or more between start and goal in {tried} tries: lower --min-path or --num-train"
                     )
                 window_tried, window_start = 0, len(found)
     boards = [np.frombuffer(b"".join(part), np.uint8).reshape(wanted, -1) for part in zip(*found.values(), strict=True)]

@@ -25,7 +25,7 @@ from dataset.writer import DatasetWriter
 MAX_SIDE = 9
 ROUND = 1 << 14  # candidates worked on at once: bounds memory
 MIN_ROUND = 1 << 10
-STALE_ROUNDS = 20  # so many rounds in a row without a new solution grid: there are no more
+STALE_ROUNDS = 20  # after so many rounds in a row without a new solution grid, all have been found
 TRIES_PER_TURN = 50  # tries per grid, on average, before the grids that had a puzzle have another
 WINDOW = 8 * ROUND  # give up when fewer than 1 in 1000 of so many tries bring a new puzzle
 BIT_COUNT = np.array([bin(i).count("1") for i in range(1 << MAX_SIDE)], np.uint8)
@@ -34,7 +34,7 @@ cli: ArgParser = ArgParser()
 
 
 class MiniSudokuOptions(BuildOptions):
-    """The command line."""
+    """The options of this builder."""
 
     output_dir: str = Field("data/sudoku-6x6", description="Where the data set goes")
     box_rows: int = Field(2, description="Rows of a box; the board's side is box-rows * box-cols, at most 9")
@@ -90,8 +90,13 @@ def random_grids(board: Board, rng: np.random.Generator, m: int) -> np.ndarray:
 
     Fills a most constrained cell at random, propagates and repeats; boards that run into a contradiction are dropped.
 
+    Args:
+        board: the geometry.
+        rng: the random generator.
+        m: boards to begin with.
+
     Returns:
-        digits, uint8 `[<= m, S]`.
+        Digits, uint8 `[<= m, S]`.
     """
     n = board.side
     masks: np.ndarray = np.full((board.cells, m), board.every_digit, np.uint16)
@@ -117,10 +122,10 @@ def random_grids(board: Board, rng: np.random.Generator, m: int) -> np.ndarray:
 
 
 def distinct_grids(board: Board, rng: np.random.Generator, wanted: int) -> np.ndarray:
-    """Draw `wanted` distinct solution grids, or as many as turn up (all 288 of a 4x4).
+    """Draw `wanted` distinct solution grids, or as many as are found (all 288 of a 4x4).
 
     Returns:
-        digits, uint8 `[<= wanted, S]`, in random order.
+        Digits, uint8 `[<= wanted, S]`, in random order.
     """
     pool: dict[bytes, None] = {}  # in order of appearance: a set's order would change from run to run
     stale = 0
@@ -139,8 +144,16 @@ def distinct_grids(board: Board, rng: np.random.Generator, wanted: int) -> np.nd
 def split_grids(grids: np.ndarray, num_train: int, num_test: int) -> tuple[np.ndarray, np.ndarray]:
     """Divide distinct grids between train and test: one per puzzle if they suffice, else in proportion.
 
-    When grids are few (4x4) and test puzzles far fewer than training puzzles, a fifth of the grids still goes to test,
-    so that the test split doesn't rest on a handful.
+    Where grids are few (4x4) and test puzzles far fewer than training puzzles, a fifth of the grids still goes to test,
+    so that the test split has more than a handful.
+
+    Args:
+        grids: `[n, S]`, in random order.
+        num_train: training puzzles.
+        num_test: test puzzles.
+
+    Returns:
+        The grids of train and of test.
     """
     share = round(len(grids) * num_test / (num_train + num_test))
     for_test = min(num_test, max(share, len(grids) // 5, 1), len(grids) - 1)
@@ -152,11 +165,19 @@ def make_puzzles(
 ) -> tuple[np.ndarray, np.ndarray]:
     """Make `wanted` distinct puzzles with exactly one solution and `blanks` blank cells, spread evenly over `grids`.
 
+    Args:
+        board: the geometry.
+        rng: the random generator.
+        grids: solution grids, digits uint8 `[n, S]`.
+        wanted: how many puzzles.
+        blanks: blank cells of each.
+        name: the split, for messages.
+
     Returns:
         Questions and answers, digits uint8 `[wanted, S]` (0 blank).
 
     Raises:
-        UserError: if so many don't turn up.
+        UserError: if there are too few.
     """
     found: dict[bytes, int] = {}  # question -> its grid
     todo: np.ndarray = np.empty(0, np.int64)  # grids that had no puzzle yet in this turn
@@ -184,8 +205,8 @@ def make_puzzles(
             if window_tries >= WINDOW and len(found) < wanted:
                 if (len(found) - window_start) * 1000 < window_tries:
                     raise UserError(
-                        f"only {len(found)} of {wanted} {name} puzzles with {blanks} blanks and one solution turned up "
-                        f"on {len(grids)} grids of {board.side}x{board.side}: lower --blanks or --num-{name}"
+                        f"found only {len(found)} of {wanted} {name} puzzles with {blanks} blanks and one solution on "
+                        f"{len(grids)} grids of {board.side}x{board.side}: lower --blanks or --num-{name}"
                     )
                 window_tries, window_start = 0, len(found)
     questions = np.frombuffer(b"".join(found), np.uint8).reshape(-1, board.cells)
@@ -227,7 +248,7 @@ def build(options: MiniSudokuOptions) -> None:
             questions, answers = make_puzzles(board, rng, pool, wanted, blanks, split)
             solutions = {answer.tobytes() for answer in answers}
             if seen & solutions:
-                raise RuntimeError(f"{len(seen & solutions)} solution grids stand in both train and test")
+                raise RuntimeError(f"{len(seen & solutions)} solution grids are in both train and test")
             seen |= solutions
             writer.add_boards(split, questions, answers)
 

@@ -1,4 +1,4 @@
-"""The command lines of the builders: the options that all of them have, their checks, and how to give them again."""
+"""The command lines of the builders: common options, their checks, and the command that repeats a build."""
 
 from __future__ import annotations
 
@@ -10,7 +10,7 @@ from pydantic import BaseModel, ConfigDict, Field
 
 from common.errors import UserError
 
-OptionalInt = Optional[int]  # noqa: UP045 - argdantic doesn't see through `int | None`
+OptionalInt = Optional[int]  # noqa: UP045 - argdantic doesn't support `int | None`
 
 
 class BuildOptions(BaseModel):
@@ -22,7 +22,10 @@ class BuildOptions(BaseModel):
     seed: int = Field(42, description="Same seed, same files")
 
     def check_minimums(self, **minimums: int) -> None:
-        """Check options against their minimum, by the field's name. An option left at None is not checked.
+        """Check options against their minimum. An option left at None is not checked.
+
+        Args:
+            minimums: by the name of the field.
 
         Raises:
             UserError: if an option is below its minimum.
@@ -33,7 +36,7 @@ class BuildOptions(BaseModel):
                 raise UserError(f"{_flag(key)} is {value}, expected at least {low}")
 
     def command(self, script: str) -> str:
-        """Write the command line that gives these options, quoted for a shell and without defaults.
+        """Return the command line with these options, quoted for a shell and without defaults.
 
         `--output-dir` is left out: wherever a data set is built, its files are the same.
 

@@ -34,7 +34,7 @@ cli: ArgParser = ArgParser()
 
 
 class SudokuOptions(BuildOptions):
-    """The command line."""
+    """The options of this builder."""
 
     source_repo: str = Field(
         "sapientinc/sudoku-extreme", description="Hugging Face data set, or a folder with train.csv and test.csv"
@@ -49,7 +49,7 @@ def line_permutations(lines_per_block: int, blocks: int) -> np.ndarray:
     """List every order of a Sudoku's rows (or columns) that keeps blocks together.
 
     Returns:
-        uint8 `[n, lines_per_block * blocks]`; entry [i, r] is the line that comes to place r.
+        uint8 `[n, lines_per_block * blocks]`; entry [i, r] is the line that moves to place r.
         n = blocks! * lines_per_block! ** blocks, 1296 for 9x9.
     """
     within = np.array(list(itertools.permutations(range(lines_per_block))), np.uint8)
@@ -83,6 +83,10 @@ def random_symmetries(rng: np.random.Generator, n: int) -> Symmetries:
 
 def read_puzzles(path: Path, min_difficulty: int | None) -> Iterator[Boards]:
     """Stream the puzzles of a CSV file that are rated at least `min_difficulty`.
+
+    Args:
+        path: the file.
+        min_difficulty: the least rating; None takes all.
 
     Yields:
         Questions and answers, digits uint8 `[p, 81]` each (0 blank).

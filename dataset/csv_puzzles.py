@@ -1,4 +1,4 @@
-"""Data sets whose raw puzzles stand in CSV files, as pairs of equally long texts: Sudoku and mazes.
+"""Data sets whose raw puzzles are CSV files, as pairs of equally long texts: Sudoku and mazes.
 
 From a folder or the Hugging Face hub to rows, boards, a random choice of them, their symmetric copies and the writer.
 A board is uint8 `[S]` of small values, one a cell; its token is value + 1, since 0 is padding.
@@ -32,7 +32,7 @@ Boards = tuple[np.ndarray, np.ndarray]  # questions and answers, uint8 [p, S] ea
 
 
 def resolve_source(source: str, filename: str) -> Path:
-    """Find one file of a source; from the Hugging Face hub it is downloaded, with progress, into the hub's cache.
+    """Find one file of a source. From the Hugging Face hub it is downloaded, with progress, into the hub's cache.
 
     Args:
         source: a folder, or the id (`owner/name`) of a data set on the hub.
@@ -42,7 +42,7 @@ def resolve_source(source: str, filename: str) -> Path:
         The file's path on this machine.
 
     Raises:
-        UserError: if it can't be had.
+        UserError: if it is missing or can't be downloaded.
     """
     folder = expand_user(source)
     if folder.is_dir():
@@ -63,21 +63,34 @@ def resolve_source(source: str, filename: str) -> Path:
     except Exception as error:  # its error classes differ between versions and HTTP libraries
         failure = explain_hub_error(error)
         raise UserError(
-            f"no folder {source!r} here, and {filename} could not be had from the Hugging Face data set of that name: "
+            f"no folder {source!r} here, and {filename} can't be downloaded from the Hugging Face data set {source}: "
             f"{failure.reason}; {failure.remedy}, or give --source-repo a folder with train.csv and test.csv"
         ) from error
 
 
 @dataclass(frozen=True)
 class CsvRows:
-    """Some rows of a CSV file: `lines[i]` is the line number that row i ends on, `columns[name][i]` its text."""
+    """Some rows of a CSV file.
+
+    Attributes:
+        lines: the number of the line that each row ends on.
+        columns: the texts of each column, by its name.
+    """
 
     lines: list[int]
     columns: dict[str, list[str]]
 
 
 def read_csv(path: Path, names: Sequence[str], *, chunk_rows: int = CSV_CHUNK_ROWS) -> Iterator[CsvRows]:
-    """Stream the named columns of a CSV file with a header line, with a progress bar, in chunks of `chunk_rows`.
+    """Stream the named columns of a CSV file with a header line, with a progress bar.
+
+    Args:
+        path: the file.
+        names: of the columns.
+        chunk_rows: rows to yield at a time.
+
+    Yields:
+        The rows, in chunks.
 
     Raises:
         UserError: if the file is empty, lacks a column, or a row is shorter than the header; the message names file and
@@ -115,7 +128,7 @@ def read_csv(path: Path, names: Sequence[str], *, chunk_rows: int = CSV_CHUNK_RO
         except UnicodeDecodeError as error:
             raise UserError(f"{path}: not UTF-8 text after line {reader.line_num}: {error.reason}") from error
         except csv.Error as error:
-            raise UserError(f"{path}:{reader.line_num}: not readable as CSV: {error}") from error
+            raise UserError(f"{path}:{reader.line_num}: not valid CSV: {error}") from error
 
 
 def parse_boards(
@@ -159,6 +172,11 @@ def choose(puzzles: Iterable[Boards], size: int | None, rng: np.random.Generator
 
     Every puzzle draws a random key and the smallest keys stay, so that only `size` puzzles are ever held.
 
+    Args:
+        puzzles: in chunks.
+        size: how many.
+        rng: the random generator.
+
     Returns:
         The chosen puzzles in source order.
     """
@@ -178,14 +196,14 @@ def choose(puzzles: Iterable[Boards], size: int | None, rng: np.random.Generator
 def write_split(
     writer: DatasetWriter, split: str, puzzles: list[Boards], num_aug: int, draw: Callable[[int], Symmetries]
 ) -> None:
-    """Augment and write puzzles: a group per puzzle, which holds the puzzle itself and its `num_aug` copies.
+    """Augment and write puzzles: a group for each puzzle, of the puzzle itself and its `num_aug` copies.
 
     Args:
         writer: where they go.
         split: `train` or `test`.
         puzzles: in chunks.
         num_aug: copies of each puzzle.
-        draw: called with a number n of puzzles, returns the n * num_aug symmetries that make their copies.
+        draw: returns, for a number n of puzzles, the n * num_aug symmetries that make their copies.
     """
     copies = 1 + num_aug
     step = max(1, WRITE_CELLS // (copies * writer.seq_len))

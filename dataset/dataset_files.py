@@ -1,4 +1,4 @@
-"""The files of one split of a data set: opened, and checked before anything else relies on them.
+"""The files of one split of a data set, opened and checked.
 
 Reads the HRM data format, also files made elsewhere that hold tokens in any integer dtype. Every problem is a
 UserError that names the file, what was found, what is expected and how to build the data set.
@@ -25,7 +25,7 @@ SET_NAME_PATTERN = re.compile(r"[A-Za-z0-9][A-Za-z0-9_.-]*")
 
 @dataclass(frozen=True)
 class ExampleSet:
-    """One set of a split. Puzzle i holds the examples puzzle_indices[i]..[i+1], group g the puzzles likewise."""
+    """One set of a split. Puzzle i has the examples puzzle_indices[i] to puzzle_indices[i + 1], group g likewise."""
 
     name: str
     inputs: np.ndarray  # (examples, S), memory-mapped, any integer dtype
@@ -37,10 +37,10 @@ class ExampleSet:
 
 
 def how_to_build(path: Path) -> str:
-    """Tell how to build the data set at `path`, in words that end a message.
+    """Return the end of a message: how to build the data set at `path`.
 
-    That is the command line in its `dataset.json`, if one can be read and is a builder's alone: files come from
-    anywhere, and a user may paste it into a shell.
+    That is the command in its `dataset.json`, if it can be read and is nothing but a builder's command line: a file
+    may come from anywhere, and the user may paste the command into a shell.
     """
     for split in SPLITS:
         try:
@@ -56,6 +56,10 @@ def how_to_build(path: Path) -> str:
 
 def read_metadata(path: Path, split: str) -> PuzzleDatasetMetadata:
     """Read and check the `dataset.json` of a split.
+
+    Args:
+        path: the data set's folder.
+        split: `train` or `test`.
 
     Raises:
         UserError: if there is no such data set or split, or a value is missing or impossible.
@@ -100,14 +104,14 @@ def read_metadata(path: Path, split: str) -> PuzzleDatasetMetadata:
     for name in metadata.fields:
         if not is_field_name(name):
             raise UserError(
-                f"{file}: fields has {shown(name)}, expected names of letters, digits and '_' that no standard array "
-                f"has; {build}"
+                f"{file}: fields has {shown(name)}, expected names of letters, digits and '_', and no standard "
+                f"array's; {build}"
             )
     return metadata
 
 
 def _load_npy(file: Path, *, mmap: bool, kinds: str = "iu") -> np.ndarray:
-    """Load an array of integers, or of another of numpy's `kinds`, from a .npy file, or raise UserError."""
+    """Load an array of integers, or of another of numpy's `kinds`, from a .npy file."""
     build = how_to_build(file.parents[1])
     try:
         array = np.load(file, mmap_mode="r" if mmap else None, allow_pickle=False)
@@ -124,7 +128,12 @@ def _load_npy(file: Path, *, mmap: bool, kinds: str = "iu") -> np.ndarray:
 
 
 def open_set(folder: Path, name: str, metadata: PuzzleDatasetMetadata) -> ExampleSet:
-    """Open the set `name` of the split in `folder`, and check every file of it.
+    """Open a set of a split, and check every file of it.
+
+    Args:
+        folder: of the split.
+        name: of the set.
+        metadata: of the split.
 
     Raises:
         UserError: if a file is missing, damaged, or doesn't fit the metadata and the other files.
@@ -192,9 +201,9 @@ def open_set(folder: Path, name: str, metadata: PuzzleDatasetMetadata) -> Exampl
 
 
 def read_rows(array: np.ndarray, rows: np.ndarray) -> np.ndarray:
-    """Read some rows of a memory-mapped array past the map.
+    """Read some rows of a memory-mapped array from its file, not through the map.
 
-    Scattered over gigabytes, they would draw most of the file into this process's memory, since the system maps what
+    Rows scattered over gigabytes would map most of the file into this process's memory, since the system maps what
     surrounds a page as well.
 
     Args:
@@ -217,7 +226,7 @@ def read_rows(array: np.ndarray, rows: np.ndarray) -> np.ndarray:
 def _integer_outside(file: Path, array: np.ndarray, low: int, high: int, ignored: int | None = None) -> int | None:
     """Find an integer outside low..high that is not `ignored`, or None.
 
-    Reads the file in pieces rather than through the map, whose pages would all count as this process's memory.
+    Reads the file in chunks rather than through the map, whose pages would all count as this process's memory.
     """
     assert isinstance(array, np.memmap)
     with open(file, "rb") as stream:
@@ -226,7 +235,7 @@ def _integer_outside(file: Path, array: np.ndarray, low: int, high: int, ignored
         while left:
             piece = np.fromfile(stream, dtype=array.dtype, count=min(left, SCAN_BYTES // array.itemsize))
             if not len(piece):
-                raise UserError(f"{file} ended early while it was read: it is being changed by another process")
+                raise UserError(f"{file} has become shorter while it was read: another process changes it; try again")
             left -= len(piece)
             if int(piece.max()) > high or int(piece.min()) < low:
                 wrong = (piece > high) | (piece < low)

@@ -1,6 +1,6 @@
-"""Mazes as arrays: what the cells are, how far they are from the start, and what a path is, for many mazes at once.
+"""The rules of mazes: values of cells, distances from the start, and valid paths, for many mazes at once.
 
-A maze is uint8 `[rows, cols]` of the values below, its question without PATH, its answer with a path from START to GOAL
+A maze is uint8 `[rows, cols]` of the values below: a question has no PATH, an answer has a path from START to GOAL
 in steps to the four neighbours. A token is value + 1, since token 0 is padding.
 """
 
@@ -23,7 +23,7 @@ def distances(passable: np.ndarray, start: np.ndarray) -> np.ndarray:
         start: row * cols + column of a passable cell of each maze, integer `[n]`.
 
     Returns:
-        int32 `[n, rows, cols]`, -1 where no way leads.
+        int32 `[n, rows, cols]`, -1 for cells that can't be reached.
     """
     n, rows, cols = passable.shape
     free = _fenced(passable, False)
@@ -79,7 +79,7 @@ def steps_to_goal(mazes: np.ndarray, passable: np.ndarray) -> np.ndarray:
         passable: bool `[n, rows, cols]`.
 
     Returns:
-        int32 `[n]`, -1 where there is no way.
+        int32 `[n]`, -1 where the goal can't be reached.
     """
     n, rows, cols = mazes.shape
     cells = mazes.reshape(n, rows * cols)
@@ -88,9 +88,9 @@ def steps_to_goal(mazes: np.ndarray, passable: np.ndarray) -> np.ndarray:
 
 
 def is_path(answers: np.ndarray) -> np.ndarray:
-    """Check which answers show one way from START to GOAL.
+    """Check which answers show one path from START to GOAL.
 
-    It must use every PATH cell, and touch itself nowhere, so that there is only one way to walk it.
+    It must use every PATH cell, and touch itself nowhere, so that it can be walked in only one way.
 
     Args:
         answers: values `[n, rows, cols]`, one START and one GOAL in each.
@@ -104,8 +104,8 @@ def is_path(answers: np.ndarray) -> np.ndarray:
 def is_valid_path(inputs: np.ndarray, preds: np.ndarray) -> np.ndarray:
     """Check which answers lead from start to goal.
 
-    The maze must be kept (walls, start and goal where they were, nothing but path on open cells), and path cells must
-    join start and goal, from neighbour to neighbour among four. Path cells elsewhere, a dead end say, do no harm here.
+    The maze must be kept (walls, start and goal where they were, only path on open cells), and path cells must join
+    start and goal in steps to the four neighbours. Path cells elsewhere, such as a dead end, are allowed.
 
     Args:
         inputs: tokens `[b, S]` of square mazes.
@@ -141,7 +141,7 @@ def is_shortest_path(inputs: np.ndarray, preds: np.ndarray) -> np.ndarray:
 
 
 def _to_values(tokens: np.ndarray) -> np.ndarray:
-    """The values of square mazes, int64 `[b, side, side]`, from tokens `[b, S]`."""
+    """Return the values of square mazes, int64 `[b, side, side]`, from tokens `[b, S]`."""
     side = math.isqrt(tokens.shape[1])
     return tokens.reshape(-1, side, side).astype(np.int64) - 1
 

@@ -1,4 +1,4 @@
-"""What `dataset.json` holds, and the names and types that the format fixes."""
+"""The content of `dataset.json`, and the names and types that the format fixes."""
 
 from __future__ import annotations
 
@@ -32,19 +32,29 @@ class ExampleField(BaseModel):
 
 
 def is_field_name(name: str) -> bool:
-    """Check that an `ExampleField` may have this name: an identifier that the format doesn't use itself."""
+    """Return whether an `ExampleField` may have this name: an identifier that is no standard array's name."""
     return re.fullmatch(r"[A-Za-z][A-Za-z0-9_]*", name) is not None and name not in STANDARD_ARRAYS
 
 
 class PuzzleDatasetMetadata(BaseModel):
-    """`dataset.json` of one split. Unknown keys are ignored, so that files with later additions stay readable.
+    """The `dataset.json` of one split. Unknown keys are ignored, so that files with later additions stay readable.
 
-    `mean_puzzle_examples` is examples per puzzle over the whole split; `ignore_label_id` is the label token that
-    carries no loss (None: every label counts).
+    Files of the PyTorch code, and of other programs, lack the last four.
 
-    Not in files made before or elsewhere: `kind`, what the puzzles are ("sudoku", "maze", "arc" or another builder's
-    word); `box`, the rows and columns of a Sudoku's box; `fields`, the arrays in `<set>__<field>.npy` that batches hold
-    beside the standard ones; `command`, the builder's command line without `--output-dir`.
+    Attributes:
+        pad_id: token of padding rows.
+        ignore_label_id: label token without loss; None if every label counts.
+        blank_identifier_id: puzzle identifier of padding rows.
+        vocab_size: number of tokens.
+        seq_len: S, tokens of a puzzle.
+        num_puzzle_identifiers: rows of the puzzle embedding.
+        total_groups: groups of the split.
+        mean_puzzle_examples: examples per puzzle over the whole split.
+        sets: names of the sets.
+        kind: what the puzzles are: "sudoku", "maze", "arc" or another builder's word.
+        box: rows and columns of a Sudoku's box.
+        fields: the arrays in `<set>__<field>.npy` that batches hold beside the standard ones, by name.
+        command: the builder's command line without `--output-dir`.
     """
 
     model_config = ConfigDict(frozen=True)

@@ -12,13 +12,18 @@ from numpy.typing import DTypeLike
 class NpyStream:
     """A C-ordered .npy file that grows by appended rows; its shape is filled in at the end.
 
-    Appending beats a memory map here: the row count need not be known, written pages don't count as resident memory,
-    and a full disk is an OSError instead of a SIGBUS.
+    Rather than a memory map: the number of rows may be open, written pages don't count as resident memory, and a full
+    disk is an OSError instead of a SIGBUS.
+
+    Args:
+        path: the file.
+        row_shape: of one row.
+        dtype: of the file.
     """
 
     def __init__(self, path: Path, row_shape: tuple[int, ...], dtype: DTypeLike) -> None:
         self.rows, self.row_shape, self.dtype = 0, row_shape, np.dtype(dtype)
-        self.file: BinaryIO = open(path, "w+b")  # noqa: SIM115 - open until finish(), or until its owner closes it
+        self.file: BinaryIO = open(path, "w+b")  # noqa: SIM115 - open until finish(), or until the caller closes it
         self._write_header()
         self.data_start = self.file.tell()
 

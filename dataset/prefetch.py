@@ -55,7 +55,7 @@ class Prefetch(Generic[T]):
             self.close()
 
     def close(self) -> None:
-        """End the thread and wait for it (at most as long as one item takes). Iteration is over; may be repeated."""
+        """End the iteration and the thread, and wait for it, at most as long as one item takes. May be repeated."""
         self._shared.stopped = True
         if self._thread is not threading.current_thread():  # a garbage collection may run this in the thread itself
             self._thread.join()
@@ -94,7 +94,7 @@ def _produce(batches: Iterator[T], shared: _Shared[T]) -> None:
 def prefetch(batches: Iterator[T], depth: int = 4) -> Prefetch[T]:
     """Iterate over `batches` with up to `depth` items prepared ahead in a background thread.
 
-    An exception raised by `batches` is raised here, in its place. The thread ends when the iterator is exhausted,
+    An exception of `batches` is raised here, in its place. The thread ends when the iterator is exhausted,
     closed, left as a context manager, left by `break` out of a `for` loop over it (which also ends the iteration), or
     garbage-collected.
 

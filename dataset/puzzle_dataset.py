@@ -18,7 +18,7 @@ from dataset.dataset_files import ExampleSet, how_to_build, open_set, read_metad
 from dataset.metadata import PuzzleDatasetMetadata
 
 FINGERPRINT_ROWS = 1024
-# The metadata that a model trained on the split depends on; keys added to the format later are not among them
+# The metadata that a trained model depends on; keys added to the format later are not among them
 _IDENTITY = {
     "pad_id",
     "ignore_label_id",
@@ -36,11 +36,11 @@ _IDENTITY = {
 class Batch:
     """One rank's slice of a global batch, b = global_batch_size / num_ranks rows.
 
-    The first `num_examples` rows are real; the others (at the end of an evaluation only) are padding.
-
     Attributes:
+        set_name: the set that the examples are from.
         arrays: `inputs` and `labels`, int32 `[b, S]`, labels without loss being -100; `puzzle_identifiers`, int32
             `[b]`; and the data set's fields, int32 or float32 `[b, ...]`.
+        num_examples: the first so many rows are real; the others (at the end of an evaluation only) are padding rows.
     """
 
     set_name: str
@@ -61,7 +61,7 @@ class Batch:
 
 
 def padding_arrays(metadata: PuzzleDatasetMetadata, rows: int) -> dict[str, np.ndarray]:
-    """Make the arrays of a batch of nothing but padding: pad_id, -100, blank identifier, zeros in fields.
+    """Return the arrays of a batch of padding rows: pad_id, -100, blank identifier, zeros in fields.
 
     Args:
         metadata: of the split.
@@ -75,16 +75,16 @@ def padding_arrays(metadata: PuzzleDatasetMetadata, rows: int) -> dict[str, np.n
         "labels": np.full((rows, metadata.seq_len), IGNORE_LABEL_ID, np.int32),
         "puzzle_identifiers": np.full(rows, metadata.blank_identifier_id, np.int32),
     }
-    for name, field in getattr(metadata, "fields", {}).items():  # sizes without a data set, a bench's say, have none
+    for name, field in getattr(metadata, "fields", {}).items():  # bare sizes, without a data set, have none
         arrays[name] = np.zeros((rows, *field.shape), field.dtype)
     return arrays
 
 
 class PuzzleDataset:
-    """One split of a data set folder.
+    """One split of a data set.
 
-    All ranks walk the same global batches, fixed by (seed, iteration), and each reads only its slice of them. Every
-    file is checked here, token values included (a sequential read of the token files).
+    All ranks go through the same global batches, fixed by (seed, iteration), and each reads only its slice of them.
+    Every file is checked at construction, token values included (a sequential read of the token files).
 
     Args:
         path: the data set's folder.
@@ -96,6 +96,11 @@ class PuzzleDataset:
 
     Raises:
         UserError: for a missing or damaged file, or an argument out of range.
+
+    Attributes:
+        metadata: the content of `dataset.json`.
+        num_examples: examples of the split.
+        batch_size: b, rows of a batch on this rank.
     """
 
     metadata: PuzzleDatasetMetadata
@@ -131,8 +136,8 @@ class PuzzleDataset:
     def fingerprint(self) -> str:
         """Compute a checksum of the split's metadata, index arrays and a sample of its examples.
 
-        It doesn't depend on where the data set lies, nor on the command in `dataset.json`. Splits with the same one
-        hold the same batches, unless somebody edited single puzzles.
+        It depends neither on the data set's path nor on the command in `dataset.json`. Splits with the same checksum
+        have the same batches, unless single puzzles were edited.
         """
         digest = hashlib.sha256(self.metadata.model_dump_json(include=_IDENTITY).encode())
         for data in self._sets:
@@ -158,12 +163,12 @@ class PuzzleDataset:
             start_batch: the first batch to yield. Those before it are not read, and the others are the same.
 
         Raises:
-            UserError: at the call, if an iteration has no batch at all.
+            UserError: at the call, if an iteration has no batch.
         """
         if next(self._train_plan(iteration, epochs), None) is None:
             raise UserError(
                 f"{self.path / self.split} is too small to train on: {epochs} epochs of {self.metadata.total_groups} "
-                f"groups don't fill one batch of {self.global_batch_size} examples. Lower global_batch_size or raise "
+                f"groups don't fill one batch of {self.global_batch_size} examples; lower global_batch_size or raise "
                 "eval_interval, the epochs of an iteration"
             )
         return self._read_plan(iteration, epochs, start_batch)
@@ -214,7 +219,7 @@ class PuzzleDataset:
                 yield self._read(data, np.arange(begin, max(begin, min(begin + self.batch_size, stop))))
 
     def _read(self, data: ExampleSet, examples: np.ndarray) -> Batch:
-        """The given examples as a batch, padded to the rank's batch size."""
+        """Read the given examples as a batch, with padding rows up to the rank's batch size."""
         arrays = padding_arrays(self.metadata, self.batch_size)
         puzzles = np.searchsorted(data.puzzle_indices, examples, side="right") - 1
         real = len(examples)
@@ -231,7 +236,7 @@ class PuzzleDataset:
 
 @dataclass(frozen=True)
 class _PlannedBatch:
-    """A global batch before it is read: whole puzzles, but for the last, which gives `excess` examples fewer."""
+    """A global batch before it is read: all examples of its puzzles, except `excess` examples of the last one."""
 
     first: np.ndarray  # (puzzles,) first example
     count: np.ndarray  # (puzzles,) number of examples
@@ -239,7 +244,7 @@ class _PlannedBatch:
     key: tuple[int, ...]  # seeds the choice among the last puzzle's examples
 
     def examples(self) -> np.ndarray:
-        """Example indices, int64 `[global_batch_size]`."""
+        """Return the example indices, int64 `[global_batch_size]`."""
         if len(self.first) == self.count.sum():  # one example a puzzle, as in Sudoku
             return self.first
         ends = np.cumsum(self.count)

@@ -1,4 +1,4 @@
-"""Sudoku of any box shape: the cells of a board's rows, columns and boxes, and what a solution is.
+"""The rules of Sudoku of any box shape: the cells of rows, columns and boxes, and valid solutions.
 
 A board is uint8 `[S]` of digits, 0 for a blank. A token is digit + 1, since token 0 is padding.
 """
@@ -11,7 +11,11 @@ BLANK_TOKEN = 1
 
 
 class Board:
-    """The geometry of a Sudoku whose boxes have `box_rows` x `box_cols` cells.
+    """The geometry of a Sudoku.
+
+    Args:
+        box_rows: rows of a box.
+        box_cols: columns of a box.
 
     Attributes:
         side: n = box_rows * box_cols, the number of digits.
@@ -54,7 +58,7 @@ class Board:
         """Check which boards are complete and break no rule.
 
         Args:
-            boards: digits `[b, S]` of any integer dtype; what is no digit from 1 to n counts as a blank.
+            boards: digits `[b, S]` of any integer dtype; other numbers than 1 to n count as blanks.
 
         Returns:
             bool `[b]`.

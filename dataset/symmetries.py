@@ -1,6 +1,6 @@
-"""Symmetries of puzzles, the one notion of an augmentation that all builders use: cells move and values are renamed.
+"""Symmetries of puzzles, the augmentation of all builders: cells move and values are renamed.
 
-A symmetric copy of a puzzle is a puzzle as good as the first, with the answer moved and renamed in the same way.
+A symmetric copy of a puzzle is a valid puzzle; its answer is moved and renamed in the same way.
 """
 
 from __future__ import annotations
@@ -70,7 +70,7 @@ def relabel(boards: np.ndarray, value_map: np.ndarray) -> np.ndarray:
 
 @dataclass(frozen=True)
 class Symmetries:
-    """n symmetries of a board with S cells: each moves cells and renames values, and nothing else.
+    """n symmetries of a board with S cells: each moves cells and renames values.
 
     Attributes:
         cell_source: integer `[n, S]`, a permutation of 0..S-1 per row; cell s of the result comes from cell

@@ -1,4 +1,4 @@
-"""The one writer of data sets.
+"""The writer of data sets, used by all builders.
 
 A data set in the HRM format is a folder with `identifiers.json` and the splits `train/` and `test/`, each holding
 `dataset.json` and, per set, token arrays `[examples, seq_len]` with three index arrays that nest examples in puzzles
@@ -72,27 +72,27 @@ class _SplitWriter:
 
 
 class DatasetWriter:
-    """Context manager that writes one data set, all or nothing.
+    """Context manager that writes one data set, completely or not at all.
 
-    Everything goes into a hidden folder beside `output_dir`, which takes its place when the block ends well, so an
-    interrupted build never leaves anything that is taken for a data set. An existing data set is replaced only then.
+    Everything goes into a hidden folder beside `output_dir`, which takes its place when the block ends without an
+    exception. An interrupted build leaves nothing that a loader accepts, and an existing data set as it was.
 
     Args:
-        output_dir: the folder to make; a data set, an empty folder or nothing may be there.
+        output_dir: the folder to make; a data set or an empty folder there is replaced.
         seq_len: cells of a board.
         vocab_size: number of tokens.
         pad_id: token of padding rows.
-        ignore_label_id: label token that carries no loss; None if every label counts.
+        ignore_label_id: label token without loss; None if every label counts.
         kind: what the puzzles are, such as "sudoku".
         box: rows and columns of a Sudoku's box.
         command: the command line that builds this data set, without `--output-dir`.
 
     Attributes:
-        identifiers: the puzzle names, index = identifier. A builder that names its puzzles appends to it.
-        test_puzzles: task id to raw task; goes to test_puzzles.json if a builder puts anything into it.
+        identifiers: the puzzle names, index = identifier; a builder that names its puzzles appends to it.
+        test_puzzles: task id to raw task; written to test_puzzles.json unless it is empty.
 
     Raises:
-        UserError: before any work, if there is anything else at `output_dir`.
+        UserError: before any work, if something else is at `output_dir`.
     """
 
     def __init__(

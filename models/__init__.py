@@ -1,1 +1,1 @@
-"""The mathematics of the Hierarchical Reasoning Model (arXiv 2506.21734): no files, no logging, no global state."""
+"""The mathematics of recursive reasoning models, such as HRM (arXiv 2506.21734): no files, no logging."""

@@ -1,7 +1,7 @@
-"""Adaptive computation time: the wrapper in which every core lives, whatever its mathematics.
+"""Adaptive computation time: the wrapper around every core, whatever the core computes.
 
-A core takes one outer step. The wrapper decides which puzzle each row of the batch works on: rows that have halted
-start anew with the next puzzle, the others go on with theirs (paper, section 2, "Adaptive computational time").
+A core takes one outer step. The wrapper chooses the puzzle of each row of the batch: rows that have halted start anew
+with the next puzzle, the others go on with theirs (paper, section 2, "Adaptive computational time").
 Shapes: b batch, s tokens of a puzzle, t tokens of the state (puzzle embedding and puzzle), d hidden size, v vocabulary.
 """
 
@@ -25,11 +25,11 @@ _OF_WRAPPER = ("steps", "halted", "current_data")
 
 
 class ACTConfig(BaseModel):
-    """What every architecture is built from. Subclasses add the keys of their own; unknown ones are refused."""
+    """The keys and sizes of every architecture. Subclasses add keys of their own; unknown ones are refused."""
 
     model_config = ConfigDict(extra="forbid", protected_namespaces=(), allow_inf_nan=False)
 
-    seq_len: int = Field(ge=1)  # this and the next two are the data set's
+    seq_len: int = Field(ge=1)  # this and the next two are from the data set
     vocab_size: int = Field(ge=1)
     num_puzzle_identifiers: int = Field(ge=1)
 
@@ -40,15 +40,17 @@ class ACTConfig(BaseModel):
 
 
 class Core(nn.Module):
-    """What an architecture consists of. Subclasses define the first three methods, and the others where they differ.
+    """An architecture. Subclasses define the first three methods, and the others where they differ.
 
     Row i of a result depends on row i of the arguments alone, and nothing is random: ranks and CPU streams compute a
-    share of the rows each, in a step that is compiled once. A puzzle embedding, if there is one, is the attribute
-    `puzzle_emb`, a `SparseEmbedding`. What is not trained is frozen.
+    share of the rows each, in a step that is compiled once. Arrays that are not trained are frozen.
 
     Args:
         config: the architecture's `Config`.
         key: random key of the initial weights.
+
+    Attributes:
+        puzzle_emb: the puzzle embedding, a `SparseEmbedding`, if there is one.
     """
 
     def __init__(self, config: Any, key: mx.array):
@@ -56,7 +58,7 @@ class Core(nn.Module):
         self._config = config
 
     def initial_state(self, rows: int) -> State:
-        """Return the state from which a puzzle is begun, the same for each of `rows` rows."""
+        """Return the state in which a puzzle begins, arrays `[rows, …]`, the same for each row."""
         raise NotImplementedError
 
     def input_embeddings(self, data: dict[str, mx.array], puzzle_rows: mx.array | None) -> mx.array:
@@ -74,23 +76,30 @@ class Core(nn.Module):
     def __call__(self, state: State, embeddings: mx.array) -> tuple[State, Outputs]:
         """Take one outer step.
 
+        Args:
+            state: arrays `[b, …]`, as `initial_state` or the previous step returned them.
+            embeddings: `[b, t, d]`, what `input_embeddings` returned.
+
         Returns:
-            The new state, in the dtypes of the old one and cut off from differentiation; and the outputs, of which
-            there must be `logits` `[b, s, v]` and `q_halt_logits` float32 `[b]`.
+            The new state, in the dtypes of the old one and detached; and the outputs, with at least `logits`
+            `[b, s, v]` and `q_halt_logits` float32 `[b]`.
         """
         raise NotImplementedError
 
     def halts(self, outputs: Outputs) -> mx.array:
-        """Decide for each row whether it is done: bool `[b]`."""
+        """Return whether each row is done, bool `[b]`."""
         return outputs["q_halt_logits"] > 0
 
     def target_q_continue(self, state: State, embeddings: mx.array, last: mx.array) -> mx.array | None:
-        """Return what Q-continue aims at, float32 `[b]` from 0 to 1, or None if it is not trained.
+        """Compute the target of Q-continue.
 
         Args:
-            state: the state just reached.
-            embeddings: of the outer step that led there.
-            last: bool `[b]`, whether a row may take no further step.
+            state: the state after the outer step.
+            embeddings: `[b, t, d]`, the embeddings of that step.
+            last: bool `[b]`, whether it was a row's last step.
+
+        Returns:
+            float32 `[b]` from 0 to 1, or None if Q-continue is not trained.
         """
         return None
 
@@ -101,6 +110,9 @@ class ACTModel(nn.Module):
     Args:
         config: a `Config`.
         key: random key of the initial weights.
+
+    Attributes:
+        inner: the core, an `Inner`.
     """
 
     Config: type[ACTConfig]
@@ -122,7 +134,7 @@ class ACTModel(nn.Module):
         return self.inner.get("puzzle_emb")
 
     def initial_carry(self, batch: dict[str, mx.array]) -> Carry:
-        """Return the carry before the first step: every row halted, so that `begin_step` fills all from its batch."""
+        """Return the carry before the first step: every row has halted, so `begin_step` fills all from its batch."""
         rows = len(batch["inputs"])
         state = {name: mx.zeros_like(array) for name, array in self.inner.initial_state(rows).items()}
         return state | {
@@ -146,7 +158,7 @@ class ACTModel(nn.Module):
         }
 
     def puzzle_rows(self, carry: Carry) -> mx.array | None:
-        """Look up the puzzle embeddings of the carry's data: float32 `[b, puzzle_emb_ndim]`, or None without any."""
+        """Return the puzzle embeddings of the carry's data, float32 `[b, puzzle_emb_ndim]`, or None without any."""
         return None if self.puzzle_emb is None else self.puzzle_emb(carry["current_data"]["puzzle_identifiers"])
 
     def __call__(
@@ -163,14 +175,14 @@ class ACTModel(nn.Module):
         Args:
             carry: what `begin_step` returned.
             puzzle_rows: what `puzzle_rows` returned, or a copy with respect to which to differentiate.
-            training: let rows halt when the core says so, and compute the target of Q-continue. Evaluation takes
+            training: let rows halt by the core's rule, and compute the target of Q-continue. Evaluation takes
                 halt_max_steps steps.
             min_steps: int32 `[b]`, how many steps a row takes at least: the exploration, see `draw_min_steps`.
-            halt_by_q: let rows halt when the core says so in evaluation too.
+            halt_by_q: let rows halt by the core's rule in evaluation too.
 
         Returns:
-            The new carry and the outputs: those of the core; `halts` bool `[b]`, whether the core says that a row is
-            done; and `target_q_continue` float32 `[b]`, if the core has one and a row may take more than one step.
+            The new carry and the outputs: those of the core; `halts` bool `[b]`, the core's rule; and
+            `target_q_continue` float32 `[b]`, if the core has one and a row may take more than one step.
         """
         data = carry["current_data"]
         state = {name: array for name, array in carry.items() if name not in _OF_WRAPPER}

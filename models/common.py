@@ -1,4 +1,4 @@
-"""What every part of a model shares: the initialiser, names of dtypes, and random keys."""
+"""The initialiser, the names of dtypes, and random keys."""
 
 from __future__ import annotations
 
@@ -19,17 +19,21 @@ TRUNCATED_NORMAL_SCALE = 1.0 / math.sqrt(1.0 - 2.0 * _CUT * _DENSITY_AT_CUT / _M
 def truncated_normal(shape: tuple[int, ...], std: float, key: mx.array) -> mx.array:
     """Draw from a normal cut at ±2 and rescaled so that the result has standard deviation `std`.
 
-    This is the JAX/Flax definition, which the published model uses; every value lies within
-    ±2 · 1.13685 · `std`.
+    This is the JAX/Flax definition, which the published model uses.
+
+    Args:
+        shape: of the result.
+        std: its standard deviation.
+        key: random key.
 
     Returns:
-        float32 array of the given shape.
+        float32 array of the given shape, within ±2 · 1.13685 · `std`.
     """
     return mx.random.truncated_normal(-_CUT, _CUT, shape, mx.float32, key=key) * (std * TRUNCATED_NORMAL_SCALE)
 
 
 def random_keys(key: mx.array) -> Iterator[mx.array]:
-    """Yield one fresh key after the other, all determined by `key`."""
+    """Yield fresh random keys without end, all determined by `key`."""
     while True:
         key, subkey = mx.random.split(key)
         yield subkey

@@ -51,11 +51,11 @@ class Embedding(nn.Module):
         self._dtype = dtype
 
     def __call__(self, indices: mx.array) -> mx.array:
-        """Look up integer indices `[...]`; returns `[..., d]` in the dtype given at construction."""
+        """Look up integer indices `[...]`: `[..., d]` in the dtype given at construction."""
         return self.embedding_weight[indices].astype(self._dtype)
 
     def table(self) -> mx.array:
-        """The whole table `[n, d]` in the dtype given at construction."""
+        """Return the whole table `[n, d]` in the dtype given at construction."""
         return self.embedding_weight.astype(self._dtype)
 
 
@@ -92,7 +92,7 @@ class Attention(nn.Module):
 
 
 def swiglu_width(hidden_size: int, expansion: float) -> int:
-    """Inner width of SwiGLU: round(expansion · d · 2/3), rounded up to a multiple of 256."""
+    """Compute the inner width of SwiGLU: round(expansion · d · 2/3), rounded up to a multiple of 256."""
     return math.ceil(round(expansion * hidden_size * 2 / 3) / SWIGLU_MULTIPLE) * SWIGLU_MULTIPLE
 
 

@@ -1,4 +1,4 @@
-"""What configurations name: a class or function of this package as `module@Name`, and the options for it."""
+"""Classes and functions of this package that a configuration names as `module@Name`, and their options."""
 
 from __future__ import annotations
 
@@ -16,13 +16,16 @@ def load(name: str, key: str, example: str = "losses@ACTLossHead") -> Any:
     """Return the class or function that `module@Name` names below the package `models`.
 
     Args:
-        name: its name. No module from elsewhere is imported.
+        name: of the form `module@Name`. No module outside `models` is imported.
         key: where the name stands in the configuration, for the message.
         example: a name that could stand there.
 
+    Returns:
+        The class or function.
+
     Raises:
-        UserError: if it is not of that form, or there is no such module, or it defines nothing of that name, or the
-            module has a syntax error or an import that fails.
+        UserError: if the name is not of that form, there is no such module, or the module defines no such name, has a
+            syntax error or an import that fails.
     """
     module_path, separator, attribute = name.partition("@")
     parts = [*module_path.split("."), attribute]
@@ -55,13 +58,13 @@ def checked_options(function: Callable[..., Any], options: Mapping[str, Any], ke
     Bounds may stand in the annotation, as in `smoothing: Annotated[float, Field(ge=0, lt=1)] = 0.0`.
 
     Args:
-        function: what is to be called with them.
+        function: the function or class that gets them.
         options: values by the name of the parameter.
         key: where they stand in the configuration, such as `arch.loss`.
-        given: number of leading parameters that are given otherwise.
+        given: number of leading parameters that the caller passes itself.
 
     Returns:
-        The options, converted. If the function takes `**` anything, the others are among them as they are.
+        The options, converted. If the function takes `**` anything, further options are among them unchanged.
 
     Raises:
         UserError: one line that names the option, if it is unknown, missing or of the wrong type.

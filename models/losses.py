@@ -2,7 +2,7 @@
 
 A new token loss is a function like `stablemax_cross_entropy` in its own file: `arch.loss.loss_type=file@function`.
 A new loss head is a subclass of `ACTLossHead`: `arch.loss.name=file@Class`. Further keys of `arch.loss` reach the
-head's constructor, and those that it does not know the token loss.
+head's constructor, which passes those that it does not take itself on to the token loss.
 Shapes in comments: b batch, s tokens of the puzzle, v vocabulary.
 """
 
@@ -24,8 +24,8 @@ Q_LOSS_WEIGHT = 0.5
 def log_stablemax(logits: mx.array) -> mx.array:
     """Compute log-probabilities log(s(x) / Σ s(x)) with s(x) = x + 1 for x ≥ 0 and 1 / (1 - x) for x < 0.
 
-    The published code computes this in float64, which GPUs under MLX lack. Here log s is ±log1p(|x|), accurate
-    to float32 rounding, and Σ s is a sum of positive numbers, which loses nothing to cancellation.
+    Stablemax (paper, section 2). The PyTorch code computes it in float64, which GPUs under MLX lack. Here log s is
+    ±log1p(|x|), accurate to float32 rounding, and Σ s is a sum of positive numbers, without cancellation.
 
     Args:
         logits: `[..., v]`, any float dtype.
@@ -51,7 +51,15 @@ def log_softmax(logits: mx.array) -> mx.array:
 
 
 def cross_entropy(log_probs: mx.array, labels: mx.array) -> mx.array:
-    """Pick -log p of each label, float32 `[...]`, 0 where it is -100, from `[..., v]` and int32 `[...]`."""
+    """Compute -log p of each label, 0 where the label is -100.
+
+    Args:
+        log_probs: float32 `[..., v]`.
+        labels: int32 `[...]`.
+
+    Returns:
+        float32 `[...]`.
+    """
     labelled = labels != IGNORE_LABEL_ID
     index = mx.where(labelled, labels, 0)
     picked = mx.take_along_axis(log_probs, index[..., None], axis=-1)[..., 0]
@@ -72,18 +80,18 @@ def stablemax_cross_entropy(logits: mx.array, labels: mx.array) -> mx.array:
 
 
 def softmax_cross_entropy(logits: mx.array, labels: mx.array) -> mx.array:
-    """Compute the cross entropy of each token under softmax. Shapes as in `stablemax_cross_entropy`."""
+    """Compute the cross entropy of each token under softmax; shapes as in `stablemax_cross_entropy`."""
     return cross_entropy(log_softmax(logits), labels)
 
 
 class ACTLossHead(nn.Module):
-    """A model together with its loss and metrics.
+    """A model with its loss and metrics.
 
-    Metrics are named by `row_metrics` and nowhere else: they are logged as `train/<name>` and `eval/<name>`, and
-    `stop_when` takes them.
+    `row_metrics` alone names the metrics: they are logged as `train/<name>` and `eval/<name>`, and `stop_when` takes
+    them.
 
     Args:
-        model: the model; its parameters appear below the name `model`.
+        model: the model; its parameters have names below `model`.
         loss_type: the token loss, the name of a function in this file or `module@function` below `models`.
         options: keyword arguments of the token loss.
 
@@ -111,13 +119,13 @@ class ACTLossHead(nn.Module):
         Args:
             carry: what `model.begin_step` returned.
             puzzle_rows: float32 `[b, puzzle_emb_ndim]`, the puzzle embeddings of the carry's data, or None.
-            training: whether rows may halt early and the Q-continue target is computed.
+            training: let rows halt early, and compute the target of Q-continue.
             min_steps: int32 `[b]`, how many steps a row takes at least.
 
         Returns:
-            `(loss, carry, metrics, outputs)`: the loss summed over rows, float32 scalar; the new carry; the sums of
-            `counted_row_metrics`, float32 scalars, losses over all rows and the others over those that have halted;
-            the outputs of the model.
+            The loss, summed over rows, a float32 scalar; the new carry; the metrics, sums of `counted_row_metrics`,
+            float32 scalars, losses over all rows and the others over those that have halted; and the outputs of the
+            model.
         """
         carry, outputs = self.model(carry, puzzle_rows, training=training, min_steps=min_steps)
         metrics = {
@@ -127,14 +135,17 @@ class ACTLossHead(nn.Module):
         return self.loss(metrics), carry, metrics, outputs
 
     def loss(self, metrics: dict[str, mx.array]) -> mx.array:
-        """Combine the sums of `row_metrics` to the loss, which is divided by global_batch_size and differentiated."""
+        """Combine the summed metrics into the loss; the caller divides it by global_batch_size."""
         q_loss = metrics["q_halt_loss"]
         if "q_continue_loss" in metrics:
             q_loss = q_loss + metrics["q_continue_loss"]
         return metrics["lm_loss"] + Q_LOSS_WEIGHT * q_loss
 
     def counted_row_metrics(self, carry: Carry, outputs: Outputs) -> dict[str, mx.array]:
-        """Return `row_metrics` as float32 `[b]`, 0 where a row has no label (but for losses), and `count`, else 1."""
+        """Return `row_metrics` and `count`, 1 where a row has a label, float32 `[b]`.
+
+        Rows without a label have 0 in all but the losses.
+        """
         has_label = (carry["current_data"]["labels"] != IGNORE_LABEL_ID).any(axis=-1)
         rows = {
             name: (value if name.endswith("loss") else mx.where(has_label, value, 0)).astype(mx.float32)
@@ -143,10 +154,17 @@ class ACTLossHead(nn.Module):
         return {"count": has_label.astype(mx.float32)} | rows
 
     def row_metrics(self, carry: Carry, outputs: Outputs) -> dict[str, mx.array]:
-        """Compute what each row adds to the metrics, `[b]`.
+        """Compute what each row adds to the metrics.
 
-        Names that end in `loss` are means over the examples of a batch, all others means over the rows that have halted
-        and have a label. The best checkpoint is chosen by `exact_accuracy`, then `lm_loss`.
+        The best checkpoint is chosen by `exact_accuracy`, then `lm_loss`.
+
+        Args:
+            carry: the new carry.
+            outputs: the outputs of the model.
+
+        Returns:
+            `[b]` by name. Names that end in `loss` become means over the examples of a batch, all others means over the
+            rows that have halted and have a label.
         """
         labels = carry["current_data"]["labels"]  # (b s)
         labelled = labels != IGNORE_LABEL_ID

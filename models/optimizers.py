@@ -1,5 +1,7 @@
-"""How parameters move: AdamATan2, and the guard against steps that are not finite for any optimiser of MLX. The puzzle
-embedding's optimiser stands with its table, in sparse_embedding.py."""
+"""AdamATan2, and the guard of any optimiser of MLX against steps that are not finite.
+
+The optimiser of the puzzle embedding is beside its table, in sparse_embedding.py.
+"""
 
 from __future__ import annotations
 
@@ -14,13 +16,13 @@ from models.kernels import EvenShares, arctan2_of_square
 
 
 def update_if(condition: mx.array, optimizer: optim.Optimizer, model: nn.Module, gradients: dict) -> None:
-    """Update a model, if `condition` is true; otherwise parameters and optimiser state stay as they are.
+    """Update a model if `condition` is true; otherwise leave parameters and optimiser state as they are.
 
     Args:
-        condition: bool scalar, known on the device alone.
-        optimizer: any of `mlx.optimizers`, or one like `AdamATan2` that has an `update_if` of its own.
-        model: whose trainable parameters `gradients` are of.
-        gradients: may hold anything where `condition` is false.
+        condition: bool scalar; its value is not read in Python.
+        optimizer: any of `mlx.optimizers`, or `AdamATan2`, which has a cheaper `update_if` of its own.
+        model: the model.
+        gradients: of its trainable parameters; NaN and infinities are allowed where `condition` is false.
     """
     if isinstance(optimizer, AdamATan2):
         optimizer.update_if(condition, model, gradients)
@@ -37,8 +39,9 @@ def update_if(condition: mx.array, optimizer: optim.Optimizer, model: nn.Module,
 
 
 class AdamATan2(optim.Optimizer):
-    """Adam with atan2 in place of the division, which needs no epsilon and is invariant to the scale of the gradient
-    (arXiv 2407.05872, section 3.3; here without further scale factors, as in the HRM code).
+    """Adam with atan2 in place of the division (arXiv 2407.05872, section 3.3).
+
+    It needs no epsilon and is invariant to the scale of the gradient. As in the PyTorch HRM, without scale factors.
 
     For every parameter: p ← p · (1 - lr · wd), m ← lerp(m, g, 1 - β1), v ← lerp(v, g², 1 - β2),
     p ← p - lr / (1 - β1^t) · atan2(m, sqrt(v) / sqrt(1 - β2^t)).
@@ -58,7 +61,7 @@ class AdamATan2(optim.Optimizer):
         self._factors: list[mx.array] = []
 
     def update_if(self, condition: mx.array, model: nn.Module, gradients: dict) -> None:
-        """Update as `update_if` above, with the condition as a factor of the loops: no second copy of anything."""
+        """Update if `condition` is true. The condition is a factor in the loops, so that nothing is copied."""
         updates = self.step
         self._applies = condition
         self.update(model, gradients)
@@ -66,7 +69,7 @@ class AdamATan2(optim.Optimizer):
         self.state["step"] = mx.where(condition, self.step, updates)
 
     def apply_gradients(self, gradients: dict, parameters: dict) -> dict:
-        """Return the updated parameters, a tree like both arguments; the moments in `state` move along."""
+        """Return the updated parameters, a tree like both arguments, and update the moments in `state`."""
         beta1, beta2 = self.betas
         t = self.step.astype(mx.float32) + 1.0
         applies = self._applies.astype(mx.float32)
@@ -75,7 +78,7 @@ class AdamATan2(optim.Optimizer):
         correction1 = -mx.expm1(t * math.log(beta1)) if beta1 > 0 else 1.0
         correction2 = -mx.expm1(t * math.log(beta2)) if beta2 > 0 else 1.0
         factors = (1.0 - lr * self.weight_decay, lr / correction1, 1.0 / correction2)
-        # Through one array, because MLX would otherwise fuse all this into the loops, and compute it for every element.
+        # In one array: otherwise MLX fuses their computation into the loops, and repeats it for every element.
         values = mx.stack([mx.array(factor, mx.float32) for factor in factors] + [applies])
         self._factors = [values[i] for i in range(4)]
         self._share = EvenShares()

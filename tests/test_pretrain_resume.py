@@ -108,7 +108,7 @@ def test_a_damaged_checkpoint_costs_the_steps_since_the_one_before(
     path.write_bytes(path.read_bytes()[:-1])
     status, out, err = run_here(*train_arguments(data, finished, "checkpoint_interval=4", "resume=auto"))
     assert status == 0, err
-    assert f"warning: {path} is damaged" in out
+    assert f"warning: {path} is damaged" in err
     assert f"resuming {finished / 'step_12'}" in out
     assert weights(finished / "step_16") == weights(finished / "step_16.damaged")
 

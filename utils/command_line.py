@@ -1,5 +1,7 @@
-"""The `key=value` command lines of evaluate.py and of the modules of utils that are run. Their keys are the fields of a
-pydantic model beside each `main`."""
+"""The `key=value` command lines of evaluate.py and of the programs in utils.
+
+Their keys are the fields of a pydantic model beside each `main`.
+"""
 
 from __future__ import annotations
 
@@ -20,9 +22,9 @@ def parse(arguments: list[str], kind: type[Options], command: str, **required: s
 
     Args:
         arguments: the command line without the program's name.
-        kind: the model that has the keys.
+        kind: the pydantic model with the keys.
         command: how the program is called, for the usage line.
-        required: the keys that have to be given, each with a placeholder for the usage line.
+        required: the keys that must be given, each with a placeholder for the usage line.
 
     Returns:
         The values, checked.

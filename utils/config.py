@@ -1,4 +1,4 @@
-"""Typed configuration: what Hydra composes or a checkpoint holds, checked key by key before anything else happens."""
+"""Typed configuration: what Hydra composes or a checkpoint holds, checked key by key."""
 
 from __future__ import annotations
 
@@ -21,7 +21,7 @@ from utils.ranks.watchdog import DEFAULT_TIMEOUT
 
 CONFIG_FILE = "all_config.yaml"  # beside the step folders of a run; the same name as in the PyTorch code
 
-# step_preds: the prediction after every outer step and, in step_q_halt_logits and step_q_continue_logits, its Q values
+# step_preds: the predictions after every outer step, with step_q_halt_logits, step_q_continue_logits and step_halted
 PredictionKey = Literal[
     "inputs", "labels", "puzzle_identifiers", "preds", "logits", "q_halt_logits", "q_continue_logits", "step_preds"
 ]
@@ -35,25 +35,34 @@ DEFAULT_PREDICTION_KEYS: tuple[PredictionKey, ...] = (
 )
 
 
-def check_film(eval_halt: str, save_outputs: list[PredictionKey], key: str) -> None:
-    """Refuse what can't be had: predictions after outer steps that are not taken.
+def check_step_preds(eval_halt: str, save_outputs: list[PredictionKey], key: str) -> None:
+    """Check that step predictions are saved only where all examples take the same outer steps.
+
+    Args:
+        eval_halt: `max` or `q`.
+        save_outputs: the arrays to save.
+        key: where they stand in the configuration.
 
     Raises:
-        ValueError: if `save_outputs`, the value of the configuration's `key`, has step_preds while rows stop by Q.
+        ValueError: if `save_outputs` has step_preds, and rows halt by Q.
     """
     if eval_halt == "q" and "step_preds" in save_outputs:
         raise ValueError(
-            f"{key} has step_preds, the predictions after every outer step, and with eval_halt = 'q' examples take "
-            f"different numbers of them; use eval_halt=max, or leave step_preds out"
+            f"{key} has step_preds, the predictions after every outer step, but with eval_halt = 'q' examples take "
+            "different numbers of outer steps; use eval_halt=max, or leave step_preds out"
         )
 
 
 class NamedConfig(BaseModel):
-    """Something that a configuration names: `name`, and options that are checked by what bears that name."""
+    """A class that a configuration names, and its options, which that class checks.
+
+    Attributes:
+        name: `module@Class` below `models`, or for optimisers a class of `mlx.optimizers`.
+    """
 
     model_config = ConfigDict(extra="allow")
 
-    name: str = Field(max_length=200)  # an import of thousands of packages within one another exhausts the stack
+    name: str = Field(max_length=200)  # an import of thousands of nested packages exhausts the stack
 
     def options(self) -> dict[str, Any]:
         """Return the keys beside `name`. Unset ones (null) are left out."""
@@ -61,13 +70,20 @@ class NamedConfig(BaseModel):
 
 
 class ArchConfig(NamedConfig):
-    """The architecture and its loss head: each `name` is `module@Class` below `models`."""
+    """The architecture, and in `loss` its loss head."""
 
     loss: NamedConfig
 
 
 class StopWhen(BaseModel):
-    """Early stopping: stop once `metric` is ≥ `at_least` or ≤ `at_most`; off while `metric` is null."""
+    """Early stopping.
+
+    Attributes:
+        metric: a logged metric; null turns early stopping off.
+        at_least: stop once the metric is ≥ this.
+        at_most: or once it is ≤ this.
+        window: steps over which a training metric is averaged first.
+    """
 
     model_config = ConfigDict(extra="forbid")
 
@@ -89,7 +105,7 @@ class StopWhen(BaseModel):
         return self
 
     def reason(self, found: dict[str, float], over: str = "") -> str | None:
-        """What asks to stop, if the metrics found do: the metric, its value and `over` what it was averaged."""
+        """Return why to stop: the metric, its value and `over` what it was averaged; None to go on."""
         value = (
             None if self.metric is None else found.get(self.metric)
         )  # absent if eval_max_examples leaves its set out
@@ -102,7 +118,7 @@ class StopWhen(BaseModel):
 
 
 class PretrainConfig(BaseModel):
-    """All keys of pretrain.py. Defaults are in config/cfg_pretrain.yaml, which says what each is for."""
+    """The keys of pretrain.py; config/cfg_pretrain.yaml has their defaults and describes them."""
 
     model_config = ConfigDict(extra="forbid", coerce_numbers_to_str=True)  # run_name=5
 
@@ -153,8 +169,8 @@ class PretrainConfig(BaseModel):
         return self
 
     @model_validator(mode="after")
-    def _film_is_complete(self) -> PretrainConfig:
-        check_film(self.eval_halt, self.eval_save_outputs, "eval_save_outputs")
+    def _step_preds_are_complete(self) -> PretrainConfig:
+        check_step_preds(self.eval_halt, self.eval_save_outputs, "eval_save_outputs")
         return self
 
     @property
@@ -165,7 +181,11 @@ class PretrainConfig(BaseModel):
 
 @contextlib.contextmanager
 def hydra_errors() -> Iterator[None]:
-    """Turn what Hydra and OmegaConf raise within into UserError, in this project's words."""
+    """Turn exceptions of Hydra and OmegaConf into one-line errors.
+
+    Raises:
+        UserError: in their place.
+    """
     try:
         yield
     except (HydraException, OmegaConfBaseException) as error:
@@ -185,6 +205,10 @@ def hydra_errors() -> Iterator[None]:
 def parse_pretrain_config(config: DictConfig | dict[str, Any], origin: str = "the configuration") -> PretrainConfig:
     """Check a composed configuration.
 
+    Args:
+        config: what Hydra composed, or a file holds.
+        origin: where it is from, for messages.
+
     Raises:
         UserError: one line that names the key, what was found and what is expected.
     """
@@ -197,8 +221,10 @@ def parse_pretrain_config(config: DictConfig | dict[str, Any], origin: str = "th
 
 
 def with_names(config: PretrainConfig) -> PretrainConfig:
-    """Choose the names that are unset: project `<Data set> ACT-mlx`, run `<Class> <two words>`, and the checkpoint path
-    `checkpoints/<project>/<run>`."""
+    """Choose the names that are unset.
+
+    The project is `<Data set> ACT-mlx`, the run `<Class> <two words>`, the path `checkpoints/<project>/<run>`.
+    """
     project = config.project_name or f"{Path(config.data_path).name.capitalize()} ACT-mlx"
     run = config.run_name or f"{config.arch.name.split('@')[-1]} {coolname.generate_slug(2)}"
     path = config.checkpoint_path or str(Path("checkpoints", project, run))
@@ -206,7 +232,7 @@ def with_names(config: PretrainConfig) -> PretrainConfig:
 
 
 def read_saved_config(folder: Path) -> PretrainConfig:
-    """Read the `all_config.yaml` that pretrain.py wrote into a run's folder, to go on with that run.
+    """Read the `all_config.yaml` that pretrain.py wrote into a run's folder.
 
     Raises:
         UserError: if it is missing, not plain YAML, or does not hold a training configuration.
@@ -216,7 +242,7 @@ def read_saved_config(folder: Path) -> PretrainConfig:
 
 
 def write_saved_config(config: PretrainConfig, folder: Path) -> None:
-    """Write `all_config.yaml`; `read_saved_config` gives back an equal configuration."""
+    """Write `all_config.yaml`; `read_saved_config` returns an equal configuration."""
     text = yaml.safe_dump(config.model_dump(), sort_keys=True, allow_unicode=True)
     with replacing(folder / CONFIG_FILE) as partial:
         partial.write_text(text, encoding="utf-8")

@@ -26,10 +26,13 @@ from utils.config import CONFIG_FILE
 
 
 class ExportConfig(BaseModel):
-    """All keys of `python -m utils.export`.
+    """The keys of `python -m utils.export`.
 
-    `checkpoint`: what evaluate.py takes. `out`: the file to write. `prefix`: put before every name, such as
-    `_orig_mod.` for a model under torch.compile. `overwrite`: replace a file that is there.
+    Attributes:
+        checkpoint: as in evaluate.py.
+        out: the file to write.
+        prefix: put before every name, such as `_orig_mod.` for a model under torch.compile.
+        overwrite: replace an existing file.
     """
 
     model_config = ConfigDict(extra="forbid", coerce_numbers_to_str=True)
@@ -50,8 +53,8 @@ def export(config: ExportConfig) -> Path:
         The file of weights that was written.
 
     Raises:
-        UserError: if there are no such weights, the format has no place for one of them, or a file is in the way:
-            `out`, or another model's configuration.
+        UserError: if there are no such weights, the format has no type for one of them, or `out` or another model's
+            configuration exists.
         OSError: if a file can't be written, as the system reports it.
     """
     out = expand_user(config.out)
@@ -84,7 +87,7 @@ def export(config: ExportConfig) -> Path:
 
 @errors.one_line
 def main() -> None:
-    """Export what the command line names."""
+    """Export the checkpoint that the command line names."""
     required = {"checkpoint": "<step folder, file or hub id>", "out": "<name>.safetensors"}
     out = export(parse(sys.argv[1:], ExportConfig, "python -m utils.export", **required))
     print(f"exported {out}: torch_model.load_state_dict(safetensors.torch.load_file({str(out)!r}))")

@@ -1,4 +1,4 @@
-"""From a configuration to a model: the architecture, loss head and optimiser that it names, in a data set's sizes."""
+"""From a configuration to a model: the architecture, loss head and optimiser, in the sizes of a data set."""
 
 from __future__ import annotations
 
@@ -35,7 +35,12 @@ def with_forward_dtype(config: PretrainConfig) -> PretrainConfig:
 
 
 def build_model(arch: ArchConfig, metadata: PuzzleDatasetMetadata, key: mx.array) -> ACTLossHead:
-    """Make the loss head, with the model in it, that `arch` names, with random weights drawn from `key`.
+    """Make the model that `arch` names, in its loss head, with random weights.
+
+    Args:
+        arch: the configuration of both.
+        metadata: the sizes of the data set.
+        key: random key of the weights.
 
     Raises:
         UserError: if `arch` has unknown, missing or impossible values.
@@ -62,11 +67,11 @@ def build_model(arch: ArchConfig, metadata: PuzzleDatasetMetadata, key: mx.array
 def build_optimizer(config: PretrainConfig) -> mlx.optimizers.Optimizer:
     """Make the optimiser of the weights that `optimizer.name` names: `module@Class` below models, or one of MLX's.
 
-    `lr`, `beta1`, `beta2` and `weight_decay` reach it as `learning_rate`, `betas` and `weight_decay`, as far as its
-    constructor takes them; further keys of `optimizer` come after these.
+    Its constructor gets `lr`, `beta1`, `beta2` and `weight_decay` as `learning_rate`, `betas` and `weight_decay`, where
+    it has these parameters, and the further keys of `optimizer`, which take precedence.
 
     Raises:
-        UserError: if there is none of that name, or it takes no such options.
+        UserError: if there is no such optimiser, or it has no such options.
     """
     name = config.optimizer.name
     found: Any = (
@@ -88,12 +93,12 @@ def build_optimizer(config: PretrainConfig) -> mlx.optimizers.Optimizer:
 
 
 def count_parameters(head: ACTLossHead) -> int:
-    """Count the trainable weights; the puzzle embedding and the fixed initial states are not among them."""
+    """Count the trainable weights, without the puzzle embedding and the fixed initial states."""
     return sum(parameter.size for parameter in dict(tree_flatten(head.trainable_parameters())).values())
 
 
 def metric_names(head: ACTLossHead, metadata: PuzzleDatasetMetadata, *, training: bool) -> list[str]:
-    """List the metrics that a loss head names, in training or in evaluation. Builds a graph and computes nothing."""
+    """List the metrics of a loss head, in training or in evaluation, from a graph that is not computed."""
     batch = {name: mx.array(array) for name, array in padding_arrays(metadata, 1).items()}
     carry = head.model.begin_step(head.model.initial_carry(batch), batch)
     _, _, metrics, _ = head(carry, head.model.puzzle_rows(carry), training=training)

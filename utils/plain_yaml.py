@@ -1,4 +1,4 @@
-"""Read YAML that nobody vouches for: plain values only, in a small file, and few of them within one another."""
+"""Read untrusted YAML: plain values only, in a small file, not deeply nested."""
 
 from __future__ import annotations
 
@@ -10,11 +10,11 @@ import yaml
 from common.errors import UserError
 
 _MAX_FILE_BYTES = 64 << 10  # of a saved configuration; a run writes about 1.5 kB
-_MAX_DEPTH = 8  # of values within one another; a run writes 4
+_MAX_DEPTH = 8  # of nested values; a run writes 4
 
 
 class _PlainLoader(yaml.SafeLoader):
-    """YAML without aliases and of little depth: a few lines of nested aliases stand for more than memory holds."""
+    """YAML without aliases and of little depth: a few lines of nested aliases can expand to more than memory holds."""
 
     _depth = 0
 
@@ -22,7 +22,7 @@ class _PlainLoader(yaml.SafeLoader):
         if self.check_event(yaml.AliasEvent):
             raise yaml.YAMLError(f"line {self.line + 1} has an alias (*name); write out what it stands for")
         if self._depth == _MAX_DEPTH:
-            raise yaml.YAMLError(f"line {self.line + 1} has more than {_MAX_DEPTH} values within one another")
+            raise yaml.YAMLError(f"line {self.line + 1} is nested more than {_MAX_DEPTH} levels deep")
         self._depth += 1
         node = super().compose_node(parent, index)
         self._depth -= 1
@@ -36,10 +36,10 @@ def read_yaml(path: Path) -> dict[Any, Any]:
         path: a YAML file that lies beside the step folders of a run.
 
     Returns:
-        Its values, of the types that YAML has; keys may be of any of them.
+        Its values, of YAML's types; keys may be of any of these.
 
     Raises:
-        UserError: if it is missing, too large, not plain YAML, or no table.
+        UserError: if it is missing, too large, not plain YAML, or has no keys.
     """
     try:
         with open(path, "rb") as file:

@@ -1,4 +1,4 @@
-"""Weights & Biases: how a run is opened, what is logged, and what happens where nobody is logged in."""
+"""Weights & Biases: opens a run, logs metrics, pictures and code, and records offline where there is no login."""
 
 from __future__ import annotations
 
@@ -21,14 +21,17 @@ from utils.train.history import HISTORY_FILE, History
 class Tracker:
     """One W&B run: a context manager that closes it, as failed if the block raises.
 
-    W&B's own environment (`WANDB_MODE`, `WANDB_DIR`, `WANDB_INIT_TIMEOUT`, …) decides how it is recorded. Where that
-    can't be had, for want of a login and of a terminal to ask at, or of a way to the server, it is recorded offline.
+    W&B's own environment (`WANDB_MODE`, `WANDB_DIR`, `WANDB_INIT_TIMEOUT`, …) decides how the run is recorded. Without
+    a login and a terminal for it, or without a connection to the server, the run is recorded offline.
 
     Args:
-        config: the run's configuration, names included; it is recorded whole.
+        config: the run's configuration, names included; all of it is recorded.
         run_id: the id of the W&B run to continue, or None for a new one.
-        history: where the metrics go besides.
+        history: the run's `metrics.jsonl`, which gets the same metrics.
         step: the step from which the run goes on.
+
+    Raises:
+        UserError: if a value in W&B's environment is invalid.
     """
 
     def __init__(self, config: PretrainConfig, run_id: str | None, history: History, step: int = 0):
@@ -49,18 +52,18 @@ class Tracker:
             reason = str(error).splitlines()[0].rstrip(".")
             print(f"wandb: {reason}; this run is recorded offline, `wandb sync` uploads it later", file=sys.stderr)
             self.run = wandb.init(mode="offline", **options)
-        # W&B takes no step twice: what the run had logged beyond its checkpoint stays there as it is.
+        # W&B takes no step twice: what the run logged after its checkpoint stays there.
         self._first_step = self.run.step if run_id is not None else 0
         if self._first_step > step + 1:
             tqdm.write(
-                f"W&B has this run up to step {self._first_step - 1} already and keeps those values; "
-                f"{HISTORY_FILE} gets the new ones from step {step + 1} on",
+                f"W&B has values of this run up to step {self._first_step - 1} already, which stay; {HISTORY_FILE} has "
+                f"the new ones from step {step + 1} on",
                 file=sys.stderr,
             )
 
     @property
     def run_id(self) -> str:
-        """The id by which W&B knows the run."""
+        """The id of the run at W&B."""
         return self.run.id
 
     def log(self, metrics: dict[str, float], step: int) -> None:
@@ -83,7 +86,7 @@ class Tracker:
         self.run.log({"eval/examples": images}, step=step)
 
     def log_code(self, checkpoint_path: Path) -> None:
-        """Record the model's source and the configuration that lie in the run's folder."""
+        """Record the model's source and the configuration in the run's folder."""
         self.run.log_code(
             str(checkpoint_path), include_fn=lambda path: path.endswith((".py", ".yaml")), exclude_fn=lambda path: False
         )

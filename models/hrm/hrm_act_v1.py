@@ -1,4 +1,4 @@
-"""The Hierarchical Reasoning Model with adaptive computation time (arXiv 2506.21734, section 2).
+"""The Hierarchical Reasoning Model with adaptive computation time (arXiv 2506.21734, section 2; "the paper").
 
 Two recurrent modules share the work: L is updated L_cycles times for each of the H_cycles updates of H. The wrapper in
 models/act.py lets every row of the batch take up to halt_max_steps outer steps. Shapes: b batch, s tokens of a puzzle,
@@ -25,7 +25,7 @@ Q_HEAD_INITIAL_BIAS = -5.0  # both Q values start near zero probability, so that
 
 
 class HierarchicalReasoningModel_ACTV1Config(ACTConfig):
-    """Everything that determines shape and behaviour of the model. Field names are those of the paper's code."""
+    """The keys of `arch`, with the names of the PyTorch code, and the sizes of the data set."""
 
     puzzle_emb_ndim: int = Field(ge=0)  # 0: no puzzle embedding
 
@@ -59,7 +59,7 @@ class HierarchicalReasoningModel_ACTV1Config(ACTConfig):
 
     @property
     def puzzle_emb_len(self) -> int:
-        """Tokens that the puzzle embedding takes before the puzzle: ceil(puzzle_emb_ndim / hidden_size)."""
+        """Number of tokens of the puzzle embedding, before the puzzle's: ceil(puzzle_emb_ndim / hidden_size)."""
         return -(-self.puzzle_emb_ndim // self.hidden_size)
 
 
@@ -117,7 +117,7 @@ class HierarchicalReasoningModel_ACTV1_Inner(Core):
         self.freeze(keys=["H_init", "L_init"], recurse=False)
 
     def initial_state(self, rows: int) -> State:
-        """z_H⁰ and z_L⁰, forward dtype `[b, t, d]`: fixed vectors, the same for every token."""
+        """Return z_H⁰ and z_L⁰, forward dtype `[b, t, d]`: fixed vectors, the same for every token."""
         shape = (rows, self._num_tokens, self._config.hidden_size)
         initial = {"z_H": self.H_init, "z_L": self.L_init}
         return {name: mx.broadcast_to(vector.astype(self._dtype), shape) for name, vector in initial.items()}
@@ -136,7 +136,7 @@ class HierarchicalReasoningModel_ACTV1_Inner(Core):
         return math.sqrt(c.hidden_size) * embedding
 
     def __call__(self, state: State, embeddings: mx.array) -> tuple[State, Outputs]:
-        """Run H_cycles · L_cycles updates, of which the last one of each level is differentiated (1-step gradient)."""
+        """Run H_cycles · L_cycles updates, the last of each level with gradient (paper, section 2: 1-step gradient)."""
         c = self._config
         z_H, z_L = state["z_H"], state["z_L"]
         x = mx.stop_gradient(embeddings)
@@ -157,11 +157,11 @@ class HierarchicalReasoningModel_ACTV1_Inner(Core):
         return {"z_H": mx.stop_gradient(z_H), "z_L": mx.stop_gradient(z_L)}, outputs
 
     def halts(self, outputs: Outputs) -> mx.array:
-        """Halt where Q̂_halt > Q̂_continue."""
+        """Return where Q̂_halt > Q̂_continue."""
         return outputs["q_halt_logits"] > outputs["q_continue_logits"]
 
     def target_q_continue(self, state: State, embeddings: mx.array, last: mx.array) -> mx.array:
-        """Compute Ĝ_continue: what the model thinks, after a second pass, of the state that it has just reached."""
+        """Compute Ĝ_continue from the Q values of a second pass, on the state that the first has reached."""
         _, outputs = self(state, embeddings)
         q_halt, q_continue = outputs["q_halt_logits"], outputs["q_continue_logits"]
         return mx.sigmoid(mx.where(last, q_halt, mx.maximum(q_halt, q_continue)))

@@ -1,7 +1,7 @@
-"""The functions in which a model spends its time, in plain MLX: what a Mac or another GPU runs.
+"""The functions that take most of a model's time, in plain MLX: what a Mac or another GPU runs.
 
 A Linux CPU computes the same in the forms of `cpu.py`, which its compiler vectorises, on the streams of `streams.py`.
-No other module of `models` asks for the device.
+No other package of `models` depends on the device.
 """
 
 from __future__ import annotations
@@ -44,7 +44,8 @@ def attention(q: mx.array, k: mx.array, v: mx.array, scale: float) -> mx.array:
 
     Args:
         q: `[b, h, tq, head_dim]`, any float dtype.
-        k, v: `[b, h, t, head_dim]`, same dtype.
+        k: `[b, h, t, head_dim]`, same dtype.
+        v: `[b, h, t, head_dim]`, same dtype.
         scale: factor of the scores, positive.
 
     Returns:

@@ -32,13 +32,13 @@ _MANTISSA_BITS, _EXPONENT_OF_ONE = 23, 127 << 23
 
 
 def vectorised_exp2(x: mx.array) -> mx.array:
-    """2^x of float32 `x`, any shape, with a relative error below 2e-7; `x` is first clipped to [-126, 126]."""
+    """Compute 2^x with a relative error below 2e-7; `x`, float32 of any shape, is first clipped to [-126, 126]."""
     x = mx.minimum(mx.maximum(x, float(_EXP2_MIN)), float(_EXP2_MAX))
     return _exp2(x, x + _ROUNDS)
 
 
 def _exp2(x: mx.array, shifted: mx.array) -> mx.array:
-    """2^x of |x| < 2^22, between 2^-126 and 2^126, given x + _ROUNDS as well.
+    """Compute 2^x for |x| < 2^22, clipped to 2^-126 and 2^126, from x and x + _ROUNDS.
 
     x = k + f: a polynomial gives 2^f, and k is moved from the last bits of `shifted` into the exponent of a float32.
     """
@@ -56,7 +56,7 @@ def _exp2(x: mx.array, shifted: mx.array) -> mx.array:
 def _differentiable(
     function: Callable[..., mx.array], derivative: Callable[..., tuple[mx.array, ...]], *arrays: mx.array
 ) -> mx.array:
-    """`function(*arrays)`, differentiated by `derivative(cotangent, output, *arrays)` on the same stream."""
+    """Return `function(*arrays)`, differentiated by `derivative(cotangent, output, *arrays)` on the same stream."""
     stream = mx.default_stream(mx.default_device())
     custom = mx.custom_function(function)
 
@@ -64,19 +64,19 @@ def _differentiable(
     def vjp(
         primals: mx.array | tuple[mx.array, ...], cotangent: mx.array, output: mx.array
     ) -> mx.array | tuple[mx.array, ...]:
-        with mx.stream(stream):  # otherwise it would run where the backward pass was asked for
+        with mx.stream(stream):  # otherwise it would run on the stream of the caller of the backward pass
             if isinstance(primals, mx.array):
                 return derivative(cotangent, output, primals)[0]
             return derivative(cotangent, output, *primals)
 
-    result: mx.array = custom(*arrays)  # type: ignore[assignment]  # its stub says object
+    result: mx.array = custom(*arrays)  # type: ignore[assignment]  # object in its stub
     return result
 
 
 def _elementwise(
     function: Callable[..., mx.array], derivative: Callable[..., tuple[mx.array, ...]], *arrays: mx.array
 ) -> mx.array:
-    """`_differentiable` for arrays of one shape, in a shape that no other stream computes with."""
+    """Apply `_differentiable` to arrays of one shape, in a shape that no other stream computes with."""
     own = distinct_shape(arrays[0].shape, mx.default_stream(mx.cpu))
     return _differentiable(function, derivative, *(array.reshape(own) for array in arrays)).reshape(arrays[0].shape)
 
@@ -87,9 +87,9 @@ def _linear_derivative(cotangent: mx.array, _: mx.array, x: mx.array, weight: mx
 
 
 def linear(x: mx.array, weight: mx.array) -> mx.array:
-    """Compute x Wᵀ. The gradient of the weight is formed as it lies in memory.
+    """Compute x Wᵀ, with a gradient of the weight that is contiguous.
 
-    MLX's own is a transposed view, element by element slow to combine with the moments of the optimiser.
+    MLX's own is a transposed view, slow to combine element by element with the moments of the optimiser.
     """
     return _differentiable(lambda x, weight: x @ weight.T, _linear_derivative, x, weight)
 
@@ -114,7 +114,7 @@ def _swiglu_derivative(cotangent: mx.array, _: mx.array, gate: mx.array, up: mx.
 def swiglu(x: mx.array, gate_up_weight: mx.array) -> mx.array:
     """Compute silu(x Gᵀ) · x Uᵀ in float32.
 
-    The two matmuls are taken apart, because halves of one array can't be gone through in a single run.
+    As two matmuls, because the halves of one array are not contiguous.
     """
     gate, up = (linear(x, weight).astype(mx.float32) for weight in mx.split(gate_up_weight, 2))
     return _elementwise(_swiglu, _swiglu_derivative, gate, up).astype(x.dtype)

@@ -1,6 +1,6 @@
-"""Where work is done: on a GPU as it comes, on a Linux CPU dealt out to one MLX stream a core.
+"""Where work is done: on a GPU as it comes, on a Linux CPU divided between MLX streams, one a core.
 
-What is done on a stream of MLX's CPU backend is done by one thread, save matmuls, which BLAS may spread.
+One thread does the work of a stream of MLX's CPU backend, except for matmuls, which BLAS may spread.
 `utils.linux_cpu` sets the number of streams, HRM_STREAMS, and BLAS's threads to match. Without it there is one.
 """
 
@@ -18,7 +18,7 @@ from mlx.utils import tree_flatten, tree_map
 
 T = TypeVar("T")
 
-_of_thread = threading.local()  # MLX knows a stream only in the thread that made it
+_of_thread = threading.local()  # a stream of MLX is valid only in the thread that made it
 _plain_wanted = ContextVar("_plain_wanted", default=False)
 
 
@@ -34,9 +34,9 @@ def takes_plain_forms() -> bool:
 
 @contextlib.contextmanager
 def plain_forms() -> Iterator[None]:
-    """Have a CPU take the forms of a GPU, for a graph that is looked at and not computed.
+    """Use the forms of a GPU on a CPU within the block, for a graph that is exported and not computed.
 
-    The forms of `cpu.py` have derivatives of their own, and MLX exports no such functions.
+    The forms of `cpu.py` have derivatives of their own, and MLX can't export such functions.
     """
     token = _plain_wanted.set(True)
     try:
@@ -46,7 +46,7 @@ def plain_forms() -> Iterator[None]:
 
 
 def cpu_streams() -> tuple[mx.Stream, ...]:
-    """Return this thread's streams for parts of a computation that don't depend on each other."""
+    """Return this thread's streams, for parts of a computation that don't depend on each other."""
     if not hasattr(_of_thread, "streams"):
         more = int(os.environ.get("HRM_STREAMS", "1")) - 1
         _of_thread.streams = (mx.default_stream(mx.cpu), *(mx.new_stream(mx.cpu) for _ in range(more)))
@@ -66,12 +66,15 @@ def distinct_shape(shape: tuple[int, ...], stream: mx.Stream) -> tuple[int, ...]
 
 
 def map_rows(function: Callable[..., T], *arguments: Any) -> T:
-    """Return `function(*arguments)`; on a CPU each stream computes its share of the rows.
+    """Apply a function to the rows of its arguments; on a CPU each stream computes its share of the rows.
 
     Args:
         function: takes trees of arrays `[b, …]` and returns a tree of arrays `[b, …]`, or None. Row i of a result
             depends on row i of the arguments alone.
         arguments: trees of arrays, all with the same number of rows.
+
+    Returns:
+        `function(*arguments)`.
     """
     rows = len(dict(tree_flatten(arguments)).popitem()[1])
     parts = 1 if takes_plain_forms() else min(len(cpu_streams()), rows)
@@ -89,7 +92,7 @@ def map_rows(function: Callable[..., T], *arguments: Any) -> T:
 
 
 class EvenShares:
-    """Deals elementwise work out to the CPU's streams, each piece to the one with the fewest elements so far."""
+    """Distribution of elementwise work over the CPU's streams: each piece goes to the one with the fewest elements."""
 
     def __init__(self) -> None:
         self._elements = [0] * len(cpu_streams())

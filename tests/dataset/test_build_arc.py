@@ -384,11 +384,11 @@ def with_grid(grid: object, side: str = "output") -> object:
 
 
 BAD_TASKS: dict[str, tuple[object, list[str]]] = {
-    "not JSON": (b"{'train': []}", ["not readable as JSON", "line 1"]),
-    "cut off": (json.dumps({"train": [PAIR], "test": [PAIR]}).encode()[:-7], ["not readable as JSON"]),
-    "empty file": (b"", ["not readable as JSON"]),
-    "not text": (b"\xff\xfe\x00", ["not readable as JSON"]),
-    "too deep": (b"[" * 100_000, ["not readable as JSON"]),
+    "not JSON": (b"{'train': []}", ["not valid JSON", "line 1"]),
+    "cut off": (json.dumps({"train": [PAIR], "test": [PAIR]}).encode()[:-7], ["not valid JSON"]),
+    "empty file": (b"", ["not valid JSON"]),
+    "not text": (b"\xff\xfe\x00", ["not valid JSON"]),
+    "too deep": (b"[" * 100_000, ["not valid JSON"]),
     "a list": ([PAIR], ["holds a list of 1, expected an object with 'train' and 'test'"]),
     "no train": ({"test": [PAIR]}, ["has no 'train', expected a list of at least one pair"]),
     "no test pairs": ({"train": [PAIR], "test": []}, ["has a list of 0 as 'test'"]),
@@ -430,7 +430,7 @@ def test_bad_task_is_named(name: str, tmp_path: Path) -> None:
 def test_names_that_mean_something_else_are_refused(name: str, tmp_path: Path) -> None:
     """Scoring would take the task for a copy of another one, or for padding."""
     path = write_task(tmp_path, name, random_task(0))
-    with pytest.raises(UserError, match="rename it"):
+    with pytest.raises(UserError, match="reserve for other puzzles: rename"):
         read_task(path, is_evaluation=True)
 
 

@@ -138,7 +138,7 @@ def test_an_evaluation_after_the_last_logged_step_is_not_lost(
         tracker.log({"eval/accuracy": 0.5}, 8)
     assert isinstance(tracker.run, FakeRun)
     assert tracker.run.rows == [(9, {"eval/accuracy": 0.5})]
-    assert "keeps those values" not in capsys.readouterr().err
+    assert "which stay" not in capsys.readouterr().err
 
 
 def test_a_run_taken_up_far_back_says_what_wandb_keeps(
@@ -148,7 +148,7 @@ def test_a_run_taken_up_far_back_says_what_wandb_keeps(
     wandb.init.step = 17  # type: ignore[attr-defined]
     with Tracker(with_names(pretrain_config()), "abc123", history, step=4):
         pass
-    assert "W&B has this run up to step 16 already and keeps those values; metrics.jsonl" in capsys.readouterr().err
+    assert "W&B has values of this run up to step 16 already, which stay; metrics.jsonl" in capsys.readouterr().err
 
 
 @pytest.mark.usefixtures("wandb_init")

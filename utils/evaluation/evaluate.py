@@ -1,5 +1,7 @@
-"""Evaluation: every example once, in order, through all outer steps or until the model halts. Metrics are summed,
-predictions streamed."""
+"""Evaluation: every example once, in order, through all outer steps or until the model halts.
+
+Metrics are summed, predictions are written batch by batch.
+"""
 
 from __future__ import annotations
 
@@ -23,7 +25,7 @@ from utils.evaluation.validity import answer_checks
 from utils.ranks.ranks import Ranks
 from utils.train.state import Metrics, to_device
 
-NOT_REPORTED = ("count", "loss")  # what the others are divided by; what is differentiated in training
+NOT_REPORTED = ("count", "loss")  # the divisor of the others; the sum that is differentiated in training
 
 
 def make_eval_step(
@@ -31,9 +33,14 @@ def make_eval_step(
 ) -> Callable[..., tuple[Carry, Metrics, Outputs]]:
     """Make the function that takes one outer step of an evaluation, to be compiled with the state of `head`.
 
-    It maps a carry and a batch to the new carry, metrics and outputs, `preds` among them: uint32 `[b, s]`, the argmax
-    of the logits. With `max` the metrics are sums over the rows that have halted, all of them at the last step; with
-    `q` they are those of each row, `[b]`.
+    Args:
+        head: the model with its loss.
+        halt: `max` or `q`, as in `Evaluator`.
+
+    Returns:
+        A function of carry and batch. It returns the new carry; the metrics, with `max` sums over the rows that have
+        halted, all of them at the last step, with `q` those of each row, `[b]`; and the outputs, with `preds`, the
+        argmax of the logits, uint32 `[b, s]`.
     """
 
     def step(carry: Carry, batch: dict[str, mx.array]) -> tuple[Carry, Metrics, Outputs]:
@@ -51,11 +58,11 @@ def make_eval_step(
 
 
 class Evaluator:
-    """The compiled evaluation step of a model, and its outer loop. Reads the weights that `head` has at each call.
+    """The compiled evaluation step of a model, and its outer loop. Each call uses the present weights of `head`.
 
     Args:
-        head: the model.
-        halt: `max`, every example takes all halt_max_steps outer steps; `q`, it stops where the model halts.
+        head: the model with its loss.
+        halt: `max`, every example takes halt_max_steps outer steps; `q`, it stops where the model's own rule halts.
     """
 
     def __init__(self, head: ACTLossHead, halt: Literal["max", "q"] = "max"):
@@ -64,25 +71,35 @@ class Evaluator:
         self.step = mx.compile(make_eval_step(head, halt), inputs=head.state)
 
     def outer_steps(self, batch: dict[str, mx.array]) -> Iterator[tuple[Carry, Metrics, Outputs]]:
-        """Think about a batch, with `halt` = max; yields what the step returns after each of the outer steps.
+        """Take all outer steps on a batch, with `halt` = max.
 
-        The metrics count halted rows, and in evaluation a row halts after the last step, so those yielded last are the
-        evaluation's.
+        Args:
+            batch: int32 arrays `inputs` `[b, s]`, `labels` `[b, s]`, `puzzle_identifiers` `[b]`, ….
+
+        Yields:
+            What the step returns, after each outer step. The metrics count halted rows, and in evaluation all rows halt
+            after the last step: the metrics yielded last are the evaluation's.
         """
         carry = self.head.model.initial_carry(batch)
         for _ in range(self.head.model.config.halt_max_steps):
             earlier = carry
             carry, metrics, outputs = self.step(carry, batch)
-            mx.async_eval(carry)  # the metrics and outputs of all but the last step are seldom asked for
-            mx.eval(earlier)  # one step ahead of the device is enough, and the caller may want to end here
+            mx.async_eval(carry)  # the metrics and outputs of all but the last step are rarely used
+            mx.eval(earlier)  # one step ahead of the device is enough, and the caller may end here
             yield carry, metrics, outputs
 
     def results(
         self, batches: Iterator[Batch], writer: PredictionWriter | None, after_step: Callable[[], None]
     ) -> Iterator[tuple[Batch, dict[str, Any], dict[str, Any]]]:
-        """Think about all examples; yields each batch with its metric sums and outputs, `preds` among them.
+        """Take the outer steps of all examples.
 
-        `writer` is told of every outer step where all examples take the same ones; `after_step` is called after each.
+        Args:
+            batches: of the test split.
+            writer: gets the outputs of every outer step, with `halt` = max.
+            after_step: called after each outer step.
+
+        Yields:
+            Each batch, its metric sums, and its outputs, with `preds`.
         """
         if self.halt == "q":
             wanted = {"preds", *(writer.keys if writer is not None else ())}
@@ -98,7 +115,7 @@ class Evaluator:
 
 @dataclass(frozen=True)
 class Evaluation:
-    """What an evaluation found.
+    """The results of an evaluation.
 
     Attributes:
         metrics: `eval/<name>`, or `eval/<set>/<name>` where the data set has several sets, means over the examples.
@@ -115,7 +132,7 @@ class Evaluation:
 
 @dataclass
 class _Share:
-    """What one rank finds, in JSON's types: sums by set and name, samples with their place in the split."""
+    """The results of one rank, in JSON's types: sums by set and name, samples with their place in the split."""
 
     totals: dict[str, dict[str, float]] = field(default_factory=dict)
     samples: list[tuple[tuple[int, int, int], dict[str, list[int]]]] = field(default_factory=list)
@@ -123,7 +140,7 @@ class _Share:
 
 
 def prefix(dataset: PuzzleDataset, set_name: str) -> str:
-    """Return what stands before the name of a metric of one set: `eval/`, or `eval/<set>/` where there are several."""
+    """Return the prefix of the metrics of one set: `eval/`, or `eval/<set>/` where there are several."""
     return "eval/" if len(dataset.metadata.sets) == 1 else f"eval/{set_name}/"
 
 
@@ -137,21 +154,23 @@ def evaluate(
     after_step: Callable[[], None] = lambda: None,
     ranks: Ranks | None = None,
 ) -> Evaluation:
-    """Evaluate a test split. Sudoku and maze answers are also checked for what they are worth without the label.
+    """Evaluate a test split. Sudoku and maze answers are also checked against the rules, without the label.
 
     Args:
         evaluator: the model.
-        dataset: the test split; its batches have the size given there, the last one padded.
+        dataset: the test split, opened with this rank and number of ranks; its batches have the size given there.
         max_examples: only the first so many examples; None means all.
-        writer: where predictions go, if anywhere.
+        writer: of the predictions of this rank's examples, if they are saved.
         num_samples: how many examples to return as samples.
-        after_step: called after each outer step, with several ranks after each batch. What it raises on one of them
+        after_step: called after each outer step, with several ranks after each batch. An exception of it on one rank
             ends the evaluation on all.
-        ranks: the processes that share the test split, as `dataset` was told. What is returned is the same on all of
-            them; `writer` gets the examples of its own rank.
+        ranks: the processes that share the test split.
+
+    Returns:
+        The results, the same on all ranks.
 
     Raises:
-        Interrupted: if `after_step` does so on any rank.
+        Interrupted: if `after_step` raises it on any rank.
     """
     ranks = ranks or Ranks()
     started = time.monotonic()
@@ -185,15 +204,15 @@ def _evaluate_share(
     after_step: Callable[[], None],
     ranks: Ranks,
 ) -> None:
-    """Evaluate this rank's examples, and add what is found to `share`."""
+    """Evaluate this rank's examples, and add the results to `share`."""
 
     def stepped() -> None:
         ranks.moved()
         if ranks.size == 1:
             after_step()
 
-    def heed_signals() -> None:
-        """Raise Interrupted on all ranks, which have equally many batches, if one of them has got a signal."""
+    def check_signals() -> None:
+        """Raise Interrupted on all ranks, which have equally many batches, if a signal has come to one of them."""
         number = 0
         try:
             after_step()
@@ -232,5 +251,5 @@ def _evaluate_share(
             exact = total.get("exact_accuracy", 0.0) / max(1.0, total["count"])
             bar.set_postfix(exact=f"{exact:.3f}", refresh=False)
             bar.update(min(ranks.size * batch.num_examples, to_evaluate - bar.n))  # the others are about as far
-            if ranks.size > 1:  # so that none gets far ahead, where waiting would be taken for a hang
-                heed_signals()
+            if ranks.size > 1:  # so that none gets far ahead, and its watchdog takes waiting for a hang
+                check_signals()

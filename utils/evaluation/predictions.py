@@ -1,4 +1,4 @@
-"""Predictions on disk: one .npy file a key, in data set order and without padding rows, written batch by batch."""
+"""Predictions on disk: one .npy file for each key, in data set order and without padding rows."""
 
 from __future__ import annotations
 
@@ -15,7 +15,7 @@ from common.files import replacing
 from dataset.npy_stream import NpyStream
 from dataset.puzzle_dataset import Batch
 
-# How each key is stored. Labels are -100 where a token is not scored; tokens of the usual vocabularies fit into a byte.
+# The dtype of each file. Labels are -100 where a token is not scored; tokens of the usual vocabularies fit into a byte.
 _DTYPES = {
     "inputs": np.uint8,
     "labels": np.int16,
@@ -30,7 +30,7 @@ _DTYPES = {
     "step_halted": np.bool_,
 }
 STEP_PREDS = "step_preds"
-# The files that this key stores: the named outputs after every outer step instead of after the last, rows `[steps, …]`.
+# The files of this key: these outputs after every outer step instead of after the last, rows `[steps, …]`
 _STEP_FILES = {
     STEP_PREDS: "preds",
     "step_q_halt_logits": "q_halt_logits",
@@ -47,14 +47,19 @@ def to_numpy(array: mx.array | np.ndarray) -> np.ndarray:
 
 
 def predictions_folder(checkpoint_path: Path, step: int, rank: int = 0) -> Path:
-    """Name the folder for the predictions of a step: `step_<N>_all_preds.<rank>` beside the step folder."""
+    """Return the folder for the predictions of a step: `step_<N>_all_preds.<rank>` beside the step folder."""
     return checkpoint_path / f"step_{step}_all_preds.{rank}"
 
 
 def remove_surplus(checkpoint_path: Path, step: int, num_ranks: int) -> None:
-    """Remove the predictions for a step that an earlier evaluation with more ranks has left.
+    """Remove the predictions of a step that an earlier evaluation with more ranks has left.
 
-    Whoever reads `step_<N>_all_preds.*` would take them for part of the new ones.
+    Readers of `step_<N>_all_preds.*` would take them for part of the new ones.
+
+    Args:
+        checkpoint_path: the run's folder.
+        step: the step.
+        num_ranks: ranks of the new evaluation.
     """
     for folder in checkpoint_path.glob(f"step_{step}_all_preds.*"):
         rank = folder.suffix.removeprefix(".")
@@ -63,16 +68,17 @@ def remove_surplus(checkpoint_path: Path, step: int, num_ranks: int) -> None:
 
 
 class PredictionWriter:
-    """Fill `<folder>/<key>.npy` with one row for each example, as a context manager.
+    """Context manager that fills `<folder>/<key>.npy` with one row for each example.
 
-    The files grow under another name; the folder appears when the block ends well, and replaces an older one. A key
-    that neither the data set nor the model provides, as Q-continue of models without one, gets no file.
+    The folder has another name while it is written. It appears when the block ends without an exception, and replaces
+    an older one. A key that neither the data set nor the model provides, such as Q-continue of models without one, gets
+    no file.
 
     Args:
         folder: the folder to make.
         keys: any of `inputs`, `labels`, `puzzle_identifiers`, `preds`, `logits`, `q_halt_logits`,
-            `q_continue_logits`; and `step_preds`, which brings `step_q_halt_logits`, `step_q_continue_logits` and
-            `step_halted` along: whether the model's own rule would halt the row there, bool `[examples, steps]`.
+            `q_continue_logits`; and `step_preds`, which adds `step_q_halt_logits`, `step_q_continue_logits` and
+            `step_halted`: whether the model's own rule halts the row there, bool `[examples, steps]`.
         vocab_size: number of tokens; above 256, tokens are stored as int32.
     """
 
@@ -93,10 +99,10 @@ class PredictionWriter:
         return self
 
     def write_step(self, outputs: dict[str, mx.array]) -> None:
-        """Keep the outputs of an outer step for `step_preds`; call it after each, before `write`.
+        """Keep the outputs of an outer step for `step_preds`; called after each, before `write`.
 
         Args:
-            outputs: what the model gives for a batch, and `preds`; each array `[b, …]`.
+            outputs: of the model, with `preds`, arrays `[b, …]`.
         """
         if STEP_PREDS in self.keys:
             for key, output in _STEP_FILES.items():
@@ -108,8 +114,8 @@ class PredictionWriter:
         """Append the real rows of a batch.
 
         Args:
-            batch: what the data set provides.
-            outputs: what the model gives for it, and `preds`; each array `[b, …]`.
+            batch: of the data set.
+            outputs: of the model after the last outer step, with `preds`, arrays `[b, …]`.
         """
         for key in self.keys:
             array = outputs[key] if key in outputs else batch.arrays.get(key)

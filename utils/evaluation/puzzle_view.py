@@ -1,7 +1,7 @@
-"""Show puzzles to people: as text in a terminal and as a picture in W&B. Square puzzles are shown as grids.
+"""Puzzles as text for a terminal and as pictures for W&B. Square puzzles are shown as grids.
 
-A vocabulary of side + 2 tokens on a square grid is Sudoku (blank and the digits, behind the padding token), whose cells
-are digits. Other puzzles show their tokens as they are.
+A vocabulary of side + 2 tokens on a square grid (padding, blank and the digits) is shown as Sudoku, with digits. Other
+puzzles show their tokens.
 """
 
 from __future__ import annotations
@@ -35,7 +35,7 @@ def _grid_shape(length: int) -> tuple[int, int]:
 
 
 def is_sudoku(length: int, vocab_size: int) -> bool:
-    """Tell whether puzzles of this length and vocabulary are Sudoku grids of any size."""
+    """Return whether puzzles of this length and vocabulary are Sudoku grids of any size."""
     rows, columns = _grid_shape(length)
     return rows == columns > 1 and vocab_size == rows + 2
 
@@ -49,7 +49,7 @@ def _symbol(token: int, sudoku: bool) -> str:
 
 
 def format_puzzle(sample: dict[str, np.ndarray], vocab_size: int) -> str:
-    """Write puzzle, answer of the model and truth side by side; wrong cells of the answer are marked with `*`.
+    """Format puzzle, answer of the model and truth side by side; wrong cells of the answer are marked with `*`.
 
     Args:
         sample: integer arrays `inputs`, `labels` and `preds`, each `[s]`.

@@ -1,4 +1,4 @@
-"""Evaluation in which a row stops when the model says so, and a waiting example takes its slot in the batch."""
+"""Evaluation in which a row stops where the model halts, and a waiting example takes its slot in the batch."""
 
 from __future__ import annotations
 
@@ -13,13 +13,13 @@ from dataset.puzzle_dataset import Batch
 from models.act import Carry
 from utils.evaluation.predictions import to_numpy
 
-# (carry, batch) -> (carry, what each row adds to the metrics, outputs); a row has halted where the new carry says so
+# (carry, batch) -> (carry, what each row adds to the metrics, outputs); `halted` of the new carry marks finished rows
 HaltingStep = Callable[[Carry, dict[str, mx.array]], tuple[Carry, dict[str, mx.array], dict[str, mx.array]]]
 
 
 @dataclass
 class _Batch:
-    """A batch of the data set, some of whose rows have been thought about to their end."""
+    """A batch of the data set, of which some rows have halted."""
 
     batch: Batch
     unfinished: int
@@ -27,7 +27,7 @@ class _Batch:
     outputs: dict[str, np.ndarray] = field(default_factory=dict)
 
     def add(self, row: int, metrics: dict[str, np.ndarray], outputs: dict[str, np.ndarray], slot: int) -> None:
-        """Take the results of a row from the slot where it was thought about."""
+        """Add the results of a row from the slot that it was in."""
         for name, values in metrics.items():
             value = float(values[slot]) if row < self.batch.num_examples else 0.0
             self.metrics[name] = self.metrics.get(name, 0.0) + value
@@ -45,10 +45,10 @@ def finished_batches(
     wanted: Collection[str],
     after_step: Callable[[], None],
 ) -> Iterator[tuple[Batch, dict[str, float], dict[str, np.ndarray]]]:
-    """Think about all examples of `batches`, each as long as it takes; yields the batches again, in their order.
+    """Take the outer steps of all examples, each until it halts.
 
     Every call of `step` has a batch of the same shape. An example that has halted leaves its slot to the next one that
-    waits, from whatever batch. So no more results are held than those of the examples that overtook the slowest one.
+    waits, from any batch. So only the results of the examples that overtook the slowest one are held.
 
     Args:
         step: the compiled step.
@@ -58,12 +58,13 @@ def finished_batches(
         after_step: called after each step; what it raises ends the evaluation.
 
     Yields:
-        A batch, metric sums over its real rows, and the wanted outputs, whose rows beyond `num_examples` mean nothing.
+        The batches in their order, each with metric sums over its real rows, and the wanted outputs, of which rows
+        beyond `num_examples` are undefined.
     """
     begun: deque[_Batch] = deque()  # the first one is the next to be yielded
     waiting: deque[tuple[_Batch, int]] = deque()
     slots: list[tuple[_Batch, int] | None] = []
-    rows: dict[str, np.ndarray] = {}  # what is worked on; idle slots keep what was there, and nobody looks at it
+    rows: dict[str, np.ndarray] = {}  # the examples in the slots; idle slots keep their last one, whose results go
     carry: Carry | None = None
     more = True
     while True:
@@ -71,7 +72,7 @@ def finished_batches(
             batch = next(batches, None)
             more = batch is not None
             if batch is not None:
-                # Of a batch without examples, as one of several ranks may have, a padding row shows what results are.
+                # A batch without examples, as one of several ranks may have, takes one padding row for its results.
                 begun.append(_Batch(batch, max(1, batch.num_examples)))
                 waiting.extend((begun[-1], row) for row in range(begun[-1].unfinished))
                 if not slots:

@@ -1,4 +1,4 @@
-"""Which answers of a data set can be checked without the label: a Sudoku against the rules, a path through a maze."""
+"""Checks of answers without the label: a Sudoku against the rules, a path through a maze."""
 
 from __future__ import annotations
 
@@ -19,8 +19,8 @@ Check = Callable[[np.ndarray, np.ndarray], np.ndarray]
 def answer_checks(metadata: PuzzleDatasetMetadata) -> dict[str, Check]:
     """Choose the checks that fit a data set.
 
-    Files without `kind` are taken for Sudoku or mazes only in the published sizes, 9x9 with 11 tokens and 30x30 with 6,
-    which nothing else has. A Sudoku without `box` has square boxes, if its side allows them.
+    Data sets without `kind` count as Sudoku or mazes only in the published sizes, 9x9 with 11 tokens and 30x30 with 6,
+    which no other data set has. A Sudoku without `box` has square boxes, if its side allows them.
 
     Args:
         metadata: of the split that is evaluated.

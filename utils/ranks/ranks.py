@@ -1,20 +1,20 @@
-"""Several processes that train or evaluate as one: who this one is among them, and what they exchange.
+"""Several processes that train or evaluate together: the rank of this one, and what they exchange.
 
-MLX connects them (`mlx.launch`, or whatever else `mx.distributed` knows) and sums and gathers arrays. With a single
+MLX connects them (`mlx.launch`, or any other backend of `mx.distributed`), and sums and gathers arrays. With a single
 process everything here does nothing.
 
-Promised: when a rank is lost, all ranks end within a bounded time, with status 1 and an error line from each one that
-noticed, and a checkpoint that is being written is finished.
+When a rank is lost, all ranks end within a bounded time, with status 1 and an error line from each that noticed; a
+checkpoint that is being written is finished.
 - A rank has ended, by kill -9 or an exception: MLX's ring finds the connection broken, and the others end at once. As
   of MLX 0.32.4 this can get stuck where a step is under way; then, as with other backends, what follows holds.
 - A rank hangs or is stopped, or its machine is gone: each rank ends by its own watchdog when it has taken no step for
   `rank_timeout` seconds, or for half an hour before the first step and after the last.
 
-Not promised: that the line names the rank that was lost. A rank with an error of its own tells it; one that is killed
-leaves no word. Nothing is watched before MLX has connected the ranks.
+The line need not name the rank that was lost: a rank with an error prints it, one that is killed prints nothing.
+Nothing is watched before MLX has connected the ranks.
 
-The connections carry no authentication and no encryption: ranks belong on a network that is trusted. What arrives is
-read as numbers and JSON, and never run.
+The connections carry no authentication and no encryption: ranks belong on a trusted network. What arrives is read as
+numbers and JSON, and never run.
 """
 
 from __future__ import annotations
@@ -41,19 +41,19 @@ T = TypeVar("T")
 _PIECE = 64 << 20  # bytes that `share` sends at a time
 _BITS = {1: mx.uint8, 2: mx.uint16, 4: mx.uint32, 8: mx.uint64}  # by bytes of an element
 _FIRST_ENDS_SECONDS = 1.0  # for rank 0 to end before the others
-# How launchers tell a process that it is one of several; the value is its rank.
+# Variables in which launchers give a process its rank
 _RANK_VARIABLES = ("MLX_RANK", "OMPI_COMM_WORLD_RANK", "PMI_RANK")
 
 
 class Ranks:
-    """This process among those that work on the same run; rank 0 of 1 unless told otherwise.
+    """This process among those that work on the same run.
 
     Everything but the properties, `moved` and `rest` has to be called by all ranks, in the same order.
 
     Args:
         rank: number of this process.
         size: number of processes.
-        watchdog: ends this process when it takes no more steps; None with a single one.
+        watchdog: ends this process when it takes no more steps; None with a single process.
     """
 
     def __init__(self, rank: int = 0, size: int = 1, watchdog: Watchdog | None = None):
@@ -63,7 +63,7 @@ class Ranks:
 
     @property
     def first(self) -> bool:
-        """Whether this is the rank that speaks, logs, and reads and writes the folder of the run."""
+        """Whether this is rank 0, which prints, logs, and reads and writes the folder of the run."""
         return self.rank == 0
 
     # ------------------------------------------------------------------------------------------------ small things
@@ -72,17 +72,20 @@ class Ranks:
         """Return the values of all ranks, in their order.
 
         Args:
-            value: what JSON knows, NaN and infinities included. Tuples come back as lists.
+            value: of JSON's types, NaN and infinities included. Tuples come back as lists.
         """
         return [json.loads(text) for text in self._exchange(json.dumps(value).encode())]
 
     def from_first(self, make: Callable[[], T], kind: Any = object) -> T:
-        """Return what `make` returns on rank 0, the only one that calls it.
+        """Return on all ranks what `make` returns on rank 0, the only one that calls it.
 
         Args:
-            make: what it raises ends all ranks; rank 0 tells it.
-            kind: the type of what it returns, such as a pydantic model, a dataclass, `Path` or `X | None`, by which
-                pydantic turns it into JSON and back.
+            make: an exception of it ends all ranks; rank 0 raises it.
+            kind: the type of what it returns, such as a pydantic model, a dataclass, `Path` or `X | None`; pydantic
+                uses it to convert the value to JSON and back.
+
+        Raises:
+            SystemExit: on the other ranks, if `make` raises.
         """
         if self.size == 1:
             return make()
@@ -98,12 +101,12 @@ class Ranks:
             self._exchange(text.encode())
             return value
         received = self._exchange(b"")[0]
-        if not received:  # rank 0 says why
+        if not received:  # rank 0 has raised, and prints why
             raise SystemExit(1)
         return adapter.validate_json(received)
 
     def _exchange(self, content: bytes) -> list[bytes]:
-        """The contents of all ranks, in their order."""
+        """Return the contents of all ranks, in their order."""
         if self.size == 1:
             return [content]
         # Evaluated before numpy sees them: np.array waits for ever where MLX raises that a connection is broken.
@@ -118,8 +121,13 @@ class Ranks:
     def require_same(self, what: str, value: object) -> None:
         """Check that a value is the same on all ranks.
 
+        Args:
+            what: its name, for the message.
+            value: of JSON's types.
+
         Raises:
-            UserError: on rank 0, naming those that differ from it; the others end without a word.
+            UserError: on rank 0, naming those that differ from it.
+            SystemExit: on the others; rank 0 prints the message.
         """
         values = self.gather(value)
         others = [str(rank) for rank, found in enumerate(values[1:], start=1) if found != values[0]]
@@ -134,8 +142,14 @@ class Ranks:
     # ------------------------------------------------------------------------------------------------ arrays
 
     def sum(self, tree: Any) -> Any:
-        """The sums over ranks of a tree of arrays: one flat buffer for each dtype travels, whatever the number of
-        arrays. The same bits on every rank. May stand in a compiled function."""
+        """Sum a tree of arrays over ranks, in one flat buffer for each dtype. May be compiled.
+
+        Args:
+            tree: arrays of the same names, shapes and dtypes on all ranks.
+
+        Returns:
+            A tree of the same form, with the same bits on every rank.
+        """
         if self.size == 1:
             return tree
         named = dict(tree_flatten(tree))
@@ -149,19 +163,19 @@ class Ranks:
         return tree_unflatten([(name, summed[name]) for name in named])
 
     def all_rows(self, array: mx.array) -> mx.array:
-        """The rows of all ranks, `[size · b, …]` of `[b, …]`, in the order of the ranks. May be compiled."""
+        """Gather the rows of all ranks, `[b, …]` to `[size · b, …]`, in the order of the ranks. May be compiled."""
         return array if self.size == 1 else mx.distributed.all_gather(array)
 
     def own_rows(self, array: mx.array) -> mx.array:
-        """This rank's rows of `[size · b, …]`: the reverse of `all_rows`."""
+        """Return this rank's rows of `[size · b, …]`, `[b, …]`: the reverse of `all_rows`."""
         rows = array.shape[0] // self.size
         return array[self.rank * rows : (self.rank + 1) * rows] if self.size > 1 else array
 
     def rows_for_first(self, tree: Any) -> Any:
-        """`all_rows` of every array of a tree on rank 0; elsewhere the tree as it is, after its rows have been sent."""
+        """Gather the rows of every array of a tree on rank 0; the others send theirs, and return the tree as it is."""
 
         def collect(array: mx.array) -> mx.array:
-            # NCCL knows no bool.
+            # NCCL has no bool.
             rows = self.all_rows(array.astype(mx.uint8) if array.dtype == mx.bool_ else array).astype(array.dtype)
             mx.eval(rows)  # one array after the other: the others need no room for more than one
             return rows if self.first else array
@@ -169,10 +183,10 @@ class Ranks:
         return tree if self.size == 1 else tree_map(collect, tree)
 
     def share(self, array: mx.array) -> mx.array:
-        """Rank 0's array, bit for bit, on every rank; each of them gives one of this shape and dtype."""
+        """Return rank 0's array, bit for bit, on every rank; each passes one of the same shape and dtype."""
         if self.size == 1:
             return array
-        # As bytes: in floats -0 + 0 is 0, and NCCL knows neither bool nor integers of 16 bits.
+        # As bytes: in floats -0 + 0 is 0, and NCCL has neither bool nor integers of 16 bits.
         bits = array.reshape(-1).astype(mx.uint8) if array.dtype == mx.bool_ else array.reshape(-1).view(mx.uint8)
         for start in range(0, bits.size, _PIECE):
             piece = bits[start : start + _PIECE]
@@ -200,9 +214,9 @@ class Ranks:
 
 
 def checksum(arrays: Any) -> list[int]:
-    """A number for each array of a tree, the sum of its bits, by which ranks see whether they hold the same.
+    """Compute a checksum of each array of a tree, the sum of its bits, to compare between ranks.
 
-    A module may hold numbers beside its arrays, such as a tuple of sizes. They come from the configuration.
+    Other leaves are left out: a module may hold numbers, such as a tuple of sizes, which come from the configuration.
     """
     sums = []
     for array in filter(lambda leaf: isinstance(leaf, mx.array), dict(tree_flatten(arrays)).values()):
@@ -212,7 +226,7 @@ def checksum(arrays: Any) -> list[int]:
 
 
 def _connect_ranks() -> tuple[int, int]:
-    """Rank and number of ranks, as MLX finds them.
+    """Connect the ranks, and return this one's number and how many there are.
 
     Raises:
         UserError: if the ranks can't be connected.
@@ -221,13 +235,13 @@ def _connect_ranks() -> tuple[int, int]:
         group = mx.distributed.init()
     except (RuntimeError, ValueError) as error:
         raise UserError(
-            f"the ranks can't be connected: {error}; if a port is in use, choose others with mlx.launch --starting-port"
+            f"the ranks can't be connected: {error}; if a port is in use, give mlx.launch another --starting-port"
         ) from error
     launched = [int(value) for name in _RANK_VARIABLES if (value := os.environ.get(name, "")).isdigit()]
     if group.size() == 1 and max(launched, default=0) > 0:
         raise UserError(
-            f"started as rank {max(launched)}, but MLX finds no other ranks; start all of them with mlx.launch, and "
-            "with a backend that this MLX has"
+            f"started as rank {max(launched)}, but MLX finds no other ranks; start all ranks with mlx.launch, and a "
+            "backend that this MLX has"
         )
     return group.rank(), group.size()
 
@@ -236,8 +250,11 @@ def _connect_ranks() -> tuple[int, int]:
 def connected() -> Iterator[Ranks]:
     """Connect the ranks, if there are several, for the duration of a block.
 
-    If the block fails on one of them, all end, that one with its error. If it ends well, or by a signal, all wait for
-    one another, since rank 0 may have to save. On all but rank 0 nothing is printed to stdout.
+    If the block raises on one of them, all end, that one with its error. If it ends without an exception, or by a
+    signal, all wait for one another, since rank 0 may have to save. Other ranks than 0 print nothing to stdout.
+
+    Yields:
+        The ranks.
 
     Raises:
         UserError: if the ranks can't be connected, or on rank 0, if another one is lost.
@@ -262,16 +279,16 @@ def connected() -> Iterator[Ranks]:
 
 
 def _leave(ranks: Ranks) -> None:
-    """Wait until all ranks have come to their end. If rank 0 fails on the way there, it says why."""
+    """Wait until all ranks have come to their end. If rank 0 fails before that, it prints why."""
     ranks.rest()
-    if not ranks.first:  # what MLX has to say of a broken connection would bury that
+    if not ranks.first:  # MLX's messages about a broken connection would hide that line
         os.dup2(os.open(os.devnull, os.O_WRONLY), 2)
     with contextlib.suppress(RuntimeError):
         ranks._exchange(b"")
 
 
 def _explained(error: BaseException) -> BaseException:
-    """A UserError for what MLX raises, with the backend's name first, when a connection is broken; else the error."""
+    """Return a UserError for MLX's error of a broken connection, which begins with a backend's name; else the error."""
     if isinstance(error, RuntimeError) and str(error).startswith(("[ring]", "[jaccl]", "[nccl]", "[mpi]")):
         return UserError(
             f"the connection to the other ranks is lost ({error}); start all ranks again, for training with resume=auto"
@@ -280,15 +297,15 @@ def _explained(error: BaseException) -> BaseException:
 
 
 def _fail_first(ranks: Ranks, error: BaseException) -> NoReturn:
-    """End rank 0 because of an exception, which is then told as in a run of one."""
+    """End rank 0 because of an exception, which it raises as in a run with one process."""
     if isinstance(error, Interrupted) or (isinstance(error, SystemExit) and not error.code):  # as on all ranks
         _leave(ranks)
     raise _explained(error)
 
 
 def _fail_another(ranks: Ranks, error: BaseException) -> NoReturn:
-    """End another rank than rank 0 because of an exception, and tell it unless rank 0 does."""
-    if isinstance(error, (Interrupted, SystemExit)):  # rank 0 ends by the same signal, or says why all end
+    """End another rank than rank 0 because of an exception, and print it unless rank 0 does."""
+    if isinstance(error, (Interrupted, SystemExit)):  # rank 0 ends by the same signal, or prints why all end
         _leave(ranks)
         time.sleep(_FIRST_ENDS_SECONDS)  # launchers end all ranks as soon as one has failed
         raise SystemExit(error.exit_status if isinstance(error, Interrupted) else error.code) from error

@@ -1,4 +1,4 @@
-"""Ends this process when it takes no more steps: nothing else gets a thread out of a sum that never comes."""
+"""A watchdog that ends this process when it takes no more steps: a thread that waits for a lost rank can't be woken."""
 
 from __future__ import annotations
 
@@ -13,14 +13,14 @@ _SAVE_SECONDS = 60.0  # for a checkpoint that is being written
 
 
 class Watchdog:
-    """Daemon thread that ends this process, with one line on stderr and status 1, when no step has been taken for long.
+    """Daemon thread that ends this process, with one line on stderr and status 1, when it takes no more steps.
 
     Args:
-        rank: this process among the ranks, for the message.
+        rank: number of this process, for the message.
 
     Attributes:
-        timeout: seconds between two steps that are too many.
-        before_exit: called with a number of seconds before the process ends, to finish what is being written.
+        timeout: seconds allowed between two steps.
+        before_exit: called before the process ends, with the seconds allowed, to finish what is being written.
     """
 
     def __init__(self, rank: int):
@@ -38,7 +38,7 @@ class Watchdog:
         self._stepping = True
 
     def rest(self) -> None:
-        """Note that no step comes for a while: until the next one the same time is allowed as before the first."""
+        """Note that no step comes for a while; the next one may take as long as the first."""
         self._moves += 1
         self._stepping = False
 
@@ -49,13 +49,13 @@ class Watchdog:
     def _watch(self) -> None:
         still, seen = 0.0, 0
         while not self._closed.wait(tick := min(1.0, self.timeout / 8)):
-            # Ticks are counted, since a process that has been stopped, or slept with its laptop, was not stuck.
+            # Ticks are counted, not time: a process that was stopped, or slept with its laptop, did not hang.
             still = still + tick if self._moves == seen else 0.0
             seen = self._moves
             allowed = self.timeout if self._stepping else max(self.timeout, _REST_SECONDS)
             if still > allowed:
                 key = " (rank_timeout)" if self._stepping else ""
-                self._exit(f"no step within {allowed:g} seconds{key}; it hangs, or waits for a rank that does")
+                self._exit(f"no step within {allowed:g} seconds{key}; this rank hangs, or waits for one that does")
 
     def _exit(self, reason: str) -> None:
         advice = "start all ranks again, for training with resume=auto"

@@ -1,5 +1,7 @@
-"""The metrics of a run in a file of its own, `metrics.jsonl`: one line for each time that something was logged. It
-needs no account and no server, and a resumed run continues it exactly where its checkpoint stands."""
+"""The metrics of a run in `metrics.jsonl`: one line for each call of `log`, without account or server.
+
+A resumed run continues the file where its checkpoint ends.
+"""
 
 from __future__ import annotations
 
@@ -19,27 +21,31 @@ class History:
 
     Args:
         checkpoint_path: the run's folder.
-        length: bytes to keep of a file that is there; what was logged after the checkpoint that is resumed goes.
+        length: bytes to keep of an existing file; what was logged after the resumed checkpoint is cut off.
     """
 
     def __init__(self, checkpoint_path: Path, length: int = 0):
-        # Unbuffered: what could not be written must not come up again when the file is closed.
+        # Unbuffered: what could not be written must not be written again when the file is closed.
         self._file = open(checkpoint_path / HISTORY_FILE, "ab", buffering=0)  # noqa: SIM115 - until the end of the run
         self._file.truncate(min(length, self._file.tell()))
 
     def log(self, metrics: dict[str, float], step: int) -> None:
-        """Add a line. NaN and infinities, which JSON lacks, become null."""
+        """Add a line. NaN and infinities, which JSON lacks, become null.
+
+        Raises:
+            UserError: if it can't be written.
+        """
         values = {name: value if math.isfinite(value) else None for name, value in metrics.items()}
         try:
             self._file.write(json.dumps({"step": step} | values).encode() + b"\n")
         except OSError as error:
             raise UserError(
-                f"{self._file.name} can't be written: {error.strerror}; the checkpoints so far are intact. Make room, "
+                f"{self._file.name} can't be written: {error.strerror}; the checkpoints so far are intact: make room, "
                 "and continue with resume=auto"
             ) from error
 
     def synced_length(self) -> int:
-        """Bring the file to the disk; returns its length in bytes, for the checkpoint that is about to be written."""
+        """Sync the file to the disk, and return its length in bytes, for the checkpoint about to be written."""
         os.fsync(self._file.fileno())
         return os.fstat(self._file.fileno()).st_size
 

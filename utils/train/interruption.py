@@ -1,7 +1,7 @@
-"""Ctrl-C and SIGTERM: asked once, a run ends in order at its next pause; asked twice, at once.
+"""Ctrl-C and SIGTERM: after one signal a run ends in order at its next pause; after two, at once.
 
-Of several ranks it is enough to ask one. The others learn of it by the sum of all ranks' `flag` in a training step, and
-so end at the same step, or after a batch of an evaluation.
+A signal to one of several ranks ends all: the sum of all ranks' `flag` is part of a training step, so that they end at
+the same step. In an evaluation they end after the same batch.
 """
 
 from __future__ import annotations
@@ -15,23 +15,23 @@ from types import TracebackType
 from common.errors import Interrupted
 
 _MANY = 4096.0  # more than there are ranks
-_ANNOUNCEMENT = "finishing this step and saving a checkpoint; once more leaves at once"
+_ANNOUNCEMENT = "finishing this step and saving a checkpoint; a second signal ends the run at once"
 
 
 class Interruption:
-    """Context manager within which SIGINT and SIGTERM are only noted, for `check` to raise when it is convenient.
+    """Context manager within which SIGINT and SIGTERM are only noted, for `check` to raise later.
 
-    A second one ends the process on the spot, even in the middle of a long computation: a thread listens, since Python
-    would call a signal handler only after the main thread has come back from it. Must be entered in the main thread.
+    A second signal ends the process at once, even in the middle of a long computation: a thread waits for signals,
+    since Python would call a signal handler only after the computation. Must be entered in the main thread.
 
     Args:
-        speaks: say that a signal was noted; of several ranks, the first one's part.
+        announce: print a line when a signal is noted; on rank 0 alone.
     """
 
     SIGNALS = (signal.SIGINT, signal.SIGTERM)
 
-    def __init__(self, *, speaks: bool = True) -> None:
-        self._speaks = speaks
+    def __init__(self, *, announce: bool = True) -> None:
+        self._announce = announce
         self._noted: int | None = None
 
     def check(self) -> None:
@@ -41,7 +41,7 @@ class Interruption:
 
     @property
     def flag(self) -> float:
-        """What has been noted, as a number whose sum over ranks `check_sum` understands."""
+        """The signal that has been noted, as a number whose sum over ranks `check_sum` decodes."""
         if self._noted is None:
             return 0.0
         return 1.0 if self._noted == signal.SIGINT else _MANY
@@ -59,18 +59,18 @@ class Interruption:
             if self._noted is not None:
                 os._exit(128 + number[0])
             self._noted = number[0]
-            if self._speaks:
+            if self._announce:
                 # Not through print, which the main thread may be in the middle of.
                 os.write(2, f"\n{signal.Signals(number[0]).name}: {_ANNOUNCEMENT}\n".encode())
 
     def __enter__(self) -> Interruption:
         self._receiver, self._sender = socket.socketpair()
-        self._sender.setblocking(False)  # as Python asks of it
+        self._sender.setblocking(False)  # as set_wakeup_fd requires
         self._thread = threading.Thread(target=self._listen, name="interruption", daemon=True)
         self._thread.start()
         self._wakeup_before = signal.set_wakeup_fd(self._sender.fileno())
-        heeded = [number for number in self.SIGNALS if signal.getsignal(number) != signal.SIG_IGN]  # as under nohup
-        self._before = {number: signal.signal(number, lambda *_: None) for number in heeded}
+        caught = [number for number in self.SIGNALS if signal.getsignal(number) != signal.SIG_IGN]  # as under nohup
+        self._before = {number: signal.signal(number, lambda *_: None) for number in caught}
         return self
 
     def __exit__(

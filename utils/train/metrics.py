@@ -1,4 +1,4 @@
-"""Training metrics: from the sums that a step leaves on the device to the means that are logged and stopped by."""
+"""Training metrics: from the sums of a step, on the device, to the means that are logged and that `stop_when` reads."""
 
 from __future__ import annotations
 
@@ -12,7 +12,7 @@ import mlx.core as mx
 from common.errors import UserError
 from utils.train.state import Metrics
 
-# Skipping is for stray steps. A model that gives NaN for every batch will not recover by waiting.
+# Skipping is for single steps. A model that gives NaN for every batch will not recover.
 SKIPPED_IN_A_ROW = 100
 
 
@@ -20,8 +20,11 @@ def means(sums: list[dict[str, float]], global_batch_size: int) -> dict[str, flo
     """Compute `train/<name>` over some steps: losses per example of the batches, everything else per counted row.
 
     Args:
-        sums: for each step the metric sums of the loss head.
+        sums: for each step the metric sums of the loss head, `count` among them.
         global_batch_size: rows of a step's batch.
+
+    Returns:
+        The means by name.
     """
     total = {name: sum(step[name] for step in sums) for name in sums[0]}
     count = max(total["count"], 1.0)
@@ -30,18 +33,19 @@ def means(sums: list[dict[str, float]], global_batch_size: int) -> dict[str, flo
 
 
 class NonFiniteError(Exception):
-    """Loss or gradient of a training step held NaN or infinity. The message says what was found at which step."""
+    """NaN or infinity in the loss or gradient of a training step. The message names the value and the step."""
 
 
 class TrainMetrics:
-    """Collects the metrics of training steps and reads them from the device a few steps at a time.
-
-    Steps that were not finite, which changed nothing, are counted in `skipped` and left out of every mean.
+    """The metrics of training steps, read from the device a few steps at a time.
 
     Args:
         global_batch_size: rows of a step's batch.
-        window: over how many steps `over_window` looks back.
+        window: the number of last steps for `over_window`.
         skip: go on after a step that was not finite, rather than raise.
+
+    Attributes:
+        skipped: steps that were not finite. They changed nothing, and are left out of every mean.
     """
 
     def __init__(self, global_batch_size: int, window: int, *, skip: bool = False):
@@ -54,11 +58,17 @@ class TrainMetrics:
         self.skipped = 0
 
     def add(self, step: int, metrics: Metrics, finite: mx.array) -> None:
-        """Take the metric sums of one step, and whether it was finite, without waiting for them."""
+        """Add one step, without waiting for its arrays.
+
+        Args:
+            step: its number.
+            metrics: the metric sums of the loss head, float32 scalars.
+            finite: bool scalar, whether loss and gradients were finite.
+        """
         self._pending.append((step, metrics, finite))
 
     def settle(self) -> None:
-        """Wait for the steps added so far and see whether they were finite.
+        """Wait for the steps added so far, and check that they were finite.
 
         Raises:
             NonFiniteError: at the first that was not; with `skip`, only after SKIPPED_IN_A_ROW of them in a row.
@@ -94,20 +104,20 @@ class TrainMetrics:
 
     @property
     def unread(self) -> int:
-        """How many steps wait to be read."""
+        """Number of steps added since the last `read`."""
         return len(self._pending) + len(self._settled)
 
     def window_counts(self, metric: str) -> bool:
-        """Whether `over_window` says something of `metric`: `window` steps were read, and rows were counted in them."""
+        """Return whether `over_window` has a value of `metric`: `window` steps were read, with counted rows in them."""
         full = len(self._window) == self._window.maxlen
         return full and (metric.endswith("loss") or any(step["count"] > 0 for step in self._window))
 
     def over_window(self) -> dict[str, float]:
-        """The means over the last `window` steps read, or as many as there were; nothing if there were none."""
+        """Return the means over the last `window` steps read, or as many as there were; nothing if there were none."""
         return means(list(self._window), self._global_batch_size) if self._window else {}
 
     def record(self) -> dict[str, Any]:
-        """What a checkpoint needs to know, in JSON's types. Settle first."""
+        """Return the state for a checkpoint, in JSON's types. Call `settle` first."""
         return {
             "unread": list(self._settled),
             "window": list(self._window),
@@ -116,7 +126,7 @@ class TrainMetrics:
         }
 
     def restore(self, record: dict[str, Any]) -> None:
-        """Become what `record` was taken of."""
+        """Restore the state that `record` returned."""
         self._settled = list(record["unread"])
         self._window.extend(record["window"])
         self.skipped, self._skipped_in_a_row = record["skipped"], record["skipped_in_a_row"]
@@ -125,8 +135,12 @@ class TrainMetrics:
 def check_metric(metric: str | None, known: Callable[[], list[str]]) -> None:
     """Check the metric that `stop_when` names, if any.
 
+    Args:
+        metric: its name, or None.
+        known: lists the names of all metrics.
+
     Raises:
-        UserError: if it is not among the known ones; the message lists them.
+        UserError: if there is no such metric; the message lists them.
     """
     if metric is not None and metric not in (names := known()):
         raise UserError(f"stop_when.metric = {metric!r}: unknown metric; choose one of {', '.join(names)}")

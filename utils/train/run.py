@@ -1,4 +1,4 @@
-"""A run under way: what its parts share, and the one place where all of it becomes a checkpoint."""
+"""A training run: its parts, its steps and records, and the place where all of it becomes a checkpoint."""
 
 from __future__ import annotations
 
@@ -29,12 +29,23 @@ from utils.train.state import TrainState, all_finite, to_device
 
 @dataclass
 class Run:
-    """A run under way. `state`, `progress` and `metrics` move; a checkpoint holds the three.
+    """A training run. A checkpoint holds `state`, `progress` and `metrics`; the rest does not change.
 
     Attributes:
+        ranks: this process among those of the run.
+        config: the configuration.
+        train_set: the training split.
+        test_set: the test split.
         data: fingerprints of the two splits.
-        tracker, checkpoints: on rank 0 only.
-        iteration_complete: whether the last of `batches` up to the next evaluation has been given out.
+        state: model, optimiser, carry, random state and step.
+        evaluator: the compiled evaluation step.
+        progress: position in the data, and the evaluations so far.
+        metrics: the training metrics.
+        tracker: W&B and `metrics.jsonl`, on rank 0 only.
+        checkpoints: the writer of checkpoints, on rank 0 only.
+        interruption: the signals that have come.
+        bar: the progress bar.
+        iteration_complete: whether `batches` has yielded its last batch before the next evaluation.
     """
 
     ranks: Ranks
@@ -92,10 +103,15 @@ class Run:
         self.bar.update()
 
     def pause(self, steps_ahead: int = 1) -> None:
-        """Raise Interrupted if a signal has come.
+        """Raise Interrupted if a signal has come, with several ranks to any of them.
 
-        With several ranks, to any of them: what counts is what they have told one another in a step, all but the last
-        `steps_ahead` of which are waited for. So all ranks stop at the same step, and their devices never run dry.
+        Signals of ranks are summed in each step, so that all ranks stop at the same one.
+
+        Args:
+            steps_ahead: the number of last steps whose sums are not waited for, so that the device always has work.
+
+        Raises:
+            Interrupted: if a signal has come.
         """
         if self.ranks.size == 1:
             self.interruption.check()
@@ -105,7 +121,7 @@ class Run:
             self.interruption.check_sum(signals)
 
     def reason_to_stop(self) -> str | None:
-        """Return what `stop_when` finds in the training metrics of the last steps: why to stop, or None."""
+        """Return why to stop, by `stop_when` and the training metrics of the last steps, or None."""
         stop = self.config.stop_when
         if stop.metric is None or not self.metrics.window_counts(stop.metric):
             return None
@@ -126,7 +142,7 @@ class Run:
         if self.config.on_nonfinite == "skip":
             means["train/skipped_steps"] = self.metrics.skipped
         self.log(means)
-        recent = self.metrics.over_window()  # of one step's rows few have halted, and so been counted, or none
+        recent = self.metrics.over_window()  # in a single step few rows or none have halted, and are counted
         loss, exact = (recent.get(f"train/{name}", math.nan) for name in ("loss", "exact_accuracy"))
         self.bar.set_postfix(loss=f"{loss:.3f}", exact=f"{exact:.3f}", refresh=False)
 
@@ -135,8 +151,14 @@ class Run:
         return is_over(self.config, self.state, self.progress)
 
     def note_evaluation(self, metrics: dict[str, float]) -> bool:
-        """Take note of an evaluation of the current step, and go on to the next iteration; return whether it is the
-        best so far."""
+        """Note an evaluation of the current step, and go on to the next iteration.
+
+        Args:
+            metrics: what the evaluation found, by name.
+
+        Returns:
+            Whether it is the best so far.
+        """
         progress, config = self.progress, self.config
         found = Evaluated(step=self.state.step, metrics=metrics)
         progress.evaluated = found.step
@@ -149,11 +171,11 @@ class Run:
         return best
 
     def save(self) -> None:
-        """Have a checkpoint of this moment written in the background, unless it would be the one that was last.
+        """Begin to write a checkpoint, in the background, unless nothing has changed since the last one.
 
         Raises:
-            NonFiniteError: if a step since the last look was not finite, or what would be saved is not.
-            UserError: if the last checkpoint could not be written, or the ranks have drifted apart.
+            NonFiniteError: if a step since the last `settle` was not finite, or an array to be saved is not.
+            UserError: if the last checkpoint could not be written, or weights and moments differ between ranks.
         """
         self.metrics.settle()
         if self.state.step == 0 or self.progress == self._saved:
@@ -184,7 +206,7 @@ class Run:
 
     @contextlib.contextmanager
     def ending_in_order(self) -> Iterator[None]:
-        """Leave behind what the user needs when the block is cut short: a checkpoint, or advice.
+        """Save a checkpoint when the block is interrupted; explain when a step was not finite.
 
         Raises:
             UserError: in place of NonFiniteError, with what to do.
@@ -199,20 +221,20 @@ class Run:
                     self.checkpoints.wait()
                 raise
         except NonFiniteError as error:
-            if self.checkpoints is None:  # rank 0, which has found the same, tells
+            if self.checkpoints is None:  # rank 0 has found the same, and prints it
                 raise SystemExit(1) from error
             self.checkpoints.wait()
             steps = step_folders(self.checkpoints.path)
             kept = f"{steps[0].name} is the last good checkpoint" if steps else "there is no checkpoint yet"
             again = "continue with resume=auto and" if steps else "start anew with"
             raise UserError(
-                f"{error}; training is stopped, and {kept}. Late in training on few examples this happens: stop "
+                f"{error}; training is stopped, and {kept}; late in training on few examples this happens: stop "
                 f"earlier (stop_when.metric=train/exact_accuracy stop_when.at_least=0.999), or {again} a lower lr"
                 + ("" if self.config.on_nonfinite == "skip" else " or on_nonfinite=skip")
             ) from error
 
 
 def is_over(config: PretrainConfig, state: TrainState, progress: Progress) -> bool:
-    """Return whether a run that stands there has nothing left to do."""
+    """Return whether a run with this state and progress has nothing left to do."""
     all_steps = state.step >= state.total_steps and progress.evaluated == state.step
     return all_steps or progress.finished(config.epochs)

@@ -14,6 +14,9 @@ def learning_rate(step: int, *, base: float, warmup_steps: int, total_steps: int
         warmup_steps: steps of the warm-up.
         total_steps: steps of the whole run.
         min_ratio: last rate / peak rate.
+
+    Returns:
+        The rate.
     """
     if step < warmup_steps:
         return base * step / max(1, warmup_steps)

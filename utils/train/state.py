@@ -1,4 +1,4 @@
-"""One training step, from a batch to new weights, compiled as a whole; and the state that it takes further."""
+"""One training step, from a batch to new weights, compiled as a whole; and the state that it updates."""
 
 from __future__ import annotations
 
@@ -26,14 +26,14 @@ Metrics = dict[str, mx.array]
 
 
 class StepResult(NamedTuple):
-    """What a training step yields, on the device.
+    """The results of a training step, on the device.
 
     Attributes:
         metrics: sums over the global batch, float32 scalars: those that the loss head names, and `loss`.
-        outputs: those of this rank's rows that were asked for.
+        outputs: the outputs named in `keep`, of this rank's rows.
         finite: bool scalar. Where it is false, loss or gradients held an infinity or NaN, and the step left parameters,
             moments, puzzle embeddings and carry as they were.
-        signals: the sum over ranks of what each of them passed in, float32 scalar.
+        signals: the sum over ranks of `signal`, float32 scalar.
     """
 
     metrics: Metrics
@@ -47,8 +47,16 @@ def make_train_step(
 ) -> Callable[..., tuple]:
     """Make the function that takes one training step: forward, backward, sums over ranks, both optimisers.
 
-    It changes the state of the first three arguments, with which it is to be compiled, and returns the new carry and
-    the fields of a `StepResult`.
+    Args:
+        head: the model with its loss.
+        optimizer: of the weights.
+        random: the random key, under `key`.
+        config: the training configuration.
+        ranks: the processes that share each global batch.
+
+    Returns:
+        A function of carry, batch, both learning rates and the signal. It updates the state of the first three
+        arguments, with which it is to be compiled, and returns the new carry and the fields of a `StepResult`.
     """
     model, table, batch_size = head.model, head.model.puzzle_emb, config.global_batch_size
     halt_max_steps, exploration = model.config.halt_max_steps, model.config.halt_exploration_prob
@@ -71,8 +79,8 @@ def make_train_step(
 
         weight_gradients, metrics, signals = ranks.sum((gradients["weights"], metrics | {"loss": loss}, signal))
         row_gradients = ranks.all_rows(gradients["puzzle_rows"]) if table is not None else mx.array(0.0)
-        # Judged after the sums, so that all ranks come to the same verdict. The squares, because AdamATan2's second
-        # moment is made of them: once that is infinite, its parameter stays where it is for ever.
+        # Computed after the sums, so that it is the same on all ranks. The squares, because AdamATan2's second moment
+        # is made of them: once that is infinite, its parameter never changes again.
         finite = all_finite([metrics["loss"], tree_map(mx.square, [weight_gradients, row_gradients])])
 
         optimizer.learning_rate = lr
@@ -93,12 +101,18 @@ def make_train_step(
 
 
 def all_finite(arrays: Any) -> mx.array:
-    """Judge whether a tree of arrays holds neither NaN nor infinity: a bool scalar, computed on the device.
+    """Compute whether a tree of arrays holds neither NaN nor infinity.
 
-    Judged by the sum of each array, the cheapest look at all of its elements: one that is not finite makes the sum so.
-    Finite elements beyond 1e30 may overflow it as well, and are called what they are about to become.
+    By the sum of each array, which is cheap: one element that is not finite makes the sum so. Finite elements beyond
+    1e30 may overflow the sum, and count as infinite too.
+
+    Args:
+        arrays: of any shapes and float dtypes.
+
+    Returns:
+        A bool scalar on the device.
     """
-    # In float32: the sum of a large float16 array overflows by nothing but the number of its elements.
+    # In float32: the sum of a large float16 array overflows by the number of its elements alone.
     found = dict(tree_flatten(arrays)).values()
     # Columns first: they are added side by side, in half the time of the elements of a row.
     columns = [array.astype(mx.float32).sum(axis=0) if array.ndim else array for array in found if array is not None]
@@ -117,10 +131,18 @@ class TrainState:
         config: the training configuration.
         metadata: the sizes of the training set.
         total_steps: steps of the whole run, for the learning rate schedule.
-        keep: outputs that `train_step` shall return besides the metrics: any of `logits`, `q_halt_logits`,
+        keep: outputs that `train_step` returns besides the metrics: any of `logits`, `q_halt_logits`,
             `q_continue_logits`, `target_q_continue`, …, and `gradients`.
-        ranks: the processes that share each global batch. The state of all of them is the same, but for the carry, of
-            which each has its rows.
+        ranks: the processes that share each global batch. All have the same state, except for the carry, of which each
+            has its rows.
+
+    Attributes:
+        head: the model with its loss.
+        optimizer: of the weights.
+        random: the random key, under `key`.
+        carry: of this rank's rows; None before the first step.
+        step: steps taken.
+        total_steps: steps of the whole run.
     """
 
     def __init__(
@@ -158,13 +180,13 @@ class TrainState:
         return [self.head.state, self.optimizer.state, self.random]
 
     def weights(self) -> dict[str, mx.array]:
-        """All weights, buffers and puzzle embeddings, under their names in a checkpoint."""
+        """Return all weights, buffers and puzzle embeddings, under their names in a checkpoint."""
         return dict(tree_flatten(self.head.parameters()))
 
     def named_arrays(self) -> dict[str, mx.array]:
-        """What the next step depends on besides the weights: `optimizer.…`, `random.key` and `carry.…`.
+        """Return what the next step depends on besides the weights: `optimizer.…`, `random.key` and `carry.…`.
 
-        With several ranks, all have to call this. The carry is that of the global batch on rank 0, elsewhere the own.
+        All ranks have to call this. On rank 0 the carry is that of the global batch, elsewhere of the rank's rows.
         """
         return self._named(self.ranks.rows_for_first(self.carry))
 
@@ -172,13 +194,17 @@ class TrainState:
         return dict(tree_flatten({"optimizer": self.optimizer.state, "random": self.random, "carry": carry}))
 
     def restore(self, step: int, arrays: Mapping[str, StoredTensor], origin: str) -> None:
-        """Become what `named_arrays` was taken of after `step` steps. The weights are restored apart from this.
+        """Restore the state of which `named_arrays` returned the arrays; not the weights.
 
-        With several ranks, all have to call this; only rank 0's `arrays` count. How many ranks there were before
-        doesn't matter.
+        All ranks have to call this. The number of ranks may be another than when the arrays were saved.
+
+        Args:
+            step: steps taken.
+            arrays: by name; only rank 0's are used.
+            origin: where they are from, for the message.
 
         Raises:
-            UserError: if names, shapes or dtypes are not those of this state; `origin` stands in the message.
+            UserError: if names, shapes or dtypes are not those of this state.
         """
         padding = padding_arrays(self._metadata, self.config.global_batch_size)
         blank = {name: mx.array(array) for name, array in padding.items()}
@@ -203,7 +229,7 @@ class TrainState:
         self.step = step
 
     def learning_rates(self, step: int) -> tuple[float, float]:
-        """The rates of AdamATan2 and of the puzzle embedding for a step, counted from 1."""
+        """Compute the learning rates of the weights and of the puzzle embedding for a step, counted from 1."""
         c = self.config
         weights_lr, puzzle_emb_lr = (
             learning_rate(
@@ -221,9 +247,12 @@ class TrainState:
         """Take one step on a global batch. Nothing is computed before the results are evaluated.
 
         Args:
-            batch: this rank's slice of it, int32 arrays `inputs` `[b, s]`, `labels` `[b, s]`, `puzzle_identifiers`
-                `[b]`, and whatever else the data set has.
+            batch: this rank's slice, int32 arrays `inputs` `[b, s]`, `labels` `[b, s]`, `puzzle_identifiers` `[b]`,
+                and the fields of the data set.
             signal: a number to be summed over ranks.
+
+        Returns:
+            The results, on the device.
         """
         if self.carry is None:
             self.carry = self.head.model.initial_carry(batch)
@@ -234,9 +263,9 @@ class TrainState:
 
 
 def _assign(tree: Any, values: Any) -> None:
-    """Replace the arrays of a tree of dicts and lists in place, where the compiled step looks for them."""
+    """Replace the arrays of a tree of dicts and lists in place, where the compiled step reads them."""
     for key in tree if isinstance(tree, dict) else range(len(tree)):
         if isinstance(tree[key], mx.array):
             tree[key] = values[key]
-        elif tree_flatten(tree[key]):  # what is frozen, or has an optimiser without moments, has an empty place
+        elif tree_flatten(tree[key]):  # frozen parameters, and optimisers without moments, leave an empty place
             _assign(tree[key], values[key])

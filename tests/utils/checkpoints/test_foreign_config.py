@@ -37,8 +37,8 @@ LAUGHS = "\n".join(["a0: &a0 [1, 1]", *(f"a{i}: &a{i} [*a{i - 1}, *a{i - 1}]" fo
     [
         (LAUGHS, "line 2 has an alias"),
         ("arch: &a\n  b: *a", "line 2 has an alias"),
-        ("[" * 5000, "more than 8 values within one another"),
-        ("a: " + "{b: " * 400 + "1" + "}" * 400, "more than 8 values within one another"),
+        ("[" * 5000, "nested more than 8 levels deep"),
+        ("a: " + "{b: " * 400 + "1" + "}" * 400, "nested more than 8 levels deep"),
         ("#" * 70_000, "more than 65,536 bytes"),
         ("a: 2024-13-45", "can't be read: month must be in 1..12"),
         ("a: " + "9" * 5000, "can't be read"),

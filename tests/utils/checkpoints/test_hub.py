@@ -271,17 +271,17 @@ def test_damaged_on_the_way(hub: Hub) -> None:
         ("nobody/nothing", {}, ["nothing of that name", "HTTP 404", "spelling"]),
         (f"{REPO}@v9", {}, ["no such revision", "HTTP 404", "a branch, a tag or"]),
         (REPO, {"/api/models": ANONYMOUS}, ["nothing of that name", "HTTP 401", "hf auth login", "HF_TOKEN"]),
-        (REPO, {"/api/models": BAD_TOKEN}, ["your token", "HTTP 401", "renew it"]),
-        (REPO, {"/api/models": GATED}, ["on request", "HTTP 403", "ask for it", "hf auth login"]),
-        (REPO, {f"/{REPO}": GATED}, ["on request", "HTTP 403", "ask for it"]),  # listing is open to all
-        (REPO, {"/api/models": Refusal(403)}, ["forbids", "HTTP 403", "an account that may"]),
-        (REPO, {"/api/models": Refusal(429)}, ["no more requests", "HTTP 429", "wait"]),
+        (REPO, {"/api/models": BAD_TOKEN}, ["the token is not valid", "HTTP 401", "renew it"]),
+        (REPO, {"/api/models": GATED}, ["on request", "HTTP 403", "request it", "hf auth login"]),
+        (REPO, {f"/{REPO}": GATED}, ["on request", "HTTP 403", "request it"]),  # listing is open to all
+        (REPO, {"/api/models": Refusal(403)}, ["may not read", "HTTP 403", "an account that may"]),
+        (REPO, {"/api/models": Refusal(429)}, ["too many requests", "HTTP 429", "wait"]),
         (REPO, {"/api/models": Refusal(503)}, ["out of order", "HTTP 503", "not in the cache", "later"]),
         (REPO, {"/content": Refusal(503)}, ["out of order", "HTTP 503", "later"]),
         (REPO, {f"/{REPO}": Refusal(404, "EntryNotFound")}, ["no such file", "HTTP 404"]),
         (REPO, {"/api/models": Refusal(418, "", "tea\x1b[2Jpot")}, ["HTTP 418", "tea?[2Jpot"]),
-        (REPO, {"/api/models": Refusal(200)}, ["doesn't answer as the hub does", "HF_ENDPOINT"]),
-        ("a--b/c", {}, ["takes no such name", "spelling"]),
+        (REPO, {"/api/models": Refusal(200)}, ["is not the hub's", "HF_ENDPOINT"]),
+        ("a--b/c", {}, ["not valid on the hub", "spelling"]),
     ],
 )
 def test_refusals(hub_id: str, refusals: dict[str, Refusal], parts: list[str], hub: Hub) -> None:
@@ -309,10 +309,10 @@ def break_hub(kind: str, hub: Hub, monkeypatch: pytest.MonkeyPatch, cache: Path)
 @pytest.mark.parametrize(
     ("kind", "part"),
     [
-        ("refused", "refuses the connection"),
+        ("refused", "is refused"),
         ("unknown", "can't be found"),
         ("not secure", "no secure connection"),
-        ("slow", "does not answer in time"),
+        ("slow", "no answer from"),
         ("out of order", "HTTP 503"),
     ],
 )
@@ -386,7 +386,7 @@ def test_no_room_in_the_cache(tmp_path: Path, hub: Hub) -> None:
     """A full disk would end in a traceback; a log file would be filled with progress bars."""
     limit = f"import resource; resource.setrlimit(resource.RLIMIT_FSIZE, ({LFS_FROM_BYTES // 2},) * 2)"
     result = run_fetch(tmp_path, hub.address, prefix=limit)
-    assert result.stdout.startswith(f"error: {REPO}: the hub's cache {tmp_path / 'home' / 'hub'} can't hold it")
+    assert result.stdout.startswith(f"error: {REPO}: the hub's cache {tmp_path / 'home' / 'hub'} has no room for it")
     assert "HF_HOME" in result.stdout
     assert len(result.stdout.splitlines()) == 1
     assert result.stderr == ""

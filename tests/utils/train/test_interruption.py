@@ -51,7 +51,7 @@ def test_the_run_ends_when_it_is_convenient(
     assert interrupted.exit_status == status
     assert str(interrupted) == f"ended by {number.name}"
     assert capfd.readouterr().err == (
-        f"\n{number.name}: finishing this step and saving a checkpoint; once more leaves at once\n"
+        f"\n{number.name}: finishing this step and saving a checkpoint; a second signal ends the run at once\n"
     )
 
 
@@ -110,7 +110,7 @@ def test_a_second_signal_leaves_at_once(first: signal.Signals, second: signal.Si
         assert process.stdout.readline() == "busy\n"
         process.send_signal(first)
         assert process.stderr.readline() + process.stderr.readline() == (
-            f"\n{first.name}: finishing this step and saving a checkpoint; once more leaves at once\n"
+            f"\n{first.name}: finishing this step and saving a checkpoint; a second signal ends the run at once\n"
         )
         assert process.poll() is None
         process.send_signal(second)
@@ -129,7 +129,7 @@ def test_the_sum_of_flags_says_whether_and_which(
     """All ranks read the same sum after a step, so all end there, and with the same status; only one of them speaks."""
     total = 0.0
     for number in signals:
-        with Interruption(speaks=False) as interruption:
+        with Interruption(announce=False) as interruption:
             assert interruption.flag == 0
             os.kill(os.getpid(), number)
             wait_for(interruption)
