@@ -11,6 +11,7 @@ import sys
 import time
 from dataclasses import dataclass, field
 from pathlib import Path
+from typing import Any
 
 from tests.helpers.tiny_data import ROOT
 
@@ -70,7 +71,7 @@ class Kills:
 
 
 def train_under_fire(
-    arguments: list[str], checkpoint_path: Path, folder: Path, *, most: int, rng: random.Random, **environment: str
+    arguments: list[str], checkpoint_path: Path, folder: Path, *, most: int, rng: random.Random, **environment: Any
 ) -> Kills:
     """Run to the end through kill -9 (`most` of them at most), at random moments of three kinds.
 
