@@ -95,7 +95,7 @@ def test_an_earlier_step_is_taken_up_again(data: Path, finished: Path, run_here:
     )
     assert status == 0, err
     assert f"resuming {finished / 'step_8'}" in out
-    assert f"{finished / 'step_12'} is set aside as step_12.superseded" in out
+    assert f"{finished / 'step_12'} is renamed to step_12.superseded" in out
     for step in ("step_12", "step_16"):
         assert weights(finished / step) == weights(finished / f"{step}.superseded")
     assert [row["step"] for row in history(finished) if "train/lr" in row] == list(range(1, 17))

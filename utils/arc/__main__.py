@@ -2,7 +2,7 @@
 
     python -m utils.arc "predictions=checkpoints/<project>/<run>/step_<N>_all_preds.*" submission=submission.json
 
-Prints pass@K as a table and as one line of JSON; writes the ARC Prize's submission and a table of all tasks if asked.
+Prints pass@K as a table and as one line of JSON. Options write the ARC Prize's submission and a table of all tasks.
 """
 
 from __future__ import annotations
@@ -24,10 +24,13 @@ from utils.command_line import parse
 
 
 class ArcConfig(BaseModel):
-    """All keys of `python -m utils.arc`.
+    """The keys of `python -m utils.arc`.
 
-    `predictions`: folders, or patterns such as `run/step_1000_all_preds.*`. `data_path`: the data set; null means the
-    one that the run was trained on. `submission`, `table`: files to write, if any.
+    Attributes:
+        predictions: folders, or patterns such as `run/step_1000_all_preds.*`.
+        data_path: the data set; null, the one that the run was trained on.
+        submission: a file to write; null, none.
+        table: a file to write; null, none.
     """
 
     model_config = ConfigDict(extra="forbid", coerce_numbers_to_str=True)
@@ -42,7 +45,7 @@ class ArcConfig(BaseModel):
 
 @errors.one_line
 def main() -> None:
-    """Score what the command line names."""
+    """Score the predictions that the command line names."""
     config = parse(sys.argv[1:], ArcConfig, "python -m utils.arc", predictions="<folder or pattern>")
     folders = find_folders(config.predictions)
     score = score_predictions(folders, config.data_path or read_trained_config(folders[0].parent).data_path)

@@ -1,10 +1,10 @@
 """ARC scores: predictions for a task's augmented copies are mapped back, vote for an answer, and are ranked.
 
 The rules are the published ones. Candidates of a test input rank by (votes, mean halting probability), highest first;
-pass@K asks whether one of the first K is the answer, for all test inputs of a task. What those rules leave open: of
-candidates equal in both, the one that the lowest puzzle identifier voted for comes first (the task itself before its
-augmentations, as in the order of the data set), then the one with fewer rows, then columns, then lower colours. Test
-inputs of a task that are equal share their predictions. An empty grid is a candidate like others, and never right.
+pass@K is the share of tasks for which one of the first K is the answer, for all test inputs. Left open by those rules:
+of candidates equal in both, the one that the lowest puzzle identifier voted for comes first (the task itself before its
+augmentations, as in the order of the data set), then the one with fewer rows, then columns, then lower colours. Equal
+test inputs of a task share their predictions. An empty grid is a candidate like others, and never right.
 """
 
 from __future__ import annotations
@@ -32,7 +32,13 @@ _UNIT = 2.0**-40
 
 @dataclass(frozen=True)
 class Candidate:
-    """An answer that some predictions agree on: `mean_q_halt` is the mean of sigmoid(q_halt) over them."""
+    """An answer that some predictions agree on.
+
+    Attributes:
+        key: of the grid, see `encode_grid`.
+        votes: the number of these predictions.
+        mean_q_halt: the mean of sigmoid(q_halt) over them.
+    """
 
     key: bytes
     votes: int
@@ -46,20 +52,27 @@ class Candidate:
 
 @dataclass(frozen=True)
 class InputScore:
-    """What became of a test input. `candidates`: best first; `rank`: the answer's place among them, from 1, if any."""
+    """The score of a test input.
 
-    input: np.ndarray  # (rows, cols) colours uint8
-    answer: np.ndarray  # (rows, cols)
+    Attributes:
+        input: colours uint8 `[rows, cols]`.
+        answer: colours uint8 `[rows, cols]`.
+        candidates: best first.
+        rank: the answer's place among them, from 1, or None.
+    """
+
+    input: np.ndarray
+    answer: np.ndarray
     candidates: list[Candidate]
     rank: int | None
 
     @property
     def predictions(self) -> int:
-        """How many predictions voted."""
+        """Number of predictions that voted."""
         return sum(candidate.votes for candidate in self.candidates)
 
     def share(self, candidate: Candidate) -> float:
-        """A candidate's part of the votes."""
+        """Return a candidate's share of the votes, from 0 to 1."""
         return candidate.votes / self.predictions
 
 
@@ -71,15 +84,19 @@ class TaskScore:
     inputs: list[InputScore]
 
     def solved(self, k: int) -> bool:
-        """Whether one of the first k candidates is right, for every test input."""
+        """Return whether one of the first k candidates is right, for every test input."""
         return all(test.rank is not None and test.rank <= k for test in self.inputs)
 
 
 @dataclass(frozen=True)
 class ArcScore:
-    """`pass_at`: K to the part of all tasks that are solved with K attempts; `tasks`: by id.
+    """The score of all tasks.
 
-    `predictions`: how many voted; `notes`: a line for each thing about the predictions that is not as it should be.
+    Attributes:
+        pass_at: for each K the share of tasks that are solved with K attempts.
+        tasks: by id.
+        predictions: number of predictions that voted.
+        notes: a line for each irregularity of the predictions.
     """
 
     pass_at: dict[int, float]
@@ -125,7 +142,7 @@ def score_predictions(folders: Sequence[str | Path], data_path: str | Path) -> A
 
 
 class _Ballot:
-    """The votes for each slot: a slot is a distinct test input of a task, so equal test inputs share one."""
+    """The votes for each slot. A slot is a distinct test input of a task; equal test inputs share one."""
 
     def __init__(self, names: list[str], tasks: dict[str, Task]):
         self._names, self._tasks = names, tasks
@@ -138,12 +155,12 @@ class _Ballot:
         self.of_other_tasks = self.of_other_inputs = 0
 
     def slot(self, task_id: str, pair: Pair) -> int:
-        """Where the votes for the output of a task's test pair are counted."""
+        """Return the slot of a task's test pair."""
         return self._slots[_slot_key(task_id, pair)]
 
     def count(self, piece: Piece) -> None:
         """Count the votes of some predictions. Padding rows have none."""
-        # What the names say, once for each puzzle; `puzzle` leads from a row to it.
+        # The names are parsed once for each puzzle; `puzzle` is the index of a row's puzzle.
         identifiers, puzzle = np.unique(piece.puzzle_identifiers, return_inverse=True)
         task_ids, transforms, colours = zip(
             *(parse_augmentation_name(self._names[identifier]) for identifier in identifiers), strict=True
@@ -174,11 +191,11 @@ class _Ballot:
 
     @property
     def voters(self) -> int:
-        """How many predictions have voted."""
+        """Number of predictions that have voted."""
         return sum(map(len, self._voters))
 
     def repeated(self) -> int:
-        """How many votes a puzzle has cast beyond one for each test input."""
+        """Count the votes of puzzles beyond one for each test input."""
         if not self._voters:
             return 0
         distinct, counts = np.unique(np.concatenate(self._voters), return_counts=True)
@@ -190,7 +207,7 @@ def _slot_key(task_id: str, pair: Pair) -> tuple[str, bytes]:
 
 
 def _probabilities(logits: np.ndarray) -> list[int]:
-    """sigmoid(logits) in units of 2^-40; not-a-number, of a model that diverged, counts as 0."""
+    """Compute sigmoid(logits) in units of 2^-40; NaN, of a model that diverged, counts as 0."""
     numbers = np.where(np.isnan(logits), -np.inf, logits).astype(np.float64)
     return np.rint(np.exp(-np.logaddexp(0.0, -numbers)) / _UNIT).astype(np.int64).tolist()
 
@@ -207,16 +224,14 @@ def _score_input(pair: Pair, candidates: list[Candidate]) -> InputScore:
 
 
 def _notes(scores: dict[str, TaskScore], ballot: _Ballot) -> list[str]:
-    """What a user should know before trusting the score."""
+    """List what may make the score wrong."""
     notes = []
     if ballot.of_other_tasks:
         notes.append(f"{ballot.of_other_tasks:,} predictions left out: they belong to no task of test_puzzles.json")
     if ballot.of_other_inputs:
         notes.append(f"{ballot.of_other_inputs:,} predictions left out: their inputs are no test inputs of their tasks")
     if repeated := ballot.repeated():
-        notes.append(
-            f"{repeated:,} predictions are further ones for the same puzzle: are there folders of several steps?"
-        )
+        notes.append(f"{repeated:,} predictions are repeated for the same puzzle: give the folders of one step only")
     if missing := [task_id for task_id, score in scores.items() if not all(test.candidates for test in score.inputs)]:
         notes.append(f"{len(missing):,} tasks lack predictions and count as unsolved, such as {missing[0]}")
     return notes
@@ -226,11 +241,10 @@ def _notes(scores: dict[str, TaskScore], ballot: _Ballot) -> list[str]:
 
 
 def read_evaluation_tasks(path: Path) -> dict[str, Task]:
-    """The tasks of a `test_puzzles.json`, by id.
+    """Read the tasks of a `test_puzzles.json`, by id.
 
     Raises:
-        UserError: if it is missing or no such file.
-        UserError: if a task in it is none; task and pair are named.
+        UserError: if it is missing, no such file, or has an invalid task; it names task and pair.
     """
     tasks = _read_json(path)
     if not isinstance(tasks, dict) or not tasks:

@@ -1,4 +1,4 @@
-"""Write an ARC score to files: the two attempts that the ARC Prize asks for, and a table of all tasks."""
+"""Files of an ARC score: the ARC Prize's submission with two attempts, and a table of all tasks."""
 
 from __future__ import annotations
 
@@ -11,7 +11,7 @@ from common.errors import UserError
 from common.files import replacing
 from utils.arc.scoring import PASS_K, ArcScore, Candidate, InputScore, TaskScore
 
-NO_ANSWER = [[0]]  # what is handed in where there are no predictions: a smallest grid
+NO_ANSWER = [[0]]  # the attempt where there are no predictions: a smallest grid
 SHOWN_CANDIDATES = 3
 
 Grid = list[list[int]]
@@ -20,7 +20,7 @@ Grid = list[list[int]]
 def attempts(result: InputScore) -> tuple[Grid, Grid]:
     """Choose the two best candidates for a test input.
 
-    A submission can't hold empty grids, so the next candidate stands in for one; a single candidate is given twice.
+    A submission can't hold empty grids: they are skipped. A single candidate is given twice.
 
     Args:
         result: the test input's candidates.
@@ -33,7 +33,7 @@ def attempts(result: InputScore) -> tuple[Grid, Grid]:
 
 
 def write_submission(score: ArcScore, path: Path) -> None:
-    """Write `submission.json` as the ARC Prize reads it: task id -> for each test input its two attempts, in order.
+    """Write the ARC Prize's `submission.json`: task id -> for each test input its two attempts, in order.
 
     Args:
         score: of all tasks.

@@ -156,7 +156,7 @@ def test_equal_test_inputs_share_their_predictions(tmp_path: Path) -> None:
     assert (same.pass_at, same.notes) == (pass_at(1.0), [])
     other = score_rows(tmp_path / "other", {"a": task((INPUT, RIGHT), (INPUT, WRONG))}, [*rows, *rows])
     assert other.pass_at == pass_at(0.0)
-    assert other.notes == ["2 predictions are further ones for the same puzzle: are there folders of several steps?"]
+    assert other.notes == ["2 predictions are repeated for the same puzzle: give the folders of one step only"]
 
 
 def test_a_prediction_without_a_grid_is_a_vote_for_nothing(tmp_path: Path) -> None:

@@ -88,11 +88,11 @@ def test_auto_takes_the_one_before_a_damaged_one_and_says_so(run: Path, said: Sa
     assert len(warnings) == 2
     assert f"{run / 'step_30' / 'training.safetensors'} is damaged" in warnings[0]
     assert f"{run / 'step_20' / 'checkpoint.json'} is missing" in warnings[1]
-    assert all("the checkpoint before it is tried" in line for line in warnings)
+    assert all("trying the checkpoint before it" in line for line in warnings)
     assert "step_30" in names(run)  # whatever is checked next may refuse to go on
 
     make_way(point)
-    assert said() == [f"{run / f'step_{n}'} is set aside as step_{n}.damaged" for n in (30, 20)]
+    assert said() == [f"{run / f'step_{n}'} is renamed to step_{n}.damaged" for n in (30, 20)]
     assert names(run) == ["all_config.yaml", "step_20.damaged", "step_30.damaged", "step_9"]
     assert resume(run) is not None
     assert said() == []  # said once
@@ -115,7 +115,7 @@ def test_a_step_is_taken_up_and_the_later_ones_go_aside(run: Path, said: Said) -
     assert point.record.step == 9
     assert names(run) == ["all_config.yaml", "step_20", "step_30", "step_9"]
     make_way(point)
-    assert sorted(said()) == [f"{run / f'step_{n}'} is set aside as step_{n}.superseded" for n in (20, 30)]
+    assert sorted(said()) == [f"{run / f'step_{n}'} is renamed to step_{n}.superseded" for n in (20, 30)]
     again = resume(run)
     assert again is not None
     assert again.folder == run / "step_9"
