@@ -96,7 +96,9 @@ def test_it_runs_and_shows_the_score_of_the_command_line(evaluated: Evaluated, c
     assert len(pictures) == 2 * TASKS  # demonstrations and attempts, each drawn once
     for picture in pictures:
         image = Image.open(io.BytesIO(base64.b64decode(picture))).convert("RGB")
-        assert len(image.getcolors(maxcolors=1 << 24)) > 8, "an empty picture"
+        colours = image.getcolors(maxcolors=1 << 24)
+        assert colours is not None
+        assert len(colours) > 8, "an empty picture"
 
 
 @pytest.mark.usefixtures("own_folders")

@@ -227,8 +227,8 @@ def test_load_weights_starts_from_a_checkpoint(
     still = [f"load_weights={offline_run / 'run' / 'step_16'}", "lr=0", "puzzle_emb_lr=0", "epochs=1"]
     status, _, err = run_here(*train_arguments(data, tmp_path / "run", *still))
     assert status == 0, err
-    before = mx.load(str(offline_run / "run" / "step_16" / "model.safetensors"))
-    after = mx.load(str(tmp_path / "run" / "step_8" / "model.safetensors"))
+    before: Any = mx.load(str(offline_run / "run" / "step_16" / "model.safetensors"))
+    after: Any = mx.load(str(tmp_path / "run" / "step_8" / "model.safetensors"))
     assert before.keys() == after.keys()
     assert all(mx.array_equal(before[name], after[name]) for name in before)
 

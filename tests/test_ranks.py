@@ -59,7 +59,7 @@ class Trained:
         """All of the last checkpoint, by name."""
         files = ("model", "training")
         found = [mx.load(str(self.path / f"step_{self.steps}" / f"{name}.safetensors")) for name in files]
-        return {name: np.array(array) for group in found for name, array in group.items()}  # type: ignore[union-attr]
+        return {name: np.array(array) for group in found for name, array in group.items()}
 
 
 def make_start(data: Path, folder: Path, arch: dict[str, Any]) -> Path:

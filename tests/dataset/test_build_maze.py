@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 from collections import deque
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import pytest
@@ -72,7 +73,7 @@ def source(tmp_path: Path) -> Path:
     return folder
 
 
-def build(source: Path, out: Path, **options: object) -> Path:
+def build(source: Path, out: Path, **options: Any) -> Path:
     maze.build(maze.MazeOptions(source_repo=str(source), output_dir=str(out), **options))
     return out
 

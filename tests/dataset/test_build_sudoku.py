@@ -12,6 +12,7 @@ import sys
 import time
 from collections import Counter
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import pytest
@@ -38,7 +39,7 @@ COLS = [{9 * r + c for r in range(9)} for c in range(9)]
 BOXES = [{9 * r + c for r in range(b, b + 3) for c in range(d, d + 3)} for b in (0, 3, 6) for d in (0, 3, 6)]
 
 
-def build(source: Path, out: Path, **options: object) -> Path:
+def build(source: Path, out: Path, **options: Any) -> Path:
     sudoku.build(sudoku.SudokuOptions(source_repo=str(source), output_dir=str(out), **options))
     return out
 
@@ -342,7 +343,7 @@ def test_failure_in_the_middle_leaves_nothing(source: Path, tmp_path: Path, monk
     """A later command would take half a data set for a whole one; or the old one would be lost."""
     add = common.DatasetWriter.add
 
-    def add_then_fail(self: common.DatasetWriter, split: str, *args: np.ndarray, **kwargs: np.ndarray) -> None:
+    def add_then_fail(self: common.DatasetWriter, split: str, *args: Any, **kwargs: Any) -> None:
         if split == "test":
             raise OSError(28, "No space left on device")
         add(self, split, *args, **kwargs)

@@ -381,13 +381,12 @@ BROKEN: dict[str, tuple[Callable[[Path], None], list[str]]] = {
 
 def test_the_kind_may_be_known_unknown_or_absent(tmp_path: Path) -> None:
     """A data set built before, or by somebody else's builder, could no longer be trained on."""
-    for number, (recorded, kind, box) in enumerate(
-        [
-            ({}, None, None),
-            ({"kind": "knights"}, "knights", None),
-            ({"kind": "sudoku", "box": [1, 2]}, "sudoku", (1, 2)),
-        ]
-    ):
+    cases: list[tuple[dict[str, Any], str | None, tuple[int, int] | None]] = [
+        ({}, None, None),
+        ({"kind": "knights"}, "knights", None),
+        ({"kind": "sudoku", "box": [1, 2]}, "sudoku", (1, 2)),
+    ]
+    for number, (recorded, kind, box) in enumerate(cases):
         write_split(tmp_path / str(number) / "train", ARC_LIKE, **recorded)
         metadata = PuzzleDataset(tmp_path / str(number), "train", global_batch_size=4).metadata
         assert (metadata.kind, metadata.box) == (kind, box)

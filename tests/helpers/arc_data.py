@@ -73,7 +73,7 @@ class ArcFiles:
         (self.data / "identifiers.json").write_text(json.dumps(self.names))
         folder = self.root / "run" / f"step_{step}_all_preds.{rank}"
         folder.mkdir(parents=True, exist_ok=True)
-        arrays = {
+        arrays: dict[str, np.ndarray] = {
             "inputs": np.array([row.inputs for row in rows], np.uint8).reshape(-1, 900),
             "preds": np.array([row.preds for row in rows], np.uint8).reshape(-1, 900),
             "puzzle_identifiers": np.array([self.names.index(row.name) for row in rows], np.int32),

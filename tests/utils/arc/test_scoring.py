@@ -48,7 +48,7 @@ def score_rows(tmp_path: Path, tasks: dict[str, Any], *ranks: list[Row]) -> ArcS
 
 def pass_at(*rates: float) -> dict[int, float]:
     """The rates of the first values of K; the last holds for all others."""
-    return dict(itertools.zip_longest(PASS_K, rates, fillvalue=rates[-1]))
+    return {k: rates[min(place, len(rates) - 1)] for place, k in enumerate(PASS_K)}
 
 
 def votes(score: ArcScore, task_id: str = "a", number: int = 0) -> list[tuple[Grid, int]]:

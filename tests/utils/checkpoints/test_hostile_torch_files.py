@@ -9,6 +9,7 @@ import tracemalloc
 import zlib
 from collections.abc import Callable
 from pathlib import Path
+from typing import Any
 
 import pytest
 
@@ -302,7 +303,7 @@ PICKLES: dict[str, tuple[Builder, str]] = {
 GOOD = state(tensor())
 
 
-def entries(**changes: object) -> list[Entry]:
+def entries(**changes: Any) -> list[Entry]:
     """The entries of a good file; the changes are to its storage."""
     made = entries_of(GOOD, {"0": SIX})
     for key, value in changes.items():
@@ -310,7 +311,7 @@ def entries(**changes: object) -> list[Entry]:
     return made
 
 
-def changed(at: int = 2, **changes: object) -> Builder:
+def changed(at: int = 2, **changes: Any) -> Builder:
     def build(command: str) -> bytes:
         made = entries_of(GOOD, {"0": SIX})
         for key, value in changes.items():
@@ -324,7 +325,7 @@ def added(*more: Entry) -> Builder:
     return lambda command: zip_file([*entries(), *more])
 
 
-def ending(**changes: object) -> Builder:
+def ending(**changes: Any) -> Builder:
     return lambda command: zip_file(entries(), End(**changes))
 
 
@@ -364,7 +365,7 @@ def many_entries(command: str) -> bytes:
     return zip_file([*entries(), *(Entry(str(i), b"") for i in range(10_000))])
 
 
-WIDE = {"wide": True, "local_sizes": (0xFFFFFFFF, 0xFFFFFFFF)}
+WIDE: dict[str, Any] = {"wide": True, "local_sizes": (0xFFFFFFFF, 0xFFFFFFFF)}
 
 ZIPS: dict[str, tuple[Builder, str]] = {
     "a pickle of 200 MB in 200 KB": (bomb, "'archive/data.pkl' is compressed"),

@@ -58,7 +58,7 @@ def test_a_record_comes_back_as_it_was(tmp_path: Path) -> None:
     found = read_record(tmp_path)
     assert record_text(found) == record_text(written)  # NaN is not equal to itself, its text is
     assert found.train_metrics["unread"][0]["count"] == 0.1 + 0.2
-    assert math.isnan(found.progress.best.metrics["eval/lm_loss"])  # type: ignore[union-attr]
+    assert math.isnan(found.progress.best.metrics["eval/lm_loss"])
 
 
 def test_a_bit_that_flips_anywhere_in_the_record_is_noticed(tmp_path: Path) -> None:

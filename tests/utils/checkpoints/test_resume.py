@@ -232,7 +232,7 @@ def test_all_that_differs_is_told_at_once(run: Path) -> None:
 
 
 def test_harmless_changes_are_allowed_and_listed(run: Path) -> None:
-    changes = {
+    changes: dict[str, Any] = {
         "lr": 1e-5,
         "epochs": 20,
         "eval_interval": 4,
@@ -270,7 +270,11 @@ def test_a_record_with_keys_that_are_gone_says_so(run: Path) -> None:
 
 def progress(run: Path, found: Progress, **changes: Any) -> Progress:
     """What becomes of `found`, recorded by a run of 12 epochs evaluated every 4, with another configuration now."""
-    before = {"epochs": 12, "eval_interval": 4, "stop_when": {"metric": "train/lm_loss", "at_most": 1.0}}
+    before: dict[str, Any] = {
+        "epochs": 12,
+        "eval_interval": 4,
+        "stop_when": {"metric": "train/lm_loss", "at_most": 1.0},
+    }
     folder = write_step(run, 50, config=config_of(run, **before).model_dump(), progress=found)
     config = config_of(run, resume=str(folder), **(before | changes))
     point = find_resume_point(config)

@@ -39,7 +39,7 @@ def graph_of(function: Callable[..., Any], *arguments: Any) -> tuple[set[str], s
 
     names, arrays = zip(*tree_flatten(arguments), strict=True)
 
-    def on_arrays(*arrays: mx.array) -> list[mx.array]:
+    def on_arrays(*arrays: mx.array) -> list[Any]:
         results = function(*tree_unflatten(list(zip(names, arrays, strict=True))))
         return [array for _, array in tree_flatten(results)]
 
