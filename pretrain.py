@@ -57,7 +57,7 @@ def launch(hydra_config: DictConfig, ranks: Ranks) -> None:
     config = ranks.from_first(
         lambda: with_forward_dtype(with_names(with_saved_names(parse_pretrain_config(hydra_config)))), PretrainConfig
     )
-    path = Path(str(config.checkpoint_path))
+    path = config.run_folder
     with RunFolder(path) as folder, ExitStack() as stack:
         if ranks.first and config.resume is not None and path.is_dir():
             folder.claim()
@@ -144,7 +144,7 @@ def train(run: Run) -> None:
                 break
         run.pause(steps_ahead=0)
 
-        best = run.note_evaluation(evaluate_and_log(run))
+        best = run.finish_iteration(evaluate_and_log(run))
         if run.over() and run.metrics.unread:  # steps after the last multiple of log_interval
             run.log_train_metrics()
         if config.checkpoint_every_eval or run.over() or (best and config.keep_checkpoints is not None):
@@ -161,7 +161,7 @@ def evaluate_and_log(run: Run) -> dict[str, float]:
     """
     config, step, ranks = run.config, run.state.step, run.ranks
     vocab_size = run.test_set.metadata.vocab_size
-    path = Path(str(config.checkpoint_path))
+    path = config.run_folder
     folder = predictions_folder(path, step, ranks.rank)
     with ExitStack() as stack:
         writer = None
@@ -238,7 +238,7 @@ def open_records(
     config: PretrainConfig, state: TrainState, point: ResumePoint | None, stack: ExitStack
 ) -> tuple[Tracker, CheckpointWriter]:
     """Open the records of a run, until `stack` closes them: metrics, W&B and checkpoints."""
-    path = Path(str(config.checkpoint_path))
+    path = config.run_folder
     history_bytes, run_id = (0, None) if point is None else (point.record.history_bytes, point.record.wandb_run_id)
     history = stack.enter_context(History(path, history_bytes))
     tracker = stack.enter_context(Tracker(config, run_id, history, step=state.step))

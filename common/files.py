@@ -64,7 +64,7 @@ def move_into_place(partial: Path, path: Path) -> None:
             raise
         remove(replaced)
     else:
-        partial.replace(path)
+        partial.rename(path)  # in place of a file that is there
     sync_folder(path.parent)
 
 

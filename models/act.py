@@ -137,6 +137,8 @@ class ACTModel(nn.Module):
         """Return the carry before the first step: every row has halted, so `begin_step` fills all from its batch."""
         rows = len(batch["inputs"])
         state = {name: mx.zeros_like(array) for name, array in self.inner.initial_state(rows).items()}
+        if taken := state.keys() & set(_OF_WRAPPER):
+            raise ValueError(f"a state can't be called {', '.join(taken)}: the carry has an entry of that name")
         return state | {
             "steps": mx.zeros((rows,), mx.int32),
             "halted": mx.ones((rows,), mx.bool_),
@@ -192,7 +194,7 @@ class ACTModel(nn.Module):
         steps = carry["steps"] + 1
         last = steps >= self.config.halt_max_steps
         outputs = outputs | {"halts": mx.stop_gradient(self.inner.halts(outputs))}
-        halted = last | outputs["halts"] if training or halt_by_q else last
+        halted = (last | outputs["halts"]) if training or halt_by_q else last
         if min_steps is not None:
             halted = halted & (steps >= min_steps)
 
@@ -204,7 +206,9 @@ class ACTModel(nn.Module):
 
 
 def draw_min_steps(key: mx.array, rows: int, halt_max_steps: int, probability: float) -> mx.array | None:
-    """Draw how many outer steps each row takes at least in this step of training (paper, section 2, exploration).
+    """Draw how many outer steps each row takes at least (paper, section 2, exploration).
+
+    As in the published code, this is drawn anew in each outer step, and not once for a puzzle.
 
     Args:
         key: random key.

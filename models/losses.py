@@ -18,7 +18,7 @@ from common import IGNORE_LABEL_ID
 from models.act import ACTModel, Carry, Outputs
 from models.loading import checked_options, load
 
-Q_LOSS_WEIGHT = 0.5
+Q_LOSS_WEIGHT = 0.5  # of the published code; the paper adds the losses unweighted
 
 
 def log_stablemax(logits: mx.array) -> mx.array:
@@ -50,7 +50,7 @@ def log_softmax(logits: mx.array) -> mx.array:
     return x - mx.log(mx.sum(mx.exp(x), axis=-1, keepdims=True))
 
 
-def cross_entropy(log_probs: mx.array, labels: mx.array) -> mx.array:
+def negative_log_likelihood(log_probs: mx.array, labels: mx.array) -> mx.array:
     """Compute -log p of each label, 0 where the label is -100.
 
     Args:
@@ -76,12 +76,17 @@ def stablemax_cross_entropy(logits: mx.array, labels: mx.array) -> mx.array:
     Returns:
         float32 `[...]`.
     """
-    return cross_entropy(log_stablemax(logits), labels)
+    return negative_log_likelihood(log_stablemax(logits), labels)
 
 
 def softmax_cross_entropy(logits: mx.array, labels: mx.array) -> mx.array:
     """Compute the cross entropy of each token under softmax; shapes as in `stablemax_cross_entropy`."""
-    return cross_entropy(log_softmax(logits), labels)
+    return negative_log_likelihood(log_softmax(logits), labels)
+
+
+def is_loss(name: str) -> bool:
+    """Return whether a metric is a loss by its name: a mean over the examples of a batch, not over halted rows."""
+    return name.endswith("loss")
 
 
 class ACTLossHead(nn.Module):
@@ -129,7 +134,7 @@ class ACTLossHead(nn.Module):
         """
         carry, outputs = self.model(carry, puzzle_rows, training=training, min_steps=min_steps)
         metrics = {
-            name: (value if name.endswith("loss") else mx.where(carry["halted"], value, 0)).sum()
+            name: (value if is_loss(name) else mx.where(carry["halted"], value, 0)).sum()
             for name, value in self.counted_row_metrics(carry, outputs).items()
         }
         return self.loss(metrics), carry, metrics, outputs
@@ -148,7 +153,7 @@ class ACTLossHead(nn.Module):
         """
         has_label = (carry["current_data"]["labels"] != IGNORE_LABEL_ID).any(axis=-1)
         rows = {
-            name: (value if name.endswith("loss") else mx.where(has_label, value, 0)).astype(mx.float32)
+            name: (value if is_loss(name) else mx.where(has_label, value, 0)).astype(mx.float32)
             for name, value in self.row_metrics(carry, outputs).items()
         }
         return {"count": has_label.astype(mx.float32)} | rows
@@ -163,8 +168,8 @@ class ACTLossHead(nn.Module):
             outputs: the outputs of the model.
 
         Returns:
-            `[b]` by name. Names that end in `loss` become means over the examples of a batch, all others means over the
-            rows that have halted and have a label.
+            `[b]` by name. Those whose name ends in `loss` become means over the examples of a batch, all others means
+            over the rows that have halted and have a label.
         """
         labels = carry["current_data"]["labels"]  # (b s)
         labelled = labels != IGNORE_LABEL_ID

@@ -5,10 +5,12 @@ from __future__ import annotations
 import utils.linux_cpu  # noqa: F401
 
 import logging
+import os
 import sys
 from collections.abc import Callable, Iterator
 from pathlib import Path
 from types import ModuleType
+from unittest import mock
 
 import pytest
 
@@ -21,6 +23,13 @@ def logging_as_before() -> Iterator[None]:
     yield
     root.handlers[:] = handlers
     root.setLevel(level)
+
+
+@pytest.fixture(autouse=True)
+def environment_as_before() -> Iterator[None]:
+    """A `main` called here has Hydra raise its errors; the processes of later tests would inherit that."""
+    with mock.patch.dict(os.environ):
+        yield
 
 
 @pytest.fixture

@@ -21,6 +21,8 @@ from tests.helpers.arc_source import make_arc
 from tests.helpers.tiny_data import ROOT, TINY_ARCH, run_script
 from utils.arc import __main__ as arc
 
+pytestmark = pytest.mark.slow
+
 NOTEBOOK = ROOT / "arc_eval.ipynb"
 TASKS = 3
 

@@ -19,10 +19,20 @@ import yaml
 import evaluate
 from dataset.puzzle_dataset import PuzzleDataset
 from tests.helpers.configs import pretrain_config, train_state
-from tests.helpers.tiny_data import BATCH, NUM_TEST, make_tiny_data, run_script, split_test_set, train_arguments
-from tests.test_pretrain import RUN_FILES, read_wandb
+from tests.helpers.tiny_data import (
+    BATCH,
+    NUM_TEST,
+    RUN_FILES,
+    make_tiny_data,
+    run_script,
+    split_test_set,
+    train_arguments,
+)
+from tests.helpers.wandb_files import read_wandb
 from utils.evaluation.evaluate import Evaluator
 from utils.evaluation.evaluate import evaluate as run_evaluation
+
+pytestmark = pytest.mark.slow
 
 STEP = 16
 METRICS = ("accuracy", "exact_accuracy", "q_halt_accuracy", "steps", "lm_loss", "q_halt_loss")

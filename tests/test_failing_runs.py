@@ -17,6 +17,8 @@ from tests.helpers.tiny_data import make_tiny_data, run_script, train_arguments
 from utils.checkpoints.record import step_folders, verify
 from utils.checkpoints.weights import find_weights
 
+pytestmark = pytest.mark.slow
+
 
 @pytest.fixture(scope="module")
 def data(tmp_path_factory: pytest.TempPathFactory) -> Path:

@@ -68,6 +68,7 @@ def test_a_pytorch_file_evaluates_to_what_pytorch_found(
         np.testing.assert_allclose(found, golden[f"eval/{name}"], rtol=0, atol=1e-4)
 
 
+@pytest.mark.slow
 def test_training_starts_from_a_pytorch_file(tmp_path: Path) -> None:
     """`step_0` is as torch.compile writes it, with a prefix on every name."""
     data, _ = golden_data(tmp_path / "data", "rope_stablemax")
@@ -89,6 +90,7 @@ def run_evaluate(arguments: list[str], folder: Path, **environment: str) -> subp
     return run_script("evaluate.py", arguments, folder, HF_HOME=str(folder / "hub"), **environment)
 
 
+@pytest.mark.slow
 def test_a_hub_id_is_fetched_evaluated_and_found_again_without_a_network(tmp_path: Path) -> None:
     """The README's three commands; the code in the repository is neither fetched nor run."""
     data, golden = golden_data(tmp_path / "data", "rope_stablemax")
@@ -146,7 +148,7 @@ def test_an_architecture_from_elsewhere_is_not_imported(
         (tmp_path / "run" / CONFIG_FILE).write_text(text)
         status, _, err = call_script(evaluate, f"checkpoint={tmp_path / 'run'}", f"data_path={data}")
         assert status == 1
-        assert err.startswith(f"error: architecture name '{name}'"), err
+        assert err.startswith(f"error: arch.name = '{name}'"), err
     assert not (tmp_path / "ran").exists()
 
 
@@ -330,6 +332,7 @@ def test_pytorch_takes_an_export_key_by_key(tmp_path: Path, call_script: Callabl
 # ---------------------------------------------------------------------------------------------------------- memory
 
 
+@pytest.mark.slow
 def test_a_large_table_of_puzzles_is_held_once(tmp_path: Path) -> None:
     """The ARC checkpoint has 2 GB of puzzle embeddings; twice that does not fit into a small Mac. Here it is 200 MB."""
     program = """

@@ -1,4 +1,5 @@
-"""Imports run one way: scripts → utils → models and dataset. A shortcut would make the parts unusable on their own."""
+"""Imports run one way: scripts → utils → dataset and models → common. A shortcut would make the parts unusable on their
+own."""
 
 from __future__ import annotations
 
@@ -9,30 +10,67 @@ from pathlib import Path
 import pytest
 
 ROOT = Path(__file__).resolve().parents[1]
-FORBIDDEN = {
-    "dataset": {"mlx", "models", "utils", "pretrain", "evaluate", "wandb", "hydra"},
-    "models": {"dataset", "utils", "pretrain", "evaluate", "wandb", "hydra", "omegaconf"},
-    "utils": {"pretrain", "evaluate"},
+MAY_IMPORT = {
+    "common": {"common"},
+    "dataset": {"common", "dataset"},
+    "models": {"common", "models"},
+    "utils": {"common", "dataset", "models", "utils"},
 }
+PROJECT = {*MAY_IMPORT, "pretrain", "evaluate", "tests"}
+NEVER: dict[str, set[str]] = {
+    "common": {"mlx", "wandb", "hydra", "omegaconf"},
+    "dataset": {"mlx", "wandb", "hydra", "omegaconf"},
+    "models": {"wandb", "hydra", "omegaconf", "logging"},
+    "utils": set(),
+}
+# What asks for the device, and for the machine
+OF_THE_DEVICE = re.compile(r"mx\.(cpu|gpu|Device|(set_)?default_(device|stream)|(new_)?stream|metal|cuda)\b")
+OF_THE_MACHINE = {"os", "threading"}
 
 
 def imported(path: Path) -> set[str]:
-    """Top-level names of everything that a file imports, at any depth."""
-    names = set()
-    for node in ast.walk(ast.parse(path.read_text())):
+    """Dotted names of everything that a file imports, at any depth."""
+    found = set()
+    for node in ast.walk(ast.parse(path.read_text(encoding="utf-8"))):
         if isinstance(node, ast.Import):
-            names |= {alias.name.split(".")[0] for alias in node.names}
-        elif isinstance(node, ast.ImportFrom) and node.module:
-            names.add(node.module.split(".")[0])
-    return names
+            found |= {alias.name for alias in node.names}
+        elif isinstance(node, ast.ImportFrom):
+            assert node.level == 0, f"{path}: relative import"
+            found |= {f"{node.module}.{alias.name}" for alias in node.names}
+    return found
 
 
-@pytest.mark.parametrize("package", FORBIDDEN)
+def top_level(path: Path) -> set[str]:
+    return {name.split(".")[0] for name in imported(path)}
+
+
+@pytest.mark.parametrize("package", MAY_IMPORT)
 def test_imports_run_one_way(package: str) -> None:
-    files = sorted((ROOT / package).rglob("*.py"))
+    files = [path for path in sorted((ROOT / package).rglob("*.py")) if "raw-data" not in path.parts]
     assert len(files) > 3
     for path in files:
-        assert not imported(path) & FORBIDDEN[package], path
+        assert top_level(path) & PROJECT <= MAY_IMPORT[package], path
+        assert not top_level(path) & NEVER[package], path
+
+
+def test_of_the_mathematics_only_kernels_knows_the_machine() -> None:
+    """A model would compute something else on a Mac than on a server, or threads stand between its equations."""
+    kernels = set((ROOT / "models" / "kernels").glob("*.py"))
+    for path in {*(ROOT / "models").rglob("*.py")} - kernels:
+        assert not top_level(path) & OF_THE_MACHINE, path
+        assert not list(filter(OF_THE_DEVICE.match, names(path))), path
+    # the check would see it
+    assert set().union(*map(top_level, kernels)) >= OF_THE_MACHINE
+    assert list(filter(OF_THE_DEVICE.match, set().union(*map(names, kernels))))
+
+
+def test_tests_import_from_helpers_alone() -> None:
+    """A test that imports from another runs with its fixtures and fails with its mistakes."""
+    files = sorted((ROOT / "tests").rglob("*.py"))
+    assert len(files) > 50
+    for path in files:
+        for name in imported(path):
+            assert not name.startswith("tests") or name.startswith("tests.helpers."), f"{path}: {name}"
 
 
 # HRM's states, levels and classes. A message may show one as an example, in the middle of a sentence.
@@ -57,7 +95,7 @@ def names(path: Path) -> set[str]:
 
 def test_only_the_file_of_an_architecture_knows_it() -> None:
     """Another one would have to be added in all places that do."""
-    files = [path for package in (*FORBIDDEN, "common") for path in (ROOT / package).rglob("*.py")]
+    files = [path for package in MAY_IMPORT for path in (ROOT / package).rglob("*.py")]
     files = [path for path in files if ROOT / "models" / "hrm" not in path.parents]
     for path in (*files, ROOT / "pretrain.py", ROOT / "evaluate.py"):
         assert list(filter(OF_HRM.search, names(path))) == [], path

@@ -3,8 +3,7 @@
 from __future__ import annotations
 
 import json
-import struct
-from collections.abc import Callable, Iterator
+from collections.abc import Callable
 from functools import partial
 from pathlib import Path
 from typing import Any
@@ -13,11 +12,19 @@ import mlx.core as mx
 import numpy as np
 import pytest
 import yaml
-from wandb.proto import wandb_internal_pb2
 
 import pretrain
 from tests.helpers.configs import random_batch, train_state
-from tests.helpers.tiny_data import BATCH, NUM_TRAIN, make_tiny_data, run_script, split_test_set, train_arguments
+from tests.helpers.tiny_data import (
+    BATCH,
+    NUM_TRAIN,
+    RUN_FILES,
+    make_tiny_data,
+    run_script,
+    split_test_set,
+    train_arguments,
+)
+from tests.helpers.wandb_files import read_wandb
 from utils.config import read_saved_config
 from utils.train.metrics import TrainMetrics
 from utils.train.run import Run
@@ -30,50 +37,6 @@ TRAIN_METRICS = (
 )  # fmt: skip
 EVAL_METRICS = ("accuracy", "exact_accuracy", "q_halt_accuracy", "steps", "lm_loss", "q_halt_loss")
 STEPS = 2 * NUM_TRAIN // BATCH
-RUN_FILES = {".lock", "all_config.yaml", "code", "metrics.jsonl", "step_8", "step_16"}
-
-
-def wandb_records(path: Path) -> Iterator[wandb_internal_pb2.Record]:
-    """The records of a .wandb file: after 7 bytes, blocks of 32 KiB as in LevelDB's log format."""
-    content, block_size, header_size = path.read_bytes(), 32 * 1024, 7
-    whole, first, _, last = 1, 2, 3, 4  # types of a piece
-    position, pieces = header_size, b""
-    while position + header_size <= len(content):
-        left_in_block = block_size - position % block_size
-        if left_in_block < header_size:
-            position += left_in_block
-            continue
-        _, length, kind = struct.unpack_from("<IHB", content, position)
-        piece = content[position + header_size : position + header_size + length]
-        position += header_size + length
-        pieces = piece if kind in (whole, first) else pieces + piece
-        if kind in (whole, last):
-            record = wandb_internal_pb2.Record()
-            record.ParseFromString(pieces)
-            yield record
-
-
-def read_wandb(folder: Path) -> dict[str, Any]:
-    """What the one offline run below `folder` recorded."""
-    (path,) = folder.glob("wandb/offline-run-*/run-*.wandb")
-    return read_wandb_file(path)
-
-
-def read_wandb_file(path: Path) -> dict[str, Any]:
-    """History rows, configuration, code files and run names of a .wandb file."""
-    found: dict[str, Any] = {"history": [], "config": {}, "artifacts": []}
-    for record in wandb_records(path):
-        kind = record.WhichOneof("record_type")
-        if kind == "history":
-            items = record.history.item
-            found["history"].append({(i.key or "/".join(i.nested_key)): json.loads(i.value_json) for i in items})
-        elif kind == "run":
-            found |= {"project": record.run.project, "name": record.run.display_name}
-            found["config"] |= {i.key or i.nested_key[0]: json.loads(i.value_json) for i in record.run.config.update}
-        elif kind in ("artifact", "request"):
-            artifact = record.artifact if kind == "artifact" else record.request.log_artifact.artifact
-            found["artifacts"] += [(artifact.type, entry.path) for entry in artifact.manifest.contents]
-    return found
 
 
 @pytest.fixture(scope="module")
@@ -91,6 +54,7 @@ def offline_run(data: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
     return folder
 
 
+@pytest.mark.slow
 def test_a_run_leaves_checkpoints_configuration_and_code_and_nothing_else(offline_run: Path) -> None:
     run = offline_run / "run"
     assert {path.name for path in offline_run.iterdir()} == {"run", "wandb"}
@@ -116,6 +80,7 @@ def test_a_run_leaves_checkpoints_configuration_and_code_and_nothing_else(offlin
     assert yaml.safe_load((run / "all_config.yaml").read_text())["arch"]["forward_dtype"] in ("float32", "bfloat16")
 
 
+@pytest.mark.slow
 def test_wandb_history_has_every_metric_at_its_step(offline_run: Path) -> None:
     record = read_wandb(offline_run)
     history = {row["_step"]: row for row in record["history"]}
@@ -140,6 +105,7 @@ def test_wandb_history_has_every_metric_at_its_step(offline_run: Path) -> None:
     assert {"all_config.yaml", "code/models/losses.py", "code/models/hrm/hrm_act_v1.py"} <= code
 
 
+@pytest.mark.slow
 def test_a_second_run_does_not_mix_with_the_first(data: Path, offline_run: Path) -> None:
     result = run_script("pretrain.py", train_arguments(data, offline_run / "run"), offline_run)
     assert result.returncode == 1
@@ -147,6 +113,7 @@ def test_a_second_run_does_not_mix_with_the_first(data: Path, offline_run: Path)
     assert "holds step_16 of an earlier run; continue it with resume=auto, choose another folder" in result.stderr
 
 
+@pytest.mark.slow
 def test_log_interval_logs_the_means_of_its_steps(data: Path, offline_run: Path, tmp_path: Path) -> None:
     arguments = train_arguments(data, tmp_path / "run", "log_interval=3", "checkpoint_every_eval=False")
     result = run_script("pretrain.py", arguments, tmp_path, WANDB_MODE="offline")
@@ -169,10 +136,11 @@ def test_the_device_is_waited_for_once_an_interval() -> None:
     state = train_state()
     metrics = TrainMetrics(BATCH, window=100)
     for step in range(6):
-        metrics.add(step, state.train_step(random_batch(step))[0])
+        result = state.train_step(random_batch(step))
+        metrics.add(step, result.metrics, result.finite)
     waiting = metrics._pending
     assert len(waiting) == 6
-    assert all(isinstance(value, mx.array) for _, sums in waiting for value in sums.values())
+    assert all(isinstance(value, mx.array) for _, sums, finite in waiting for value in (*sums.values(), finite))
     metrics.read()
     assert not metrics._pending
 
@@ -207,6 +175,7 @@ def test_a_run_reads_from_the_device_once_an_interval(
     assert events == [*stretch, "evaluation", "save"] * 2
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(
     "environment",
     [
@@ -251,6 +220,7 @@ def test_training_stops_when_a_metric_is_reached(data: Path, tmp_path: Path, run
     assert [path.name for path in (tmp_path / "b").glob("step_*")] == ["step_8"]
 
 
+@pytest.mark.slow
 def test_load_weights_starts_from_a_checkpoint(
     data: Path, offline_run: Path, tmp_path: Path, run_here: Callable[..., Any]
 ) -> None:
@@ -307,7 +277,7 @@ def test_several_test_sets_are_reported_apart(data: Path, tmp_path: Path, run_he
         (["arch.num_heads=5"], "num_heads = 5 does not divide hidden_size = 32"),
         (["arch.hidden_size=30"], "hidden_size / num_heads = 15 is odd"),
         (["arch.name=os@system"], "arch"),
-        (["arch.loss.loss_type=hinge"], "arch.loss.loss_type = 'hinge'"),
+        (["arch.loss.loss_type=hinge"], "models.losses defines no hinge"),
         (["data_path=data/x"], "no data set at data/x: there is no such folder; build it with a script in dataset/"),
         (["global_batch_size=65"], "don't fill one batch of 65"),
         (["eval_save_outputs=[prediction]"], "'prediction'"),
@@ -339,6 +309,7 @@ def test_mistakes_end_in_one_line_that_names_them(
     assert "Traceback" not in err
 
 
+@pytest.mark.slow
 def test_a_mistake_prints_nothing_else(data: Path, tmp_path: Path) -> None:
     for override in ("lr=fast", "epoch=3", "arch.num_heads=5"):
         result = run_script("pretrain.py", train_arguments(data, tmp_path / "run", override), tmp_path)

@@ -26,6 +26,8 @@ from utils.checkpoints.stored_tensors import host_tensor
 from utils.config import ArchConfig
 from utils.train.state import build_model
 
+pytestmark = pytest.mark.slow
+
 STEPS, MIDDLE = 20, 12
 # Of sums over ranks in float32, relative to the values. Measured: losses 4e-7, parameters below 1e-6.
 TOLERANCE = 1e-5

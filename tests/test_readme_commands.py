@@ -115,6 +115,7 @@ def message(main: Callable[[], None], arguments: list[str], monkeypatch: Any, ca
     return line
 
 
+@pytest.mark.slow
 def test_every_command_is_one_that_its_program_takes(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:
@@ -178,6 +179,7 @@ def test_every_link_leads_somewhere() -> None:
     assert all(f"docs/{path.name})" in linked for path in (ROOT / "docs").glob("*.md"))
 
 
+@pytest.mark.slow
 @pytest.mark.usefixtures("uncompiled")
 def test_every_command_takes_its_first_step(
     data: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
@@ -277,7 +279,8 @@ def test_defaults_are_the_documented_ones() -> None:
     }
     assert {key: config[key] for key in off} == off
     assert config["stop_when"]["metric"] is None
-    assert config.keys() == documented.keys() | off.keys() | {"defaults", "hydra", "stop_when"}
+    assert config["optimizer"] == {"name": "optimizers@AdamATan2"}
+    assert config.keys() == documented.keys() | off.keys() | {"defaults", "hydra", "optimizer", "stop_when"}
 
     arch = yaml.safe_load((ROOT / "config/arch/hrm_v1.yaml").read_text())
     assert arch | {"rms_norm_eps": float(arch["rms_norm_eps"])} == {
@@ -294,6 +297,7 @@ def test_defaults_are_the_documented_ones() -> None:
         "expansion": 4,
         "puzzle_emb_ndim": "${.hidden_size}",
         "pos_encodings": "rope",
+        "mixer": None,
         "rms_norm_eps": 1e-5,
         "rope_theta": 10000.0,
         "forward_dtype": None,  # bfloat16 on a GPU, as in the PyTorch code; float32 on a CPU

@@ -174,6 +174,11 @@ class PretrainConfig(BaseModel):
         return self
 
     @property
+    def run_folder(self) -> Path:
+        """The folder of the run, once `with_names` has chosen `checkpoint_path`."""
+        return Path(str(self.checkpoint_path))
+
+    @property
     def epochs_per_iteration(self) -> int:
         """Epochs from one evaluation to the next."""
         return self.eval_interval or self.epochs

@@ -14,7 +14,7 @@ from common.errors import UserError, describe_validation_error
 from dataset.metadata import PuzzleDatasetMetadata
 from dataset.puzzle_dataset import padding_arrays
 from models.act import ACTModel
-from models.kernels.streams import on_gpu
+from models.kernels import on_gpu
 from models.loading import checked_options, load
 from models.losses import ACTLossHead
 from utils.checkpoints.foreign_config import check_bounds

@@ -21,7 +21,7 @@ from models.layers import Attention, Block, Embedding, Linear, SwiGLU
 from models.loading import checked_options, load
 from models.sparse_embedding import SparseEmbedding
 
-Q_HEAD_INITIAL_BIAS = -5.0  # both Q values start near zero probability, so that early training never halts
+Q_HEAD_INITIAL_BIAS = -5.0  # both Q values begin near 0, and equal, so that no row halts at first but for its limit
 
 
 class HierarchicalReasoningModel_ACTV1Config(ACTConfig):
@@ -119,8 +119,7 @@ class HierarchicalReasoningModel_ACTV1_Inner(Core):
     def initial_state(self, rows: int) -> State:
         """Return z_H⁰ and z_L⁰, forward dtype `[b, t, d]`: fixed vectors, the same for every token."""
         shape = (rows, self._num_tokens, self._config.hidden_size)
-        initial = {"z_H": self.H_init, "z_L": self.L_init}
-        return {name: mx.broadcast_to(vector.astype(self._dtype), shape) for name, vector in initial.items()}
+        return {"z_H": mx.broadcast_to(self.H_init, shape), "z_L": mx.broadcast_to(self.L_init, shape)}
 
     def input_embeddings(self, data: dict[str, mx.array], puzzle_rows: mx.array | None) -> mx.array:
         """Compute x̃ = f_I(x): token embeddings `[b, s, d]` behind the puzzle's p tokens, with positions if learned."""
@@ -136,16 +135,19 @@ class HierarchicalReasoningModel_ACTV1_Inner(Core):
         return math.sqrt(c.hidden_size) * embedding
 
     def __call__(self, state: State, embeddings: mx.array) -> tuple[State, Outputs]:
-        """Run H_cycles · L_cycles updates, the last of each level with gradient (paper, section 2: 1-step gradient)."""
+        """Update z_L L_cycles times for each of H_cycles updates of z_H (paper, section 2).
+
+        The last update of each is differentiated, all others are not: the 1-step gradient. As in the published code,
+        H is given the z_L that has just been updated, and the Q head reads the first token.
+        """
         c = self._config
         z_H, z_L = state["z_H"], state["z_L"]
-        x = mx.stop_gradient(embeddings)
         for _ in range(c.H_cycles - 1):
             for _ in range(c.L_cycles):
-                z_L = self.L_level(z_L, z_H + x)
+                z_L = self.L_level(z_L, z_H + embeddings)
             z_H = self.H_level(z_H, z_L)
         for _ in range(c.L_cycles - 1):
-            z_L = self.L_level(z_L, z_H + x)
+            z_L = self.L_level(z_L, z_H + embeddings)
 
         z_H, z_L = mx.stop_gradient(z_H), mx.stop_gradient(z_L)
         z_L = self.L_level(z_L, z_H + embeddings)
@@ -158,7 +160,7 @@ class HierarchicalReasoningModel_ACTV1_Inner(Core):
 
     def halts(self, outputs: Outputs) -> mx.array:
         """Return where Q̂_halt > Q̂_continue."""
-        return outputs["q_halt_logits"] > outputs["q_continue_logits"]
+        return outputs["q_halt_logits"] > outputs["q_continue_logits"]  # as σ keeps the order
 
     def target_q_continue(self, state: State, embeddings: mx.array, last: mx.array) -> mx.array:
         """Compute Ĝ_continue from the Q values of a second pass, on the state that the first has reached."""

@@ -12,6 +12,7 @@ import mlx.nn as nn
 from models.kernels import cpu
 from models.kernels.streams import EvenShares as EvenShares
 from models.kernels.streams import map_rows as map_rows
+from models.kernels.streams import on_gpu as on_gpu
 from models.kernels.streams import plain_forms as plain_forms
 from models.kernels.streams import takes_plain_forms
 

@@ -196,6 +196,7 @@ def test_empty_file_and_bad_options_are_one_line(source: Path, tmp_path: Path) -
             maze.build(maze.MazeOptions(**{"source_repo": str(source), "output_dir": str(tmp_path / "o")} | options))
 
 
+@pytest.mark.slow
 def test_readme_command_with_the_hub(source: Path, tmp_path: Path) -> None:
     """The README's line would not work as typed."""
     with serve_hub("sapientinc/maze-30x30-hard-1k", source, "dataset") as hub:
@@ -241,6 +242,7 @@ def test_no_walls_stand_in_both_splits(tmp_path: Path) -> None:
     assert not walls["train"] & walls["test"]
 
 
+@pytest.mark.slow
 def test_generator_repeats_itself_and_writes_an_ordinary_data_set(tmp_path: Path) -> None:
     """An offline result could not be repeated, or its data need a special path in the code."""
     result = run_script("python dataset/build_mini_maze_dataset.py --num-train 300 --num-test 20", tmp_path)
@@ -255,6 +257,7 @@ def test_generator_repeats_itself_and_writes_an_ordinary_data_set(tmp_path: Path
     assert same != folder_bytes(generate(tmp_path / "other", num_train=300, num_test=20, seed=1))
 
 
+@pytest.mark.slow
 def test_impossible_requests_are_one_line(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     """The user would wait for ever, or read a traceback."""
     result = run_script("python dataset/build_mini_maze_dataset.py --side 3", tmp_path)

@@ -146,6 +146,7 @@ def test_same_seed_same_bytes_and_another_seed_others(tmp_path: Path) -> None:
     assert first != folder_bytes(build(tmp_path / "c", seed=2, **sizes))
 
 
+@pytest.mark.slow
 def test_command_line_writes_an_ordinary_data_set(tmp_path: Path) -> None:
     """The demo's first command would fail, or its data need a special path in the code."""
     result = run_script("python dataset/build_mini_sudoku_dataset.py --num-train 500 --num-test 50", tmp_path)
@@ -162,6 +163,7 @@ def test_command_line_writes_an_ordinary_data_set(tmp_path: Path) -> None:
     assert ((inputs == labels) | (inputs == 1)).all()
 
 
+@pytest.mark.slow
 def test_impossible_requests_are_one_line(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     """The user would wait for ever, or read a traceback."""
     result = run_script("python dataset/build_mini_sudoku_dataset.py --blanks 36", tmp_path)

@@ -87,15 +87,20 @@ def test_steps_are_those_of_a_search_maze_by_maze(side: int) -> None:
     assert {-1, 1} < set(expected)
 
 
-def test_a_thousand_large_mazes_take_no_time() -> None:
+def test_a_thousand_mazes_are_searched_side_by_side() -> None:
     """The check runs at every evaluation. A serpentine is the longest search that a 30x30 maze can ask for."""
     rows = [" " * 30 if row % 2 == 0 else "#" * 29 + " " if row % 4 == 1 else " " + "#" * 29 for row in range(30)]
     rows[0], rows[29] = "S" + rows[0][1:], rows[29].replace(" ", "G")
-    mazes = np.repeat(maze(*rows), 1000, axis=0)
-    paths = np.where(mazes == 2, 5, mazes)
-    started = time.process_time()
-    assert is_shortest_path(mazes, paths).all()
-    assert time.process_time() - started < 3  # 0.4 s where this was written
+
+    def seconds(n: int) -> float:
+        mazes = np.repeat(maze(*rows), n, axis=0)
+        paths = np.where(mazes == 2, 5, mazes)
+        started = time.process_time()
+        assert is_shortest_path(mazes, paths).all()
+        return time.process_time() - started
+
+    one = min(seconds(1) for _ in range(5))
+    assert min(seconds(1000) for _ in range(2)) < 100 * one  # 14 where this was written
 
 
 def test_several_shortest_paths_are_all_shown() -> None:

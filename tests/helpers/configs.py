@@ -2,12 +2,12 @@
 
 from __future__ import annotations
 
-from types import SimpleNamespace
 from typing import Any
 
 import mlx.core as mx
 import pytest
 
+from dataset.metadata import PuzzleDatasetMetadata
 from models.act import ACTModel
 from utils.checkpoints.stored_tensors import host_tensor
 from utils.config import PretrainConfig, parse_pretrain_config
@@ -60,14 +60,18 @@ def pretrain_config(arch: dict[str, Any] | None = None, **changes: Any) -> Pretr
     return parse_pretrain_config(values | changes)
 
 
-def sizes(seq_len: int = 16, vocab_size: int = 6, num_puzzle_identifiers: int = 5) -> Any:
-    """What the model needs of a data set's metadata."""
-    return SimpleNamespace(
-        seq_len=seq_len,
-        vocab_size=vocab_size,
-        num_puzzle_identifiers=num_puzzle_identifiers,
+def sizes(seq_len: int = 16, vocab_size: int = 6, num_puzzle_identifiers: int = 5) -> PuzzleDatasetMetadata:
+    """The metadata of a data set in these sizes."""
+    return PuzzleDatasetMetadata(
         pad_id=0,
+        ignore_label_id=None,
         blank_identifier_id=0,
+        vocab_size=vocab_size,
+        seq_len=seq_len,
+        num_puzzle_identifiers=num_puzzle_identifiers,
+        total_groups=1,
+        mean_puzzle_examples=1.0,
+        sets=["all"],
     )
 
 
@@ -81,7 +85,9 @@ def random_batch(seed: int, *, batch: int = 8, seq_len: int = 16, vocab_size: in
     }
 
 
-def train_state(config: PretrainConfig | None = None, metadata: Any = None, **options: Any) -> TrainState:
+def train_state(
+    config: PretrainConfig | None = None, metadata: PuzzleDatasetMetadata | None = None, **options: Any
+) -> TrainState:
     """A training state in the sizes of `random_batch`."""
     return TrainState(config or pretrain_config(), metadata or sizes(), **({"total_steps": 100} | options))
 

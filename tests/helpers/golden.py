@@ -5,12 +5,12 @@ from __future__ import annotations
 import json
 from collections.abc import Mapping
 from pathlib import Path
-from types import SimpleNamespace
 
 import mlx.core as mx
 import numpy as np
 import yaml
 
+from tests.helpers.configs import sizes
 from utils.config import parse_pretrain_config
 from utils.train.state import TrainState
 
@@ -23,12 +23,12 @@ ABSOLUTE = 1e-4  # of logits, Q values and states
 def load(folder: Path) -> tuple[dict[str, np.ndarray], TrainState]:
     with np.load(folder / "golden.npz") as file:
         golden = {name: file[name] for name in file.files}
-    sizes = json.loads((folder / "meta.json").read_text())
+    meta = json.loads((folder / "meta.json").read_text())
     config = parse_pretrain_config(yaml.safe_load((folder / "all_config.yaml").read_text()))
     state = TrainState(
         config,
-        SimpleNamespace(**sizes),
-        total_steps=sizes["total_steps"],
+        sizes(meta["seq_len"], meta["vocab_size"], meta["num_puzzle_identifiers"]),
+        total_steps=meta["total_steps"],
         keep={*OUTPUTS, "gradients"} - absent(golden),
     )
     return golden, state

@@ -15,6 +15,7 @@ from dataset.writer import DatasetWriter
 
 ROOT = Path(__file__).resolve().parents[2]
 NUM_TRAIN, NUM_TEST, BATCH = 64, 20, 8
+RUN_FILES = {".lock", "all_config.yaml", "code", "metrics.jsonl", "step_8", "step_16"}  # of a run of train_arguments
 TINY_ARCH = [
     "arch.hidden_size=32",
     "arch.num_heads=2",

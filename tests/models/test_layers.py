@@ -9,7 +9,6 @@ import mlx.core as mx
 import numpy as np
 import pytest
 
-from models import kernels
 from models.common import random_keys
 from models.layers import Attention, Block, Linear, SwiGLU, rms_norm, swiglu_width
 
@@ -87,62 +86,3 @@ def test_linear_casts_its_weight_to_the_activations() -> None:
     x = mx.random.normal((4, 8), key=mx.random.key(1))
     assert linear(x.astype(mx.bfloat16)).dtype == mx.bfloat16
     np.testing.assert_allclose(np.array(linear(x)), np.array(x) @ np.array(linear.weight).T + [1, 2, 3], atol=1e-5)
-
-
-def test_vectorised_exp2_is_as_accurate_as_float32() -> None:
-    x = np.concatenate([np.linspace(-126, 126, 200_001), [0.0, -0.0, 1e-30, -1e-8]]).astype(np.float32)
-    out = np.array(kernels.cpu.vectorised_exp2(mx.array(x)), np.float64)
-    np.testing.assert_allclose(out, np.exp2(x.astype(np.float64)), rtol=2e-7)
-    extremes = np.array(kernels.cpu.vectorised_exp2(mx.array([-1e30, -200.0, -float("inf")])))
-    assert (extremes >= 0).all()
-    assert (extremes < 1.2e-38).all()
-
-
-def test_silu_and_its_derivative() -> None:
-    x = np.linspace(-30, 30, 10_001).astype(np.float32)
-    sigmoid = 1 / (1 + np.exp(-x.astype(np.float64)))
-    weight = mx.array([[1.0, 0.0], [0.0, 1.0]])  # the first column is the gate, the second is multiplied with it
-
-    def silu(gate: mx.array) -> mx.array:
-        return kernels.swiglu(mx.stack([gate, mx.ones_like(gate)], axis=-1), weight)[:, 0]
-
-    value, gradient = mx.value_and_grad(lambda a: silu(a).sum())(mx.array(x))
-    np.testing.assert_allclose(np.array(silu(mx.array(x))), x * sigmoid, rtol=1e-6, atol=1e-12)
-    np.testing.assert_allclose(np.array(gradient), sigmoid + x * sigmoid * (1 - sigmoid), rtol=1e-5, atol=1e-6)
-    large = mx.array([1e2, 1e4, 1e6, 1e9, 1e20, -1e2, -1e4, -1e6, -1e9])
-    np.testing.assert_allclose(np.array(silu(large)), np.maximum(np.array(large), 0), rtol=1e-6, atol=1e-20)
-    assert np.isfinite(value.item())
-
-
-@pytest.mark.parametrize("form", ["swiglu", "rms_norm"])
-def test_forms_for_cpus_agree_with_those_for_gpus(form: str) -> None:
-    """A model trained on a Mac would be another one on a Linux server."""
-    x = mx.random.normal((3, 5, 8), key=mx.random.key(0)) * 3
-    weight = mx.random.normal((12, 8), key=mx.random.key(1))
-    cotangent = mx.random.normal((3, 5, 6 if form == "swiglu" else 8), key=mx.random.key(2))
-
-    def both(x: mx.array, weight: mx.array) -> mx.array:
-        y = kernels.swiglu(x, weight) if form == "swiglu" else kernels.rms_norm(x, 1e-5) + 0 * weight.sum()
-        return (y * cotangent).sum()
-
-    value, gradients = mx.value_and_grad(both, (0, 1))(x, weight)
-    mx.eval(value, gradients)
-    with kernels.plain_forms():
-        expected_value, expected = mx.value_and_grad(both, (0, 1))(x, weight)
-    np.testing.assert_allclose(value.item(), expected_value.item(), rtol=1e-5)
-    for found, wanted in zip(gradients, expected, strict=True):
-        np.testing.assert_allclose(np.array(found), np.array(wanted), rtol=1e-5, atol=2e-5)
-
-
-def test_attention_on_the_cpu_agrees_with_the_fused_kernel_and_its_gradient() -> None:
-    q, k, v, weight = (mx.random.normal((2, 3, 9, 8), key=mx.random.key(i)) * 3 for i in range(4))
-
-    def ours(q: mx.array, k: mx.array, v: mx.array) -> mx.array:
-        return (kernels.attention(q, k, v, 0.35) * weight).sum()
-
-    def fused(q: mx.array, k: mx.array, v: mx.array) -> mx.array:
-        return (mx.fast.scaled_dot_product_attention(q, k, v, scale=0.35) * weight).sum()
-
-    for a, b in zip(mx.grad(ours, (0, 1, 2))(q, k, v), mx.grad(fused, (0, 1, 2))(q, k, v), strict=True):
-        np.testing.assert_allclose(np.array(a), np.array(b), rtol=0, atol=2e-5)
-    np.testing.assert_allclose(ours(q, k, v).item(), fused(q, k, v).item(), rtol=1e-5)

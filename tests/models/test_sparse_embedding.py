@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import mlx.core as mx
 import numpy as np
+import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
@@ -71,6 +72,7 @@ def test_training_step_updates_the_rows_of_the_carried_data_only() -> None:
     np.testing.assert_array_equal(after[3:], before[3:])
 
 
+@pytest.mark.slow
 def test_a_million_identifiers_train_without_a_second_table() -> None:
     # ARC has about a million identifiers of 512: 2 GB. A dense gradient or a copied table would double that.
     config = pretrain_config({"puzzle_emb_ndim": 512})

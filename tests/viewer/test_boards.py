@@ -13,6 +13,8 @@ import pytest
 from tests.helpers.tiny_data import make_tiny_data, split_test_set
 from tests.helpers.viewer import ARC_COLOURS, MAZE_COLOURS, Viewer, digits, rgb
 
+pytestmark = pytest.mark.slow
+
 
 def load(folder: Path, split: str = "train") -> dict[str, np.ndarray]:
     return {path.stem.split("__")[1]: np.load(path) for path in (folder / split).glob("all__*.npy")}

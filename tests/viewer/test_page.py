@@ -20,6 +20,8 @@ from tests.helpers.sources import make_source
 from tests.helpers.tiny_data import ROOT, make_tiny_data
 from tests.helpers.viewer import Folders, Viewer, digits
 
+pytestmark = pytest.mark.slow
+
 COUNT_READING = """() => {
     window.bytesRead = 0;
     const read = Blob.prototype.arrayBuffer;
@@ -46,38 +48,47 @@ def write_split(folder: Path, *, examples: int, puzzles_per_group: int, seq_len:
     (folder.parent / "identifiers.json").write_text('["<blank>"]')
 
 
-def opening_time(viewer: Viewer, folder: Path) -> float:
-    """Seconds from the choice of a folder until its first puzzle is on the page; the best of three tries, since other
-    programs run as well."""
+def times(viewer: Viewer, folder: Path) -> np.ndarray:
+    """Seconds from the choice of a folder until its first puzzle is on the page, and for a few keys; the best of three
+    tries, since other programs run as well."""
     tries = []
     for _ in range(3):
         viewer.open(folder)
-        tries.append(viewer.page.evaluate("performance.getEntriesByName('opened')[0].duration") / 1000)
-    return min(tries)
+        opening = viewer.page.evaluate("performance.getEntriesByName('opened')[0].duration") / 1000
+        started = time.monotonic()
+        viewer.press("End", "ArrowUp", "ArrowUp", "ArrowDown")
+        tries.append((opening, time.monotonic() - started))
+    return np.min(tries, axis=0)
 
 
-def test_a_million_examples_open_within_a_second(viewer: Viewer, tmp_path: Path) -> None:
+@pytest.fixture
+def small_times(viewer: Viewer, tmp_path: Path) -> np.ndarray:
+    """The times of a data set of 100 examples."""
+    write_split(tmp_path / "small" / "train", examples=100, puzzles_per_group=1, seq_len=81, vocab_size=11)
+    return times(viewer, tmp_path / "small")
+
+
+def test_a_million_examples_open_as_a_hundred_do(viewer: Viewer, tmp_path: Path, small_times: np.ndarray) -> None:
     """The Sudoku data set of the README: 1000 puzzles with 1000 copies each."""
     source = make_source(tmp_path / "source", train=1000)
     build_sudoku_dataset.build(SudokuOptions(source_repo=str(source), output_dir=str(tmp_path / "big"), num_aug=1000))
-    assert opening_time(viewer, tmp_path / "big") <= 1
+    viewer.open(tmp_path / "big")
     inputs = np.load(tmp_path / "big/train/all__inputs.npy", mmap_mode="r")
     assert viewer.board("input").lines == digits(inputs[0], 9)
     assert viewer.text("#found") == "1,000 groups"
     viewer.show(1_000_999)
     assert viewer.board("input").lines == digits(inputs[-1], 9)
     assert viewer.listed()[-1] == "Group 999"
+    assert (times(viewer, tmp_path / "big") < 20 * small_times).all()  # 2 where this was written
 
 
-def test_a_million_groups_stay_quick(viewer: Viewer, tmp_path: Path) -> None:
+def test_a_million_groups_stay_quick(viewer: Viewer, tmp_path: Path, small_times: np.ndarray) -> None:
     """The full Sudoku set has millions of groups: rows for all of them would stop any browser."""
     write_split(tmp_path / "wide" / "train", examples=1_001_000, puzzles_per_group=1, seq_len=81, vocab_size=11)
-    assert opening_time(viewer, tmp_path / "wide") <= 1
+    viewer.open(tmp_path / "wide")
     assert viewer.page.locator("#list [role=option]").count() < 40
     assert viewer.listed()[0] == "Group 0"
-    started = time.monotonic()
-    viewer.press("End", "ArrowUp", "ArrowUp", "ArrowDown")
-    assert time.monotonic() - started < 2
+    assert (times(viewer, tmp_path / "wide") < 20 * small_times).all()  # 4 where this was written
     assert viewer.text("#name") == "Example 1,000,998"
     assert viewer.listed()[-1] == "Group 1,000,999"
     for share in (0.25, 0.9999):  # the scroll bar reaches every part

@@ -14,6 +14,8 @@ from PIL import Image
 from tests.helpers.tiny_data import make_tiny_data, split_test_set
 from tests.helpers.viewer import ARC_COLOURS, MAZE_COLOURS, STEPS, Folders, Viewer, digits, rgb
 
+pytestmark = pytest.mark.slow
+
 
 def wrong_cells(folders: Folders, tokens: np.ndarray) -> np.ndarray:
     """Where predictions `[examples, …, S]` miss their labels; cells without a label don't count."""

@@ -8,9 +8,12 @@ from collections.abc import Callable
 from pathlib import Path
 
 import numpy as np
+import pytest
 
 from tests.helpers.tiny_data import make_tiny_data
 from tests.helpers.viewer import Folders, Viewer, digits
+
+pytestmark = pytest.mark.slow
 
 
 def overwrite(name: str, change: Callable[[np.ndarray], np.ndarray]) -> Callable[[Path], None]:

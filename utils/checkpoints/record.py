@@ -41,7 +41,7 @@ class Evaluated(BaseModel):
     metrics: dict[str, float]
 
     @property
-    def rank(self) -> tuple[float, float]:
+    def quality(self) -> tuple[float, float]:
         """The order of evaluations, higher is better: exact accuracy, then the negative token loss, NaN last.
 
         Both are means over the sets of the data set.

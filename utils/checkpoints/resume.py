@@ -79,7 +79,7 @@ def _run_folder(config: PretrainConfig) -> Path:
     if config.resume == "auto":
         if config.checkpoint_path is None and config.run_name is None:
             raise UserError("resume=auto needs checkpoint_path=<the run's folder>, as the run was started")
-        return Path(str(with_names(config).checkpoint_path))
+        return with_names(config).run_folder
     folder = Path(str(config.resume))
     if not folder.is_dir():
         raise UserError(f"resume = {config.resume!r} is neither auto nor a step folder")
@@ -111,7 +111,7 @@ def find_resume_point(config: PretrainConfig) -> ResumePoint | None:
         later = (other for other in step_folders(folder.parent) if step_of(other) > record.step)
         return ResumePoint(folder, record, tuple((other, "superseded") for other in later))
 
-    path = Path(str(config.checkpoint_path))
+    path = config.run_folder
     damaged: list[Path] = []
     for folder in step_folders(path):
         try:

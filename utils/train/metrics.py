@@ -10,6 +10,7 @@ from typing import Any
 import mlx.core as mx
 
 from common.errors import UserError
+from models.losses import is_loss
 from utils.train.state import Metrics
 
 # Skipping is for single steps. A model that gives NaN for every batch will not recover.
@@ -29,7 +30,7 @@ def means(sums: list[dict[str, float]], global_batch_size: int) -> dict[str, flo
     total = {name: sum(step[name] for step in sums) for name in sums[0]}
     count = max(total["count"], 1.0)
     examples = global_batch_size * len(sums)
-    return {f"train/{name}": value / (examples if name.endswith("loss") else count) for name, value in total.items()}
+    return {f"train/{name}": value / (examples if is_loss(name) else count) for name, value in total.items()}
 
 
 class NonFiniteError(Exception):
@@ -82,7 +83,7 @@ class TrainMetrics:
                 continue
             self.skipped += 1
             self._skipped_in_a_row += 1
-            losses = sorted((name for name in sums if name.endswith("loss")), key=lambda name: name == "loss")
+            losses = sorted((name for name in sums if is_loss(name)), key=lambda name: name == "loss")
             culprit = next((name for name in losses if not math.isfinite(sums[name])), None)
             found = f"{culprit} is {sums[culprit]}" if culprit else "the gradient is not finite"
             if not self._skip:
@@ -110,7 +111,7 @@ class TrainMetrics:
     def window_counts(self, metric: str) -> bool:
         """Return whether `over_window` has a value of `metric`: `window` steps were read, with counted rows in them."""
         full = len(self._window) == self._window.maxlen
-        return full and (metric.endswith("loss") or any(step["count"] > 0 for step in self._window))
+        return full and (is_loss(metric) or any(step["count"] > 0 for step in self._window))
 
     def over_window(self) -> dict[str, float]:
         """Return the means over the last `window` steps read, or as many as there were; nothing if there were none."""

@@ -150,8 +150,8 @@ class Run:
         """Return whether there is nothing left to do."""
         return is_over(self.config, self.state, self.progress)
 
-    def note_evaluation(self, metrics: dict[str, float]) -> bool:
-        """Note an evaluation of the current step, and go on to the next iteration.
+    def finish_iteration(self, metrics: dict[str, float]) -> bool:
+        """Take note of the evaluation that ends an iteration, and go on to the next one.
 
         Args:
             metrics: what the evaluation found, by name.
@@ -162,7 +162,7 @@ class Run:
         progress, config = self.progress, self.config
         found = Evaluated(step=self.state.step, metrics=metrics)
         progress.evaluated = found.step
-        best = progress.best is None or found.rank > progress.best.rank
+        best = progress.best is None or found.quality > progress.best.quality
         if best:
             progress.best = found
         progress.stopped = self.reason_to_stop() or config.stop_when.reason(metrics)

@@ -32,8 +32,8 @@ class StepResult(NamedTuple):
         metrics: sums over the global batch, float32 scalars: those that the loss head names, and `loss`.
         outputs: the outputs named in `keep`, of this rank's rows.
         finite: bool scalar. Where it is false, loss or gradients held an infinity or NaN, and the step left parameters,
-            moments, puzzle embeddings and carry as they were.
-        signals: the sum over ranks of `signal`, float32 scalar.
+            moments, puzzle embeddings and carry as they were. The random key, the step and the data have moved on.
+        signals: the sum over ranks of `signal`, float32 scalar: how ranks learn of a Ctrl-C, see `Interruption.flag`.
     """
 
     metrics: Metrics
@@ -63,19 +63,19 @@ def make_train_step(
 
     def step(carry: Carry, batch: dict, lr: mx.array, puzzle_emb_lr: mx.array, signal: mx.array) -> Any:
         random["key"], key = mx.random.split(random["key"])
-        earlier, carry = carry, model.begin_step(carry, batch)
+        begun = model.begin_step(carry, batch)
         min_steps = draw_min_steps(key, batch_size, halt_max_steps, exploration)
         min_steps = None if min_steps is None else ranks.own_rows(min_steps)
 
         def loss_fn(leaves: dict) -> tuple[mx.array, Any]:
             head.update(leaves["weights"])
-            loss, *rest = head(carry, leaves.get("puzzle_rows"), training=True, min_steps=min_steps)
+            loss, *rest = head(begun, leaves.get("puzzle_rows"), training=True, min_steps=min_steps)
             return loss / batch_size, (loss, *rest)
 
         leaves = {"weights": head.trainable_parameters()}
         if table is not None:
-            leaves["puzzle_rows"] = model.puzzle_rows(carry)
-        (_, (loss, carry, metrics, outputs)), gradients = mx.value_and_grad(loss_fn)(leaves)
+            leaves["puzzle_rows"] = model.puzzle_rows(begun)
+        (_, (loss, new_carry, metrics, outputs)), gradients = mx.value_and_grad(loss_fn)(leaves)
 
         weight_gradients, metrics, signals = ranks.sum((gradients["weights"], metrics | {"loss": loss}, signal))
         row_gradients = ranks.all_rows(gradients["puzzle_rows"]) if table is not None else mx.array(0.0)
@@ -88,12 +88,12 @@ def make_train_step(
         if table is not None:
             sign_sgd_rows(
                 table.weights,
-                ranks.all_rows(carry["current_data"]["puzzle_identifiers"]),
+                ranks.all_rows(begun["current_data"]["puzzle_identifiers"]),
                 mx.where(finite, row_gradients, 0.0),
                 mx.where(finite, puzzle_emb_lr, 0.0),  # with both zero the rows stay as they are, bit for bit
                 config.puzzle_emb_weight_decay,
             )
-        carry = tree_map(lambda new, old: mx.where(finite, new, old), carry, earlier)
+        carry = tree_map(lambda new, old: mx.where(finite, new, old), new_carry, carry)
         outputs = outputs | {"gradients": (weight_gradients, row_gradients)}
         return carry, metrics, outputs, finite, signals
 
@@ -112,11 +112,10 @@ def all_finite(arrays: Any) -> mx.array:
     Returns:
         A bool scalar on the device.
     """
-    # In float32: the sum of a large float16 array overflows by the number of its elements alone.
-    found = dict(tree_flatten(arrays)).values()
+    # In float32: the sum of a large float16 array overflows by nothing but the number of its elements.
+    found = [array.astype(mx.float32) for array in dict(tree_flatten(arrays)).values() if array is not None]
     # Columns first: they are added side by side, in half the time of the elements of a row.
-    columns = [array.astype(mx.float32).sum(axis=0) if array.ndim else array for array in found if array is not None]
-    return mx.isfinite(mx.stack([column.astype(mx.float32).sum() for column in columns])).all()
+    return mx.isfinite(mx.stack([(array.sum(axis=0) if array.ndim else array).sum() for array in found])).all()
 
 
 def to_device(batch: Batch) -> dict[str, mx.array]:

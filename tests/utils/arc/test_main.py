@@ -38,6 +38,7 @@ def run_here(call_script: Callable[..., Any]) -> Callable[..., Any]:
     return partial(call_script, arc)
 
 
+@pytest.mark.slow
 def test_prints_a_table_and_one_json_line_and_writes_what_is_asked(files: ArcFiles, tmp_path: Path) -> None:
     """From the repository's root, as the README says."""
     out = tmp_path / "out"
@@ -90,6 +91,7 @@ def test_votes_are_listed_for_every_test_input(tmp_path: Path) -> None:
     assert len(format_votes(score, candidates=1).splitlines()) == 3
 
 
+@pytest.mark.slow
 def test_scoring_needs_neither_mlx_nor_matplotlib() -> None:
     """Predictions are often scored on another machine than the one with the GPU; the pictures are the notebook's."""
     code = "import sys, utils.arc.__main__\n"

@@ -118,6 +118,7 @@ def test_the_configuration_is_that_of_the_command_line() -> None:
     assert (demo["hidden_size"], demo["rms_norm_eps"]) == (128, 1e-5)
 
 
+@pytest.mark.slow
 def test_the_first_step_is_timed_in_a_process_of_its_own(monkeypatch: pytest.MonkeyPatch) -> None:
     """Nobody would notice that a run takes long to start."""
     monkeypatch.setenv("MLX_DISABLE_COMPILE", "1")  # whose time is not the test's affair

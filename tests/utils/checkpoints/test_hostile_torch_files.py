@@ -5,7 +5,6 @@ from __future__ import annotations
 
 import pickle
 import struct
-import time
 import tracemalloc
 import zlib
 from collections.abc import Callable
@@ -44,7 +43,6 @@ from utils.checkpoints.torch_file import read_torch_file
 from utils.checkpoints.torch_pickle import MAX_INSTRUCTIONS, MAX_PICKLE_BYTES
 
 MEMORY = 64 << 20  # bytes that a hostile file may make us allocate; the largest of them has 10 MB
-SECONDS = 20  # and how long it may keep us, on a busy machine
 
 Builder = Callable[[str], bytes]
 
@@ -448,6 +446,7 @@ CASES: dict[str, tuple[Builder, str]] = {
 }
 
 
+@pytest.mark.timeout(60)  # ends one that keeps us busy for ever; none takes a second
 @pytest.mark.parametrize("case", CASES)
 def test_a_hostile_file_ends_in_one_line_and_nothing_else_happens(case: str, tmp_path: Path) -> None:
     canary = tmp_path / "canary"
@@ -455,7 +454,6 @@ def test_a_hostile_file_ends_in_one_line_and_nothing_else_happens(case: str, tmp
     build, finding = CASES[case]
     path.write_bytes(build(f"touch '{canary}'"))
     before = sorted(tmp_path.iterdir())
-    began = time.monotonic()
     tracemalloc.start()
     try:
         with pytest.raises(UserError, match=finding) as caught:
@@ -470,7 +468,6 @@ def test_a_hostile_file_ends_in_one_line_and_nothing_else_happens(case: str, tmp
     assert len(message) < len(str(path)) + 400
     assert sorted(tmp_path.iterdir()) == before
     assert peak < MEMORY
-    assert time.monotonic() - began < SECONDS
 
 
 def test_a_wrong_place_of_the_64_bit_directory_leads_nowhere_else(tmp_path: Path) -> None:

@@ -355,6 +355,7 @@ def test_half_a_download_is_not_taken_from_the_cache(hub: Hub) -> None:
 # ---------------------------------------------------------------------------------------------------- the environment
 
 
+@pytest.mark.slow
 def test_offline_and_progress(tmp_path: Path, hub: Hub) -> None:
     """The hub's variables would have no effect, a download of minutes would show nothing, or fill a log file."""
     nothing = run_fetch(tmp_path, hub.address, HF_HUB_OFFLINE="1")
@@ -380,6 +381,7 @@ def test_offline_and_progress(tmp_path: Path, hub: Hub) -> None:
     assert "from the cache" in again.stderr
 
 
+@pytest.mark.slow
 def test_no_room_in_the_cache(tmp_path: Path, hub: Hub) -> None:
     """A full disk would end in a traceback; a log file would be filled with progress bars."""
     limit = f"import resource; resource.setrlimit(resource.RLIMIT_FSIZE, ({LFS_FROM_BYTES // 2},) * 2)"

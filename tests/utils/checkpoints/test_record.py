@@ -241,10 +241,10 @@ def evaluated(**metrics: float) -> Evaluated:
 )
 def test_the_best_evaluation(better: Evaluated, worse: Evaluated) -> None:
     """keep_checkpoints would remove the checkpoint that the user wanted to keep."""
-    assert better.rank > worse.rank
-    assert not worse.rank > better.rank
+    assert better.quality > worse.quality
+    assert not worse.quality > better.quality
 
 
 def test_equally_good_keeps_the_first() -> None:
     """Otherwise the best would be whatever came last: a run's newest is kept anyhow."""
-    assert not evaluated(exact_accuracy=0.5, lm_loss=1.0).rank > evaluated(exact_accuracy=0.5, lm_loss=1.0).rank
+    assert not evaluated(exact_accuracy=0.5, lm_loss=1.0).quality > evaluated(exact_accuracy=0.5, lm_loss=1.0).quality

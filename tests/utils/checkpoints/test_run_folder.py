@@ -40,6 +40,7 @@ def test_nothing_is_made_before_the_claim(tmp_path: Path) -> None:
         folder.claim()  # once is enough
 
 
+@pytest.mark.slow
 def test_a_second_process_is_kept_out_until_the_first_is_dead(tmp_path: Path) -> None:
     """Two runs would mix their checkpoints. A lock that outlives kill -9 would keep resume=auto out for good."""
     process = subprocess.Popen(

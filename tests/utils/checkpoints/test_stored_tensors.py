@@ -167,6 +167,7 @@ def test_a_tensor_that_the_gpu_has_no_room_for_is_told_in_one_line(
         StoredTensor(tmp_path / "weights", "float32", (2,), (1,), 0).read()
 
 
+@pytest.mark.slow
 @pytest.mark.skipif(sys.platform != "linux", reason="VmHWM is Linux's")
 @pytest.mark.parametrize("dtype", ["float32", "bfloat16"])
 def test_reading_takes_the_tensors_own_size_of_memory(dtype: str, tmp_path: Path) -> None:

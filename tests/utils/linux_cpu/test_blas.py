@@ -10,7 +10,11 @@ import re
 from importlib.util import find_spec
 from pathlib import Path
 
+import pytest
+
 from tests.helpers.fresh_python import SILENT, needs_mlx_cpu, needs_wheel, run
+
+pytestmark = pytest.mark.slow
 
 # Hides every OpenBLAS of the machine from the module that is imported next.
 HIDE_OPENBLAS = """

@@ -10,6 +10,8 @@ import pytest
 
 from tests.helpers.fresh_python import SILENT, needs_mlx_cpu, needs_wheel, run
 
+pytestmark = pytest.mark.slow
+
 
 @needs_mlx_cpu
 @needs_wheel

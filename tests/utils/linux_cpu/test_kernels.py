@@ -14,6 +14,8 @@ import pytest
 
 from tests.helpers.fresh_python import SILENT, needs_compiler, needs_mlx_cpu, run
 
+pytestmark = pytest.mark.slow
+
 COMPILED = """
 import os
 import utils.linux_cpu

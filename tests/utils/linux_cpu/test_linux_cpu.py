@@ -8,6 +8,8 @@ import pytest
 
 from tests.helpers.fresh_python import SILENT, needs_mlx_cpu, run
 
+pytestmark = pytest.mark.slow
+
 
 @pytest.mark.parametrize("installed", ["mlx_cuda_13", "mlx_cuda_13 mlx_cpu"])
 def test_nothing_is_done_with_cuda(tmp_path: Path, installed: str) -> None:

@@ -2,7 +2,11 @@
 
 from __future__ import annotations
 
+import pytest
+
 from tests.helpers.fresh_python import needs_mlx_cpu, run
+
+pytestmark = pytest.mark.slow
 
 FREED = """
 import ctypes, os

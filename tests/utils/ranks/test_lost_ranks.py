@@ -13,6 +13,8 @@ from tests.helpers.rank_processes import RankProcesses, ranks_of
 from tests.helpers.tiny_data import make_tiny_data, train_arguments
 from utils.checkpoints.record import step_folders, verify
 
+pytestmark = pytest.mark.slow
+
 # rank_timeout: far more than a step takes, and than a busy machine keeps a thread from running
 TIMEOUT = 4
 

@@ -119,6 +119,7 @@ print("said by rank 0 only")
 """
 
 
+@pytest.mark.slow
 def test_what_ranks_exchange_arrives(tmp_path: Path) -> None:
     """All of training, saving and restoring is made of these."""
     path = script(tmp_path, EXCHANGE)
@@ -126,6 +127,7 @@ def test_what_ranks_exchange_arrives(tmp_path: Path) -> None:
     assert [ranks.printed(rank) for rank in range(3)] == ["said by rank 0 only\n", "", ""]
 
 
+@pytest.mark.slow
 def test_ranks_that_differ_are_named(tmp_path: Path) -> None:
     """One bit of one weight: another version of MLX, a broken memory, a forgotten file."""
     body = """
@@ -144,6 +146,7 @@ ranks.require_same("the weights at step 7", checksum(weights))
     )
 
 
+@pytest.mark.slow
 def test_what_rank_0_alone_finds_it_alone_tells(tmp_path: Path) -> None:
     """The others wait for what it was to give them, and would show broken connections instead."""
     body = """
@@ -156,6 +159,7 @@ ranks.from_first(make)
         assert [ranks.output(rank) for rank in range(3)] == ["error: lr is missing; set it\n", "", ""]
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("failing", [0, 1])
 def test_a_bug_on_one_rank_shows_its_traceback_and_ends_all(tmp_path: Path, failing: int) -> None:
     """The others would wait for its summand; they tell only what they know."""
@@ -173,6 +177,7 @@ def test_a_bug_on_one_rank_shows_its_traceback_and_ends_all(tmp_path: Path, fail
             assert "resume=auto" in line
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(("ending", "status"), [("pass", 0), ("raise errors.Interrupted(15)", 143)])
 def test_the_others_end_after_rank_0(tmp_path: Path, ending: str, status: int) -> None:
     """Rank 0 may still be writing the last checkpoint when the others are done, and mlx.launch would end it."""

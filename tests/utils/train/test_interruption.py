@@ -95,6 +95,7 @@ def test_everything_is_as_before_afterwards(error: Exception | None) -> None:
     assert set(threading.enumerate()) == threads
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(
     ("first", "second"), [(signal.SIGINT, signal.SIGINT), (signal.SIGTERM, signal.SIGINT)], ids=str
 )
