@@ -148,7 +148,7 @@ def test_an_architecture_from_elsewhere_is_not_imported(
         (tmp_path / "run" / CONFIG_FILE).write_text(text)
         status, _, err = call_script(evaluate, f"checkpoint={tmp_path / 'run'}", f"data_path={data}")
         assert status == 1
-        assert err.startswith(f"error: arch.name = '{name}'"), err
+        assert err.startswith(f"error: arch.name = '{name}': "), err
     assert not (tmp_path / "ran").exists()
 
 

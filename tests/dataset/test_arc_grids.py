@@ -148,7 +148,8 @@ def test_crop_is_the_largest_rectangle_of_colours() -> None:
     boards = []
     for density in (0.0, 0.002, 0.01, 0.05, 0.3, 1.0):
         for _ in range(8):
-            board = grid_to_tokens(random_grid(*rng.integers(1, 31, 2), seed=int(rng.integers(99))))
+            rows, cols = rng.integers(1, 31, 2)
+            board = grid_to_tokens(random_grid(rows, cols, seed=int(rng.integers(99))))
             noise = rng.random(900) < density
             boards.append(np.where(noise, rng.choice([PAD, END, 5, 12, 200], 900), board))
     tie = np.zeros((SIDE, SIDE), int)

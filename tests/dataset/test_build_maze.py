@@ -228,8 +228,8 @@ def test_every_answer_is_a_shortest_path(side: int, min_path: int | None, n: int
         boards = [load(out, split, kind) for kind in ("inputs", "labels")]
         assert boards[0].shape == boards[1].shape == (n, side * side)
         for question, answer in zip(*boards, strict=True):
-            texts = ["".join(MAZE_CHARACTERS[token - 1] for token in cells) for cells in (question, answer)]
-            lengths.append(assert_shortest_path(*texts, side))
+            asked, answered = ("".join(MAZE_CHARACTERS[token - 1] for token in cells) for cells in (question, answer))
+            lengths.append(assert_shortest_path(asked, answered, side))
     assert min(lengths) >= (side if min_path is None else min_path)
     assert len(set(lengths)) > 2, "all paths are equally long"
 

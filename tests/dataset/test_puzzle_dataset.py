@@ -9,6 +9,7 @@ import tracemalloc
 from collections import Counter
 from collections.abc import Callable, Iterable
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import pytest
@@ -40,7 +41,9 @@ def same(a: list[Batch], b: list[Batch]) -> bool:
 
 def read_literally(batches: list[list[int]], groups: list[list[int]], size: int, epochs: int) -> None:
     """Check one set's training batches (as example numbers) by walking through them one group at a time."""
-    puzzle_of, start_of, group_of = {}, [], []
+    puzzle_of: dict[int, int] = {}
+    start_of: list[int] = []
+    group_of: list[int] = []
     for group, puzzles in enumerate(groups):
         for examples in puzzles:
             start_of.append(len(puzzle_of))
@@ -178,9 +181,9 @@ def test_skipped_batches_are_not_read(tmp_path: Path, monkeypatch: pytest.Monkey
     read = PuzzleDataset._read
     reads: list[int] = []
 
-    def counting(self: PuzzleDataset, data: object, examples: np.ndarray) -> Batch:
+    def counting(self: PuzzleDataset, data: Any, examples: np.ndarray) -> Batch:
         reads.append(len(examples))
-        return read(self, data, examples)  # type: ignore[arg-type]
+        return read(self, data, examples)
 
     monkeypatch.setattr(PuzzleDataset, "_read", counting)
     next(data.train_batches(0, epochs=400, start_batch=900))
@@ -252,8 +255,8 @@ def sudoku_like(folder: Path, groups: int, copies: int, seq_len: int = 81) -> Pa
     np.save(folder / "all__puzzle_identifiers.npy", np.zeros(n, np.int32))
     np.save(folder / "all__puzzle_indices.npy", np.arange(n + 1, dtype=np.int32))
     np.save(folder / "all__group_indices.npy", np.arange(0, n + 1, copies, dtype=np.int32))
-    values = {"pad_id": 0, "ignore_label_id": 0, "blank_identifier_id": 0, "vocab_size": 11, "seq_len": seq_len}
-    values |= {"num_puzzle_identifiers": 1, "total_groups": groups, "mean_puzzle_examples": 1.0}
+    values: dict[str, Any] = {"pad_id": 0, "ignore_label_id": 0, "blank_identifier_id": 0, "vocab_size": 11}
+    values |= {"seq_len": seq_len, "num_puzzle_identifiers": 1, "total_groups": groups, "mean_puzzle_examples": 1.0}
     (folder / "dataset.json").write_text(json.dumps({**values, "sets": ["all"]}))
     return folder
 
@@ -316,8 +319,8 @@ def change(kind: str, at: int | tuple[int, int], value: int) -> Callable[[Path],
     return apply
 
 
-def save(kind: str, array: object) -> Callable[[Path], None]:
-    return lambda folder: np.save(folder / f"all__{kind}.npy", array)  # type: ignore[arg-type]
+def save(kind: str, array: Any) -> Callable[[Path], None]:
+    return lambda folder: np.save(folder / f"all__{kind}.npy", array)
 
 
 def truncate(file: str, keep: int) -> Callable[[Path], None]:

@@ -38,13 +38,14 @@ class Row:
 def augmented(task_id: str, k: int, colours: Sequence[int], input_: Grid, answer: Grid, q_halt: float = 0.0) -> Row:
     """The prediction `answer` for a test input, made for an augmented copy of the task."""
     order = np.array(colours, np.uint8)
-    boards = [grid_to_tokens(augment_grid(np.array(grid, np.uint8), k, order)) for grid in (input_, answer)]
-    return Row(augmentation_name(task_id, k, order), *boards, q_halt)
+    inputs, preds = (grid_to_tokens(augment_grid(np.array(grid, np.uint8), k, order)) for grid in (input_, answer))
+    return Row(augmentation_name(task_id, k, order), inputs, preds, q_halt)
 
 
 def plain(task_id: str, input_: Grid, answer: Grid, q_halt: float = 0.0) -> Row:
     """The prediction `answer` for a test input of the task itself."""
-    return Row(task_id, *(grid_to_tokens(np.array(grid, np.uint8)) for grid in (input_, answer)), q_halt)
+    inputs, preds = (grid_to_tokens(np.array(grid, np.uint8)) for grid in (input_, answer))
+    return Row(task_id, inputs, preds, q_halt)
 
 
 def random_grid(rng: np.random.Generator, max_side: int = 6) -> Grid:

@@ -128,8 +128,8 @@ def test_remaining_ties_go_to_the_lowest_identifier_in_any_order_of_rows(tmp_pat
         score = score_predictions([files.predict(first), files.predict(list(order), rank=1)], files.data)
         assert votes(score) == [([[9]], 4), (RIGHT, 2), (WRONG, 2), (WORSE, 2)]
     # One puzzle with several answers, as from two equal test inputs: the smaller grid, then the lower colours.
-    answers = [[[1, 2], [3, 4]], [[1, 2, 3]], [[1, 3]], [[1, 2]], [[0, 9]]]
-    score = score_rows(tmp_path / "grids", {"a": task((INPUT, RIGHT))}, [plain("a", INPUT, grid) for grid in answers])
+    grids = [[[1, 2], [3, 4]], [[1, 2, 3]], [[1, 3]], [[1, 2]], [[0, 9]]]
+    score = score_rows(tmp_path / "grids", {"a": task((INPUT, RIGHT))}, [plain("a", INPUT, grid) for grid in grids])
     assert [grid for grid, _ in votes(score)] == [[[0, 9]], [[1, 2]], [[1, 3]], [[1, 2, 3]], [[1, 2], [3, 4]]]
 
 
@@ -233,7 +233,8 @@ def literal_score(tasks: dict[str, Any], rows: list[Row], names: list[str]) -> t
         )
         q = 1 / (1 + math.exp(-float(np.float32(row.q_halt))))
         found.setdefault((task_id, input_), {}).setdefault(answer, []).append((q, names.index(row.name)))
-    rates, ranking = dict.fromkeys(PASS_K, 0.0), {}
+    rates = dict.fromkeys(PASS_K, 0.0)
+    ranking: dict[str, list[Any]] = {}
     for task_id, raw in tasks.items():
         ranking[task_id] = []
         for pair in raw["test"]:

@@ -260,8 +260,8 @@ def test_harmless_changes_are_allowed_and_listed(run: Path) -> None:
 
 def test_a_record_with_keys_that_are_gone_says_so(run: Path) -> None:
     """Written by another version of this code."""
-    write_step(run, 40, config=config_of(run).model_dump() | {"optimiser": "muon"})
-    with pytest.raises(UserError, match=r"unknown key 'optimiser' in .*step_40"):
+    write_step(run, 40, config=config_of(run).model_dump() | {"momentum": 0.9})
+    with pytest.raises(UserError, match=r"unknown key 'momentum' in .*step_40"):
         check(run)
 
 

@@ -26,7 +26,8 @@ CPU_ONLY = {"Cholesky", "Eig", "Eigh", "Inverse", "LUF", "QRF", "SVD", "Load"}
 
 def graph_of(function: Callable[..., Any], *arguments: Any) -> tuple[set[str], set[str]]:
     """Names of the primitives, and of all dtypes, in the graph that `function` builds. Results are what it returns."""
-    primitives, dtypes = set(), set()
+    primitives: set[str] = set()
+    dtypes: set[str] = set()
 
     def visit(node: dict[str, Any]) -> None:
         if node["type"] == "primitive":
