@@ -16,6 +16,8 @@ const view = {
   predictions: null,
   set: null,
   names: null,
+  // what else the chosen folders hold: `path` and `open()` of each
+  offered: { datasets: [], predictions: [] },
   // how its puzzles are shown: `recognised` is the kind found, `kind` the one chosen
   recognised: "tokens",
   kind: "tokens",
@@ -74,29 +76,65 @@ function openFiles(files, wanted) {
   performance.mark("open");
   clearProblems();
   return attempt(async () => {
-    const datasets = wanted === "predictions" ? [] : findDatasets(files);
-    const predictions = wanted === "dataset" && datasets.length ? [] : findPredictions(files);
-    if (!datasets.length && !predictions.length) {
-      const other =
-        wanted === "predictions" && findDatasets(files).length
-          ? "; this is a data set, for which there is the other button"
-          : "";
+    const datasets = findDatasets(files).map((path) => ({ path, open: () => Dataset.open(files, path) }));
+    const predictions = findPredictions(files).map((found) => ({
+      path: found.path,
+      open: () => Predictions.open(files, found),
+    }));
+    if (!predictions.length && (wanted === "predictions" || !datasets.length)) {
+      const other = datasets.length ? "; this is a data set, for which there is the other button" : "";
       throw new FileProblem(explainNothingFound(files, wanted) + other);
     }
-    if (datasets.length) await openDataset(files, datasets, datasets[0]);
-    if (predictions.length) await openPredictions(files, predictions, predictions[0]);
+    // Whoever adds predictions from a folder that holds everything keeps the data set that they belong to.
+    const open = view.dataset && (wanted === "predictions" || !datasets.length) ? [presentDataset()] : [];
+    const pair = await findPair([...open, ...datasets], predictions);
+    if (predictions.length) view.offered.predictions = predictions;
+    if (datasets.length && pair?.dataset !== view.dataset) view.offered.datasets = datasets;
+    if (pair) {
+      await usePair(pair);
+      return;
+    }
+    if (datasets.length) await openDataset(datasets[0]);
+    if (predictions.length) await openPredictions(predictions[0]);
   });
 }
 
-async function openDataset(files, folders, folder) {
-  const dataset = await Dataset.open(files, folder);
+/** The data set on show, in the form in which those of a folder are offered. */
+const presentDataset = () => ({ path: view.dataset.folder, open: async () => view.dataset });
+
+/** The first of some predictions that belongs to one of some data sets, joined to it; null if none does. */
+async function findPair(datasets, predictions) {
+  const opened = new Map();
+  for (const entry of predictions) {
+    for (const candidate of datasets) {
+      try {
+        if (!opened.has(candidate)) opened.set(candidate, await candidate.open());
+        const found = await entry.open();
+        await found.joinTo(opened.get(candidate));
+        return { dataset: opened.get(candidate), predictions: found };
+      } catch (error) {
+        if (!(error instanceof FileProblem)) throw error; // the next ones may be whole
+      }
+    }
+  }
+  return null;
+}
+
+/** Show a data set and predictions that are joined; where only the predictions change, the example stays. */
+async function usePair({ dataset, predictions }) {
+  const stays = dataset === view.dataset && view.split === "test";
+  Object.assign(view, { dataset, predictions });
+  await chooseSet("test", stays ? view.setName : dataset.metadata.test.sets[0], stays ? view.example : 0);
+}
+
+async function openDataset(entry) {
+  const dataset = await entry.open();
   const split =
     dataset.splits.includes("test") && (view.predictions || !dataset.splits.includes("train"))
       ? "test"
       : dataset.splits[0];
   await dataset.set(split, dataset.metadata[split].sets[0]); // so that a damaged one doesn't replace what is shown
   view.dataset = dataset;
-  fillChoices("dataset", folders, folder, (chosen) => openDataset(files, folders, chosen));
   if (view.predictions) {
     await attempt(() =>
       view.predictions.joinTo(dataset).catch((error) => {
@@ -108,22 +146,35 @@ async function openDataset(files, folders, folder) {
   await chooseSet(split, dataset.metadata[split].sets[0]);
 }
 
-async function openPredictions(files, folders, folder) {
-  const predictions = await Predictions.open(files, folder);
-  fillChoices("predictions", folders, folder, (chosen) => openPredictions(files, folders, chosen));
+async function openPredictions(entry) {
+  const predictions = await entry.open();
   if (view.dataset) {
     await predictions.joinTo(view.dataset); // those that don't belong to it don't replace what is shown
-    view.predictions = predictions;
-    const isTest = view.split === "test";
-    await chooseSet("test", isTest ? view.setName : view.dataset.metadata.test.sets[0], isTest ? view.example : 0);
+    await usePair({ dataset: view.dataset, predictions });
     return;
   }
   const set = await predictions.ownSet();
   if (!set) {
-    throw new FileProblem(`${folder} lacks inputs.npy or labels.npy: open the data set first, then the predictions`);
+    throw new FileProblem(`${entry.path} lacks inputs.npy or labels.npy: open the data set first, then the predictions`);
   }
   view.predictions = predictions;
   await useSet(set);
+}
+
+/** Change to another of the data sets that were found, with predictions for it if there are any. */
+async function chooseDataset(path) {
+  const { datasets, predictions } = view.offered;
+  const entry = datasets.find((offered) => offered.path === path);
+  const pair = await findPair([entry], predictions);
+  await (pair ? usePair(pair) : openDataset(entry));
+}
+
+/** Change to other predictions that were found, and to their data set if it is another one. */
+async function choosePredictions(path) {
+  const { datasets, predictions } = view.offered;
+  const entry = predictions.find((offered) => offered.path === path);
+  const pair = view.dataset ? await findPair([presentDataset(), ...datasets], [entry]) : null;
+  await (pair ? usePair(pair) : openPredictions(entry));
 }
 
 async function chooseSet(split, setName, example = 0) {
@@ -346,6 +397,15 @@ function start() {
     attempt(async () => openFiles(await dropped, "either"));
   });
 
+  for (const [id, choose] of [
+    ["dataset", chooseDataset],
+    ["predictions", choosePredictions],
+  ]) {
+    byId(id).onchange = (event) => {
+      clearProblems();
+      attempt(() => choose(event.target.value)).then(fillFolders); // a choice that failed goes back
+    };
+  }
   byId("split").onchange = (event) =>
     attempt(() => chooseSet(event.target.value, view.dataset.metadata[event.target.value].sets[0]));
   byId("set").onchange = (event) => attempt(() => chooseSet(view.split, event.target.value));

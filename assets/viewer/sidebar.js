@@ -12,21 +12,24 @@ function setOptions(select, values, chosen, label = (value) => value) {
   );
 }
 
-/** A choice between several folders that were found; hidden where there is only one. */
-function fillChoices(id, folders, chosen, open) {
-  byId(`${id}-label`).hidden = folders.length < 2;
-  setOptions(byId(id), folders, chosen);
-  byId(id).onchange = (event) => {
-    clearProblems();
-    attempt(() => open(event.target.value));
-  };
+/** The choices between folders that were found; one is hidden where there is nothing to choose. */
+function fillFolders() {
+  const present = { dataset: view.dataset?.folder, predictions: view.predictions?.path };
+  for (const [id, offered] of [
+    ["dataset", view.offered.datasets],
+    ["predictions", view.offered.predictions],
+  ]) {
+    const paths = offered.map(({ path }) => path);
+    byId(`${id}-label`).hidden = !paths.some((path) => path !== present[id]);
+    if (!paths.includes(present[id])) paths.unshift(present[id] ?? "");
+    setOptions(byId(id), paths, present[id] ?? "", (path) => path || "none");
+  }
 }
 
 function fillControls() {
   document.querySelector("main").hidden = false;
   byId("welcome").hidden = true;
-  if (!view.dataset) byId("dataset-label").hidden = true;
-  if (!view.predictions) byId("predictions-label").hidden = true;
+  fillFolders();
   const splits = view.dataset?.splits ?? ["predictions"];
   setOptions(byId("split"), splits, view.split ?? "predictions");
   const sets = view.dataset?.metadata[view.split].sets ?? [];
@@ -56,7 +59,7 @@ function showFacts() {
     "Puzzles, groups": `${grouped(set.identifiers.length)}, ${grouped(set.groupIndices.length - 1)}`,
     "Mean examples": metadata?.mean_puzzle_examples?.toFixed(3),
     Identifiers: metadata && `${grouped(metadata.num_puzzle_identifiers)}${unnamed}`,
-    "Stored as": `${type}, ${(set.inputs.file.size / 1e6).toFixed(1)} MB of inputs`,
+    "Stored as": `${type}, ${(set.inputs.size / 1e6).toFixed(1)} MB of inputs`,
     Predictions: predictions && `${predictions.name}: ${plural(predictions.numExamples, "example")}${films}`,
   };
   byId("facts").replaceChildren(
