@@ -68,8 +68,11 @@ function verdict() {
     details.push(`q_halt ${signed(current.qHalt)} (${(100 / (1 + Math.exp(-current.qHalt))).toFixed(0)}\u00a0% sure)`);
   if (current.qContinue !== null) details.push(`q_continue ${signed(current.qContinue)}`);
   if (current.film?.halted) details.push(current.film.describeHalt());
+  const [isRight, words] = judge(view.kind, current.inputs, current.preds, view.columns, view.box) ?? [false, ""];
+  const isOther = wrong && isRight; // right, but not the label's way
+  if (words && !isOther) details.unshift(words);
   return [
-    wrong ? `✗ ${grouped(wrong)} of ${plural(scored, "cell")} wrong` : "✓ Exact",
+    wrong ? `✗ ${grouped(wrong)} of ${plural(scored, "cell")} wrong${isOther ? `, yet ${words}` : ""}` : "✓ Exact",
     details.map((text) => ` · ${text}`).join(""),
   ];
 }

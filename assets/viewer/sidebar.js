@@ -138,9 +138,10 @@ function renderEntry(row, i) {
   const [name, detail, score] = row.children;
   const [start, end] = [starts[i], endOfEntry(i)];
   const puzzle = set.puzzleOf(start);
-  name.textContent =
-    titleOf(set.identifiers[puzzle]) ?? (unit === "group" ? `Group ${grouped(i)}` : `Example ${grouped(start)}`);
-  name.title = name.textContent;
+  writeName(
+    name,
+    titleOf(set.identifiers[puzzle]) ?? (unit === "group" ? `Group ${grouped(i)}` : `Example ${grouped(start)}`),
+  );
   const puzzles = unit === "group" ? set.groupIndices[i + 1] - set.groupIndices[i] : 1;
   detail.textContent =
     puzzles > 1 ? plural(puzzles, "puzzle") : end - start > 1 ? plural(end - start, "example") : `#${grouped(start)}`;
@@ -151,6 +152,18 @@ function renderEntry(row, i) {
   if (scored <= 0) score.textContent = "";
   else if (scored > 1) score.textContent = `${grouped(exact)}/${grouped(scored)}`;
   else score.textContent = exact ? "✓" : `✗ ${scores.wrong[start]}`;
+}
+
+/** Write a name that is shortened before its end, where ARC's augmented tasks differ: `…_t3_0123456789`. */
+function writeName(element, name) {
+  if (element.title === name) return;
+  const end = /_t[0-7]_\d{10}$/.exec(name)?.[0] ?? (name.length > 12 ? name.slice(-6) : "");
+  const [start, rest] = ["span", "span"].map((tag) => document.createElement(tag));
+  Object.assign(start, { className: "start", textContent: name.slice(0, name.length - end.length) });
+  start.style.maxWidth = `calc(100% - ${end.length}ch)`;
+  rest.textContent = end;
+  element.replaceChildren(start, rest);
+  element.title = name;
 }
 
 /** A puzzle's name, or null for the blank identifier that puzzles without names share. */
