@@ -111,7 +111,7 @@ function drawWrong(context, board, colours, x, y, cell) {
     corner(colours.wrong, cell * 0.32);
     return;
   }
-  const leg = Math.max(4, cell * 0.46);
+  const leg = Math.min(14, Math.max(4, cell * 0.46));
   corner("#000000", leg);
   corner("#ffffff", leg * 0.66);
 }
