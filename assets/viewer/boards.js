@@ -49,6 +49,8 @@ function showPuzzle() {
   byId("verdict").firstChild.textContent = result;
   byId("verdict").lastChild.textContent = details;
   byId("verdict").className = current.preds ? (count(current.wrong) ? "wrong" : "exact") : "";
+  byId("votes").textContent = current.votes;
+  byId("votes").hidden = !current.votes;
   byId("crop-label").hidden = view.kind !== "arc";
   byId("film").hidden = !current.film;
   byId("readout").textContent = "";
@@ -104,6 +106,18 @@ function boardsAt(step) {
     });
   }
   panels.push({ title: "Label", role: "label", board: board(current.shownLabels, labelArea, { clue }) });
+  const attempts = isArc ? current.attempts : [];
+  attempts.forEach(({ tokens, wrong }, i) => {
+    const which = attempts.length > 1 ? `Attempt ${i + 1}` : "Both attempts";
+    panels.push({
+      title: `${which}: ${count(wrong) ? "wrong" : "right"}`,
+      role: `attempt-${i + 1}`,
+      board: board(tokens, crop ? gridArea(tokens) : whole, {
+        wrong: byId("marks").checked ? wrong : null,
+        unscored: current.unscored,
+      }),
+    });
+  });
   return panels;
 }
 
@@ -213,39 +227,49 @@ function readOut(event, i) {
     `row ${row}, column ${column}: ${KINDS[view.kind].name(token)} (token ${token})${wrong}`;
 }
 
-/** Thumbnails of the puzzle's examples, where it has several: an ARC task's pairs. */
-async function showSiblings() {
-  const { set, example, kind, ticket } = view;
+/** Thumbnails beside the example: the other ones of its puzzle, and of an ARC test example its task's demonstrations. */
+async function showPairs() {
+  const { set, example, split, setName, ticket } = view;
   const puzzle = set.puzzleOf(example);
-  const [start, end] = [
-    set.puzzleIndices[puzzle],
-    Math.min(set.puzzleIndices[puzzle + 1], set.puzzleIndices[puzzle] + MOST_SIBLINGS),
-  ];
-  const section = byId("siblings");
-  section.hidden = end - start < 2;
-  if (section.hidden) return;
-  const key = `${puzzle} ${kind} ${byId("theme-name").textContent} ${byId("crop").checked}`;
-  if (view.siblingsOf !== key) {
-    const [inputs, labels] = await Promise.all([set.inputs.rows(start, end), set.labels.rows(start, end)]);
-    if (ticket !== view.ticket) return;
-    view.siblingsOf = key;
-    const total = set.puzzleIndices[puzzle + 1] - set.puzzleIndices[puzzle];
-    section.querySelector("h3").textContent =
-      `${plural(total, "example")} of this puzzle${total > end - start ? `, the first ${end - start}` : ""}`;
-    section.querySelector("div").replaceChildren(
-      ...Array.from({ length: end - start }, (_, i) => {
-        const button = document.createElement("button");
-        Object.assign(button, { type: "button", ariaLabel: `Example ${start + i}`, onclick: () => show(start + i) });
-        for (const tokens of [inputs, labels]) {
-          const row = tokens.subarray(i * set.seqLen, (i + 1) * set.seqLen).map((token) => Math.max(0, token));
-          button.append(thumbnail(row));
-        }
-        return button;
-      }),
-    );
-  }
-  Array.from(section.querySelectorAll("button"), (button, i) =>
+  const [start, end] = [set.puzzleIndices[puzzle], set.puzzleIndices[puzzle + 1]];
+  const shown = Math.min(end, start + MOST_SIBLINGS);
+  const title = `${plural(end - start, "example")} of this puzzle${end > shown ? `, the first ${shown - start}` : ""}`;
+  await fillPairs("siblings", title, end - start > 1 ? { set, start, end: shown, open: show } : null);
+  Array.from(byId("siblings").querySelectorAll("button"), (button, i) =>
     button.setAttribute("aria-current", start + i === example),
+  );
+  const identifier = set.identifiers[puzzle];
+  const isTask = view.kind === "arc" && view.dataset && split === "test" && titleOf(identifier) !== null;
+  const found = isTask ? await demonstrationsOf(view.dataset, identifier) : null;
+  if (ticket !== view.ticket) return;
+  const open = (other) => attempt(() => chooseSet("train", found.name ?? setName, other));
+  await fillPairs("demonstrations", "Demonstrations", found && { ...found, open });
+}
+
+/** Fill a section with inputs and labels as buttons; `pairs` is null where it stays hidden. Does nothing twice. */
+async function fillPairs(id, title, pairs) {
+  const section = byId(id);
+  section.hidden = !pairs;
+  if (!pairs) return;
+  const { set, start, end, open } = pairs;
+  const key = `${set.inputs.path} ${start} ${view.kind} ${document.documentElement.dataset.theme} ${byId("crop").checked}`;
+  if (view.pairs[id] === key) return;
+  const { ticket } = view;
+  const [inputs, labels] = await Promise.all([set.inputs.rows(start, end), set.labels.rows(start, end)]);
+  if (ticket !== view.ticket) return;
+  view.pairs[id] = key;
+  section.querySelector("h3").textContent = title;
+  section.querySelector("div").replaceChildren(
+    ...Array.from({ length: end - start }, (_, i) => {
+      const button = document.createElement("button");
+      const name = id === "siblings" ? `Example ${start + i}` : `Demonstration ${i + 1}`;
+      Object.assign(button, { type: "button", ariaLabel: name, onclick: () => open(start + i) });
+      for (const tokens of [inputs, labels]) {
+        const row = tokens.subarray(i * set.seqLen, (i + 1) * set.seqLen).map((token) => Math.max(0, token));
+        button.append(thumbnail(row));
+      }
+      return button;
+    }),
   );
 }
 
@@ -293,7 +317,7 @@ async function saveFilm() {
 
 async function saveStrip() {
   const { film } = player;
-  const [input, , label] = boardsAt(0);
+  const [input, label] = ["input", "label"].map((role) => boardsAt(0).find((panel) => panel.role === role));
   const steps = Array.from({ length: film.steps }, (_, step) => {
     const wrong = film.wrongCells[step];
     return {

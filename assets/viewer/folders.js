@@ -67,6 +67,7 @@ async function walkEntry(entry, files) {
 
 const parentOf = (path) => path.slice(0, Math.max(0, path.lastIndexOf("/")));
 const nameOf = (path) => path.slice(path.lastIndexOf("/") + 1);
+const filesIn = (files, folder) => [...files].filter(([path]) => parentOf(path) === folder).map(([, file]) => file);
 const join = (folder, name) => (folder ? `${folder}/${name}` : name);
 
 /** The folders that look like data sets, also damaged ones: those above a train/ or test/ with the format's files. */
@@ -131,13 +132,13 @@ function explainNothingFound(files, wanted) {
   return `${folder} ${found} (${seen}): expected ${expected}`;
 }
 
-async function readJson(files, path) {
+async function readJson(files, path, again = "build the data set again") {
   const file = files.get(path);
   if (!file) throw new FileProblem(`${path} is missing: not a data set, or an unfinished one; build it again`);
   try {
     return JSON.parse(new TextDecoder().decode(await readBytes(file, path, 0, file.size)));
   } catch (error) {
-    throw error instanceof FileProblem ? error : new FileProblem(`${path} is not valid JSON; build the data set again`);
+    throw error instanceof FileProblem ? error : new FileProblem(`${path} is not valid JSON; ${again}`);
   }
 }
 
@@ -422,7 +423,9 @@ class Predictions {
     const numExamples = counts.reduce((sum, rows) => sum + rows);
     if (!numExamples) throw new FileProblem(`${path} holds no predictions, expected at least one example; ${again}`);
     const name = join(nameOf(parentOf(path)), nameOf(path));
-    return Object.assign(new Predictions(), { path, arrays, steps, seqLen, numExamples, counts, order, name });
+    const written = Math.max(...folders.flatMap((folder) => filesIn(files, folder).map((file) => file.lastModified)));
+    const fields = { files, path, written, arrays, steps, seqLen, numExamples, counts, order, name };
+    return Object.assign(new Predictions(), fields);
   }
 
   /** The set that the predictions hold themselves, each example a puzzle and a group; null without inputs or labels. */

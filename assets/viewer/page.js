@@ -26,6 +26,7 @@ const view = {
   box: null,
   // the list
   scores: null,
+  arcScores: null,
   filter: "all",
   entries: { unit: "group", starts: [] },
   // the example: what was read of it, its panels, and tickets that tell whether a later one has been asked for
@@ -33,7 +34,7 @@ const view = {
   current: null,
   panels: [],
   cellPixels: 0,
-  siblingsOf: null,
+  pairs: {}, // what its sections of thumbnails show
   ticket: 0,
   shownTicket: 0,
 };
@@ -192,7 +193,8 @@ async function useSet(set, example = 0) {
     set,
     scores: predicted ? new Scores(set, view.predictions) : null,
     filter: "all",
-    siblingsOf: null,
+    pairs: {},
+    arcScores: null,
   });
   view.names = view.dataset?.names ?? null;
   if (metadata) {
@@ -201,6 +203,8 @@ async function useSet(set, example = 0) {
     const rows = Math.min(SAMPLE_ROWS, set.numExamples);
     view.recognised = kindOfTokens(await set.inputs.rows(0, rows), await set.labels.rows(0, rows), set.seqLen);
   }
+  if (predicted && view.dataset && view.recognised === "arc")
+    view.arcScores = (await attempt(() => ArcScores.find(view.predictions.files, view.predictions))) ?? null;
   byId("search").value = "";
   chooseKind(view.recognised);
   fillControls();
@@ -258,13 +262,19 @@ async function show(example) {
       if (predictions.steps) current.film = await Film.read(predictions, row, labels, isScored);
       current.wrong = wrongCells(current.preds, labels, isScored);
     }
+    const puzzle = set.puzzleOf(example);
+    const [name, input] = [titleOf(set.identifiers[puzzle]), example - set.puzzleIndices[puzzle]];
+    current.votes = (name && view.arcScores?.votes(name, input)) || "";
+    current.attempts = ((name && view.arcScores?.attempts(name, input)) || []).map((tokens) => {
+      return { tokens, wrong: wrongCells(tokens, labels, isScored) };
+    });
     current.unscored = Uint8Array.from(labels, (label) => !isScored(label));
     if (ticket !== view.ticket) return;
     Object.assign(view, { example, current, shownTicket: ticket });
     player.load(current.film);
     showPuzzle();
     warnOfUnknownTokens();
-    await showSiblings();
+    await showPairs();
   });
 }
 
@@ -352,7 +362,7 @@ function useTheme(theme) {
   }
   if (!view.current) return;
   drawStep(0.25);
-  attempt(showSiblings);
+  attempt(showPairs);
 }
 
 function savedTheme() {
@@ -412,7 +422,7 @@ function start() {
   byId("kind").onchange = (event) => {
     chooseKind(event.target.value);
     showPuzzle();
-    attempt(showSiblings);
+    attempt(showPairs);
   };
   byId("filter").onchange = (event) => {
     view.filter = event.target.value;
@@ -431,7 +441,7 @@ function start() {
   byId("next").onclick = () => moveExample(1);
   byId("crop").onchange = () => {
     showPuzzle();
-    attempt(showSiblings);
+    attempt(showPairs);
   };
   byId("marks").onchange = () => drawStep(0.25);
   document.addEventListener("keydown", onKey);
