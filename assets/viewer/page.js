@@ -14,6 +14,7 @@ const view = {
   split: null,
   setName: null,
   predictions: null,
+  other: null, // another run's predictions, to compare
   set: null,
   names: null,
   // what else the chosen folders hold: `path` and `open()` of each
@@ -78,10 +79,7 @@ function openFiles(files, wanted) {
   clearProblems();
   return attempt(async () => {
     const datasets = findDatasets(files).map((path) => ({ path, open: () => Dataset.open(files, path) }));
-    const predictions = findPredictions(files).map((found) => ({
-      path: found.path,
-      open: () => Predictions.open(files, found),
-    }));
+    const predictions = offersIn(files);
     if (!predictions.length && (wanted === "predictions" || !datasets.length)) {
       const other = datasets.length ? "; this is a data set, for which there is the other button" : "";
       throw new FileProblem(explainNothingFound(files, wanted) + other);
@@ -99,6 +97,9 @@ function openFiles(files, wanted) {
     if (predictions.length) await openPredictions(predictions[0]);
   });
 }
+
+const offersIn = (files) =>
+  findPredictions(files).map((found) => ({ path: found.path, open: () => Predictions.open(files, found) }));
 
 /** The data set on show, in the form in which those of a folder are offered. */
 const presentDataset = () => ({ path: view.dataset.folder, open: async () => view.dataset });
@@ -124,6 +125,8 @@ async function findPair(datasets, predictions) {
 /** Show a data set and predictions that are joined; where only the predictions change, the example stays. */
 async function usePair({ dataset, predictions }) {
   const stays = dataset === view.dataset && view.split === "test";
+  if (dataset !== view.dataset) view.other = null;
+  else if (view.other?.path === predictions.path) view.other = view.predictions; // they change places
   Object.assign(view, { dataset, predictions });
   await chooseSet("test", stays ? view.setName : dataset.metadata.test.sets[0], stays ? view.example : 0);
 }
@@ -135,7 +138,7 @@ async function openDataset(entry) {
       ? "test"
       : dataset.splits[0];
   await dataset.set(split, dataset.metadata[split].sets[0]); // so that a damaged one doesn't replace what is shown
-  view.dataset = dataset;
+  Object.assign(view, { dataset, other: null });
   if (view.predictions) {
     await attempt(() =>
       view.predictions.joinTo(dataset).catch((error) => {
@@ -158,7 +161,7 @@ async function openPredictions(entry) {
   if (!set) {
     throw new FileProblem(`${entry.path} lacks inputs.npy or labels.npy: open the data set first, then the predictions`);
   }
-  view.predictions = predictions;
+  Object.assign(view, { predictions, other: null });
   await useSet(set);
 }
 
@@ -178,6 +181,47 @@ async function choosePredictions(path) {
   await (pair ? usePair(pair) : openPredictions(entry));
 }
 
+/** Show another run's predictions beside the present ones, or none for "". They are of the same puzzles. */
+async function chooseOther(path) {
+  const entry = view.offered.predictions.find((offered) => offered.path === path);
+  const other = entry ? Object.assign(await entry.open(), { path }) : null;
+  const { set, predictions } = view;
+  const own = {
+    name: `of ${predictions.name}`,
+    metadata: { test: { seq_len: set.seqLen, sets: ["own"] } },
+    set: async () => set,
+  };
+  await other?.joinTo(view.dataset ?? own);
+  view.other = other;
+  const isPredicted = !view.dataset || view.split === "test";
+  if (isPredicted) await useSet(set, view.example);
+  else await chooseSet("test", view.dataset.metadata.test.sets[0]);
+}
+
+/** Compare with the first predictions of a folder that belong to the puzzles on show, and offer its others as well. */
+function openOther(files) {
+  clearProblems();
+  return attempt(async () => {
+    const found = offersIn(files);
+    if (!found.length) throw new FileProblem(explainNothingFound(files, "predictions"));
+    const { offered } = view;
+    const isTaken = (path) => [view.predictions, ...offered.predictions].some((other) => other.path === path);
+    for (const entry of found) while (isTaken(entry.path)) entry.path += "′"; // a folder of that name in another run
+    offered.predictions = [...offered.predictions, ...found];
+    let problem;
+    for (const { path } of found) {
+      try {
+        await chooseOther(path);
+        return;
+      } catch (error) {
+        problem ??= error;
+      }
+    }
+    offered.predictions = offered.predictions.filter((entry) => !found.includes(entry));
+    throw problem;
+  });
+}
+
 async function chooseSet(split, setName, example = 0) {
   const set = await view.dataset.set(split, setName);
   Object.assign(view, { split, setName });
@@ -187,11 +231,11 @@ async function chooseSet(split, setName, example = 0) {
 /** Show a set from its first example on, or from the given one. */
 async function useSet(set, example = 0) {
   const metadata = view.dataset?.metadata[view.split];
-  if (view.scores) view.scores.cancelled = true;
+  view.scores?.cancel();
   const predicted = view.predictions && (!view.dataset || view.split === "test");
   Object.assign(view, {
     set,
-    scores: predicted ? new Scores(set, view.predictions) : null,
+    scores: predicted ? new Scores(set, view.predictions, view.other && new Scores(set, view.other)) : null,
     filter: "all",
     pairs: {},
     arcScores: null,
@@ -226,7 +270,8 @@ function chooseKind(kind) {
 }
 
 async function countScores(scores) {
-  await attempt(() => scores.run(() => showScores(scores)));
+  const progress = () => showScores(scores);
+  await attempt(() => Promise.all([scores.run(progress), scores.other?.run(progress)]));
   if (!scores.cancelled && view.scores === scores) {
     showScores(scores);
     list.draw();
@@ -237,31 +282,22 @@ async function countScores(scores) {
 
 /** Read an example and show it. While one is being read, a later call wins. */
 async function show(example) {
-  const { set, scores, predictions } = view;
+  const { set, scores } = view;
   const ticket = ++view.ticket;
   await attempt(async () => {
     const [inputs, labels] = await Promise.all([
       set.inputs.rows(example, example + 1),
       set.labels.rows(example, example + 1),
     ]);
+    const isScored = (label) => set.isScored(label);
+    const answers = await Promise.all([scores, scores?.other].map((one) => readAnswer(one, example, labels, isScored)));
     const current = {
       inputs,
       labels,
       shownLabels: labels.map((label) => (label === IGNORED_LABEL ? 0 : label)),
-      preds: null,
-      film: null,
+      ...answers[0],
+      other: answers[1],
     };
-    const isScored = (label) => set.isScored(label);
-    if (scores && example < scores.count) {
-      const row = set.first + example;
-      current.preds = await readPredictions(predictions, row, row + 1);
-      const { q_halt_logits: halt, q_continue_logits: go } = predictions.arrays;
-      [current.qHalt, current.qContinue] = await Promise.all(
-        [halt, go].map(async (array) => (array ? (await array.rows(row, row + 1))[0] : null)),
-      );
-      if (predictions.steps) current.film = await Film.read(predictions, row, labels, isScored);
-      current.wrong = wrongCells(current.preds, labels, isScored);
-    }
     const puzzle = set.puzzleOf(example);
     const [name, input] = [titleOf(set.identifiers[puzzle]), example - set.puzzleIndices[puzzle]];
     current.votes = (name && view.arcScores?.votes(name, input)) || "";
@@ -276,6 +312,20 @@ async function show(example) {
     warnOfUnknownTokens();
     await showPairs();
   });
+}
+
+/** What a run predicted for an example: `preds`, `wrong`, Q values and `film`; `preds` is null where there is nothing. */
+async function readAnswer(scores, example, labels, isScored) {
+  if (!scores || example >= scores.count) return { preds: null, film: null };
+  const { set, predictions } = scores;
+  const row = set.first + example;
+  const { q_halt_logits: halt, q_continue_logits: go } = predictions.arrays;
+  const [preds, qHalt, qContinue, film] = await Promise.all([
+    readPredictions(predictions, row, row + 1),
+    ...[halt, go].map(async (array) => (array ? (await array.rows(row, row + 1))[0] : null)),
+    predictions.steps ? Film.read(predictions, row, labels, isScored) : null,
+  ]);
+  return { preds, qHalt, qContinue, film, wrong: wrongCells(preds, labels, isScored) };
 }
 
 // --------------------------------------------------------------------------------------------------------------- input
@@ -382,13 +432,14 @@ function start() {
   byId("help").onclick = () =>
     byId("help").setAttribute("aria-expanded", !(byId("keys").hidden = !byId("keys").hidden));
 
-  for (const kind of ["dataset", "predictions"]) {
+  for (const kind of ["dataset", "predictions", "compare"]) {
     const input = byId(`${kind}-input`);
     byId(`open-${kind}`).onclick = () => input.click();
     input.onchange = () => {
       const files = filesOfInput(input.files);
       input.value = ""; // so that choosing the same folder again counts
-      openFiles(files, kind);
+      if (kind === "compare") openOther(files);
+      else openFiles(files, kind);
     };
   }
   let inside = 0; // dragenter and dragleave come for every element on the way
@@ -410,6 +461,7 @@ function start() {
   for (const [id, choose] of [
     ["dataset", chooseDataset],
     ["predictions", choosePredictions],
+    ["compare", chooseOther],
   ]) {
     byId(id).onchange = (event) => {
       clearProblems();
