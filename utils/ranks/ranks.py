@@ -293,13 +293,9 @@ def _end_if_connection_lost(ranks: Ranks, error: BaseException) -> None:
     Not by an exception: at the interpreter's end MLX 0.32.4 sometimes crashes over a broken ring.
     """
     if isinstance(error, RuntimeError) and str(error).startswith(("[ring]", "[jaccl]", "[nccl]", "[mpi]")):
-        who = "" if ranks.first else f"rank {ranks.rank}: "
-        print(
-            f"error: {who}the connection to the other ranks is lost ({' '.join(str(error).split())}); start all ranks again, for training "
-            "with resume=auto",
-            file=sys.stderr,
-            flush=True,
-        )
+        who, found = "" if ranks.first else f"rank {ranks.rank}: ", " ".join(str(error).split())
+        advice = "start all ranks again, for training with resume=auto"
+        print(f"error: {who}the connection to the other ranks is lost ({found}); {advice}", file=sys.stderr, flush=True)
         os._exit(1)
 
 
