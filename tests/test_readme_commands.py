@@ -297,7 +297,7 @@ def test_defaults_are_the_documented_ones() -> None:
         "expansion": 4,
         "puzzle_emb_ndim": "${.hidden_size}",
         "pos_encodings": "rope",
-        "mixer": None,  # attention
+        "mixer": None,
         "rms_norm_eps": 1e-5,
         "rope_theta": 10000.0,
         "forward_dtype": None,  # bfloat16 on a GPU, as in the PyTorch code; float32 on a CPU

@@ -10,7 +10,8 @@ from typing import Any
 
 import numpy as np
 
-from dataset.arc_grids import augment_grid, augmentation_name, grid_to_tokens
+from dataset.arc_grids import augmentation_name
+from tests.helpers.arc_grids import augment_grid, grid_to_tokens
 
 Grid = list[list[int]]
 RIGHT, WRONG, WORSE = [[1, 2], [3, 4]], [[1, 2]], [[5]]
