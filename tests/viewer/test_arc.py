@@ -93,7 +93,7 @@ def test_attempts_stand_beside_the_label(viewer: Viewer, scored: tuple[Folders, 
         within = 0 if task == "e0" else (example - 3) % 2
         grids = [np.array(grid, np.uint8) for grid in attempts(score.tasks[task].inputs[within])]
         expected = [augment_grid(grid, k, colours) for grid in grids]
-        if np.array_equal(*expected):
+        if np.array_equal(expected[0], expected[1]):
             expected = expected[:1]
         answer = tokens_to_grid(labels[example])
         viewer.show(example)
