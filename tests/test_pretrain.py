@@ -277,7 +277,7 @@ def test_several_test_sets_are_reported_apart(data: Path, tmp_path: Path, run_he
         (["arch.num_heads=5"], "num_heads = 5 does not divide hidden_size = 32"),
         (["arch.hidden_size=30"], "hidden_size / num_heads = 15 is odd"),
         (["arch.name=os@system"], "arch"),
-        (["arch.loss.loss_type=hinge"], "models.losses defines no hinge"),
+        (["arch.loss.loss_type=hinge"], "arch.loss.loss_type = 'hinge': models.losses defines no hinge"),
         (["data_path=data/x"], "no data set at data/x: there is no such folder; build it with a script in dataset/"),
         (["global_batch_size=65"], "don't fill one batch of 65"),
         (["eval_save_outputs=[prediction]"], "'prediction'"),
