@@ -11,7 +11,7 @@ import pytest
 from dataset import mazes
 from dataset.sudoku import Board
 from tests.helpers.tiny_data import make_tiny_data
-from tests.helpers.viewer import ARC_COLOURS, MAZE_COLOURS, Folders, Viewer, digits, rgb
+from tests.helpers.viewer import ARC_COLOURS, MAZE_COLOURS, Folders, Viewer, rgb
 
 pytestmark = pytest.mark.slow
 
@@ -54,7 +54,7 @@ def test_marks_leave_predicted_colours_visible(
 
 
 def test_sudoku_answers_are_judged_by_the_rules(viewer: Viewer, tmp_path: Path) -> None:
-    """An answer that keeps all clues and breaks no rule is right, whatever the label is: so says evaluate.py's `valid`."""
+    """An answer that keeps all clues and breaks no rule is right, whatever the label is: evaluate.py's `valid`."""
     data, run = make_tiny_data(tmp_path / "tiny"), tmp_path / "run"
     run.mkdir()
     inputs, labels = (np.load(data / "test" / f"all__{kind}.npy") for kind in ("inputs", "labels"))

@@ -62,9 +62,7 @@ def test_a_test_example_shows_its_task(viewer: Viewer, evaluated: dict[str, Fold
         viewer.until("!byId('demonstrations').hidden")
         (puzzle,) = np.flatnonzero(identifiers == identifier)
         shown = pairs(viewer, "demonstrations")
-        expected = [
-            boards[i] for i in range(offsets[puzzle], offsets[puzzle + 1]) for boards in (inputs, labels)
-        ]
+        expected = [boards[i] for i in range(offsets[puzzle], offsets[puzzle + 1]) for boards in (inputs, labels)]
         assert len(shown) == len(expected) > 0
         for pixels, tokens in zip(shown, expected, strict=True):
             grid = tokens.reshape(30, 30)
@@ -94,7 +92,7 @@ def test_attempts_stand_beside_the_label(viewer: Viewer, scored: tuple[Folders, 
         within = 0 if task == "e0" else (example - 3) % 2
         grids = [np.array(grid, np.uint8) for grid in attempts(score.tasks[task].inputs[within])]
         expected = [augment_grid(grid, k, colours) for grid in grids]
-        if np.array_equal(*expected):
+        if np.array_equal(expected[0], expected[1]):
             expected = expected[:1]
         answer = tokens_to_grid(labels[example])
         viewer.show(example)

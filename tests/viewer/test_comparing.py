@@ -88,7 +88,9 @@ def test_two_runs_that_a_folder_holds(viewer: Viewer, runs: tuple[Folders, Folde
     assert viewer.page.locator("#other-verdict").is_hidden()
 
 
-def test_a_run_from_another_folder(viewer: Viewer, runs: tuple[Folders, Folders], evaluated: dict[str, Folders]) -> None:
+def test_a_run_from_another_folder(
+    viewer: Viewer, runs: tuple[Folders, Folders], evaluated: dict[str, Folders]
+) -> None:
     """The other run may lie anywhere; and one of other puzzles can't be compared."""
     left, right = runs
     assert viewer.page.locator("#open-compare").is_hidden()
