@@ -86,7 +86,7 @@ function verdict(answer) {
   ];
 }
 
-/** The boards of the current example: input, prediction of each run (of a film's step), label, and ARC's attempts. */
+/** The boards of the current example: input, predictions (of a film's step), label, and ARC's attempts. */
 function boardsAt(step) {
   const { kind, columns, rows, box, current } = view;
   const isArc = kind === "arc" && view.set.seqLen === ARC_SIDE * ARC_SIDE;
@@ -95,9 +95,10 @@ function boardsAt(step) {
   const board = (tokens, area, more) => ({ kind, columns, box, tokens, area: crop ? area : whole, ...more });
   const clue = kind === "sudoku" ? Uint8Array.from(current.inputs, (token) => token > 1) : null;
   const labelArea = crop ? gridArea(current.shownLabels) : whole;
-  const panels = [
-    { title: "Input", role: "input", board: board(current.inputs, crop ? gridArea(current.inputs) : whole, { clue }) },
-  ];
+  const inputArea = crop ? gridArea(current.inputs) : whole;
+  const panels = [{ title: "Input", role: "input", board: board(current.inputs, inputArea, { clue }) }];
+  const label = { title: "Label", role: "label", board: board(current.shownLabels, labelArea, { clue }) };
+  if (view.scores?.other) panels.push(label); // so that the two runs stand side by side also where boards are in pairs
   [current, current.other].forEach((answer, i) => {
     if (!answer.preds) return;
     const { film } = answer;
@@ -114,7 +115,7 @@ function boardsAt(step) {
       }),
     });
   });
-  panels.push({ title: "Label", role: "label", board: board(current.shownLabels, labelArea, { clue }) });
+  if (!view.scores?.other) panels.push(label);
   const attempts = isArc ? current.attempts : [];
   attempts.forEach(({ tokens, wrong }, i) => {
     const which = attempts.length > 1 ? `Attempt ${i + 1}` : "Both attempts";
@@ -149,7 +150,7 @@ function layOut() {
   const [mostRows, mostColumns] = [0, 1].map((axis) => Math.max(...sizes.map((size) => size[axis])));
   const [inOneLine, inPairs] = SMALLEST_CELL[view.kind];
   let cell = (available - GAP * (panels.length - 1)) / allColumns;
-  if (cell < inOneLine) cell = (available - GAP) / (2 * mostColumns);
+  if (cell < (view.scores?.other ? inPairs : inOneLine)) cell = (available - GAP) / (2 * mostColumns);
   if (cell < inPairs) cell = available / mostColumns;
   cell = Math.min(cell, LARGEST_CELL[view.kind], TALLEST_BOARD / mostRows);
   const ratio = window.devicePixelRatio || 1;
@@ -174,7 +175,14 @@ function layOut() {
     });
     return { figure, caption, canvas, text };
   });
-  box.replaceChildren(...view.panels.map(({ figure }) => figure));
+  const figures = view.panels.map(({ figure }) => figure);
+  const runs = figures.filter(({ dataset }) => /prediction$/.test(dataset.role));
+  if (runs.length > 1) {
+    const together = document.createElement("div"); // on one line wherever both fit
+    figures.splice(figures.indexOf(runs[0]), runs.length, together);
+    together.append(...runs);
+  }
+  box.replaceChildren(...figures);
   drawStep(0.25, panels);
 }
 
