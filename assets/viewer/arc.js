@@ -1,5 +1,5 @@
-// What ARC adds to a test example: its task's demonstrations, and the votes and attempts of `python -m utils.arc`, where
-// it has written them. Attempts are in the task's own colours and orientation; an augmented copy shows them in its own.
+// What ARC adds to a test example: its task's demonstrations, and the votes and attempts that utils.arc wrote.
+// Attempts are stored in the task's own colours and orientation; an augmented copy shows them in its own.
 "use strict";
 
 const TABLE_HEAD = "task,test_inputs,solved_at_1,";
@@ -27,7 +27,8 @@ function parseAugmentation(name) {
   const found = /^(.+)_t([0-7])_(0[1-9]{9})$/s.exec(name);
   if (!found || new Set(found[3]).size < found[3].length) return { task: name, augment: (grid) => grid };
   const [, task, transform, colours] = found;
-  return { task, augment: (grid) => DIHEDRAL[transform](grid.map((row) => row.map((colour) => Number(colours[colour])))) };
+  const recoloured = (grid) => grid.map((row) => row.map((colour) => Number(colours[colour])));
+  return { task, augment: (grid) => DIHEDRAL[transform](recoloured(grid)) };
 }
 
 /** A grid of colours as a board at its upper left corner, with the end of the grid beside and below it. */
@@ -57,7 +58,7 @@ const isGrid = (grid) =>
       row.every((colour) => Number.isInteger(colour) && colour >= 0 && colour <= 9),
   );
 
-/** `submission`: task → its two attempts for each test input; `table`: task → column → text. Either may be null. */
+/** `submission`: task → its two attempts for each test input; `table`: task → column → text. Null where not found. */
 class ArcScores {
   /**
    * Read the table and the submission for predictions: those in the run's folder, or else the newest ones in the chosen
@@ -112,7 +113,7 @@ class ArcScores {
       ? `the label is candidate ${rank}, with ${plural(Number(of("answer_votes")), "vote")}`
       : "none of them is the label";
     const solved = row.get("solved_at_2") === "1" ? "solved" : "not solved";
-    return `Votes: ${shown.join(", ")} of ${plural(total, "candidate")}; ${answer}. The task is ${solved} with two attempts.`;
+    return `${shown.join(", ")} of ${plural(total, "candidate")}; ${answer}. The task is ${solved} with two attempts.`;
   }
 }
 

@@ -53,7 +53,7 @@ function showPuzzle() {
     line.lastChild.textContent = details;
     line.className = answer.preds ? (count(answer.wrong) ? "wrong" : "exact") : "";
   });
-  byId("votes").textContent = current.votes;
+  byId("votes").textContent = current.votes && `${ofRunOne("Votes")}: ${current.votes}`;
   byId("votes").hidden = !current.votes;
   byId("crop-label").hidden = view.kind !== "arc";
   byId("film").hidden = !current.film;
@@ -62,6 +62,9 @@ function showPuzzle() {
   const present = entryAt(view.entries.starts, example);
   list.select(present >= 0 && example < endOfEntry(present) ? present : -1);
 }
+
+/** The name of what is known of the first run only, where two are compared. */
+const ofRunOne = (what) => (view.scores?.other ? `Run 1, ${what.toLowerCase()}` : what);
 
 /** How a run's prediction does, and what the model thought of it. */
 function verdict(answer) {
@@ -83,7 +86,7 @@ function verdict(answer) {
   ];
 }
 
-/** The boards of the current example: input, prediction of each run (of a film's step), label, and ARC's attempts. */
+/** The boards of the current example: input, predictions (of a film's step), label, and ARC's attempts. */
 function boardsAt(step) {
   const { kind, columns, rows, box, current } = view;
   const isArc = kind === "arc" && view.set.seqLen === ARC_SIDE * ARC_SIDE;
@@ -92,9 +95,10 @@ function boardsAt(step) {
   const board = (tokens, area, more) => ({ kind, columns, box, tokens, area: crop ? area : whole, ...more });
   const clue = kind === "sudoku" ? Uint8Array.from(current.inputs, (token) => token > 1) : null;
   const labelArea = crop ? gridArea(current.shownLabels) : whole;
-  const panels = [
-    { title: "Input", role: "input", board: board(current.inputs, crop ? gridArea(current.inputs) : whole, { clue }) },
-  ];
+  const inputArea = crop ? gridArea(current.inputs) : whole;
+  const panels = [{ title: "Input", role: "input", board: board(current.inputs, inputArea, { clue }) }];
+  const label = { title: "Label", role: "label", board: board(current.shownLabels, labelArea, { clue }) };
+  if (view.scores?.other) panels.push(label); // so that the two runs stand side by side also where boards are in pairs
   [current, current.other].forEach((answer, i) => {
     if (!answer.preds) return;
     const { film } = answer;
@@ -111,12 +115,12 @@ function boardsAt(step) {
       }),
     });
   });
-  panels.push({ title: "Label", role: "label", board: board(current.shownLabels, labelArea, { clue }) });
+  if (!view.scores?.other) panels.push(label);
   const attempts = isArc ? current.attempts : [];
   attempts.forEach(({ tokens, wrong }, i) => {
     const which = attempts.length > 1 ? `Attempt ${i + 1}` : "Both attempts";
     panels.push({
-      title: `${which}: ${count(wrong) ? "wrong" : "right"}`,
+      title: `${ofRunOne(which)}: ${count(wrong) ? "wrong" : "right"}`,
       role: `attempt-${i + 1}`,
       board: board(tokens, crop ? gridArea(tokens) : whole, {
         wrong: byId("marks").checked ? wrong : null,
@@ -146,7 +150,7 @@ function layOut() {
   const [mostRows, mostColumns] = [0, 1].map((axis) => Math.max(...sizes.map((size) => size[axis])));
   const [inOneLine, inPairs] = SMALLEST_CELL[view.kind];
   let cell = (available - GAP * (panels.length - 1)) / allColumns;
-  if (cell < inOneLine) cell = (available - GAP) / (2 * mostColumns);
+  if (cell < (view.scores?.other ? inPairs : inOneLine)) cell = (available - GAP) / (2 * mostColumns);
   if (cell < inPairs) cell = available / mostColumns;
   cell = Math.min(cell, LARGEST_CELL[view.kind], TALLEST_BOARD / mostRows);
   const ratio = window.devicePixelRatio || 1;
@@ -171,7 +175,14 @@ function layOut() {
     });
     return { figure, caption, canvas, text };
   });
-  box.replaceChildren(...view.panels.map(({ figure }) => figure));
+  const figures = view.panels.map(({ figure }) => figure);
+  const runs = figures.filter(({ dataset }) => /prediction$/.test(dataset.role));
+  if (runs.length > 1) {
+    const together = document.createElement("div"); // on one line wherever both fit
+    figures.splice(figures.indexOf(runs[0]), runs.length, together);
+    together.append(...runs);
+  }
+  box.replaceChildren(...figures);
   drawStep(0.25, panels);
 }
 
@@ -232,7 +243,7 @@ function readOut(event, i) {
     `row ${row}, column ${column}: ${KINDS[view.kind].name(token)} (token ${token})${wrong}`;
 }
 
-/** Thumbnails beside the example: the other ones of its puzzle, and of an ARC test example its task's demonstrations. */
+/** Thumbnails beside the example: those of its puzzle, and for an ARC test example its task's demonstrations. */
 async function showPairs() {
   const { set, example, split, setName, ticket } = view;
   const puzzle = set.puzzleOf(example);
@@ -257,7 +268,8 @@ async function fillPairs(id, title, pairs) {
   section.hidden = !pairs;
   if (!pairs) return;
   const { set, start, end, open } = pairs;
-  const key = `${set.inputs.path} ${start} ${view.kind} ${document.documentElement.dataset.theme} ${byId("crop").checked}`;
+  const { theme } = document.documentElement.dataset;
+  const key = [set.inputs.path, start, view.kind, theme, byId("crop").checked].join(" ");
   if (view.pairs[id] === key) return;
   const { ticket } = view;
   const [inputs, labels] = await Promise.all([set.inputs.rows(start, end), set.labels.rows(start, end)]);
@@ -324,15 +336,15 @@ async function saveFilm() {
 
 async function saveStrip() {
   const { film } = player;
-  const [input, label] = ["input", "label"].map((role) => boardsAt(0).find((panel) => panel.role === role));
+  const panel = (wanted, step) => boardsAt(step).find(({ role }) => role === wanted);
   const steps = Array.from({ length: film.steps }, (_, step) => {
     const wrong = film.wrongCells[step];
     return {
       title: `Step ${step + 1}: ${wrong ? `${wrong} wrong` : "right"}${step === film.halt ? ", halt" : ""}`,
-      board: boardsAt(step).find(({ role }) => role === "prediction").board,
+      board: panel("prediction", step).board,
     };
   });
-  const panels = [input, ...steps, label];
+  const panels = [panel("input", 0), ...steps, panel("label", 0)];
   const perLine = Math.ceil(Math.sqrt(1.6 * panels.length));
   saveBlob(await toPng(drawPicture(headline(), panels, themeColours(), { perLine, flash: 0.25 })), fileName("-strip"));
 }

@@ -86,7 +86,7 @@ function findDatasets(files) {
 /**
  * The predictions in a folder: those of the run that was written last come first, of a run those of its last step.
  *
- * Each is `{ path, folders }`, with a folder for each rank in order; `path` is the folder of a single rank, or a pattern.
+ * Each is `{ path, folders }`: a folder for each rank in order; `path` is the folder of a single rank, or a pattern.
  */
 function findPredictions(files) {
   const found = new Map(); // folder and step → what was found
@@ -301,7 +301,7 @@ function checkOffsets(offsets, total, members, fail) {
 
 // --------------------------------------------------------------------------------------------------------- predictions
 
-/** The files of several ranks as one array, with what is used of an NpyFile; `order.placeOf(row)` tells where a row is. */
+/** The files of several ranks as one array, used like an NpyFile; `order.placeOf(row)` tells where a row is. */
 class RankedArray {
   constructor(files, order) {
     const [{ path, type, array, isInteger, rowLength, shape }] = files;
@@ -336,7 +336,7 @@ class RankedArray {
   }
 }
 
-/** Rows in the order of the ranks, for as long as the data set isn't known. Returns row → [rank, row of its files]. */
+/** Rows in the order of the ranks, as long as the data set isn't known. Returns row → [rank, row of its files]. */
 function rankAfterRank(counts) {
   const starts = [0];
   for (const count of counts) starts.push(starts[starts.length - 1] + count);
@@ -347,8 +347,8 @@ function rankAfterRank(counts) {
 }
 
 /**
- * Rows in the order of the data set: of each batch of a set the first `share` rows are rank 0's, the next ones rank 1's;
- * the last batch may be short. `sizes`: how many examples of each set were evaluated.
+ * Rows in the order of the data set: the first `share` rows of each batch are rank 0's, the next ones rank 1's, …; the
+ * last batch of a set may be short. `sizes`: how many examples of each set were evaluated.
  *
  * Returns how many rows each rank has then, and row → [rank, row of its files].
  */
@@ -418,7 +418,10 @@ class Predictions {
     const counts = ranks.map((rank) => rank.rows);
     const order = { placeOf: rankAfterRank(counts) };
     if (ranks.length > 1) {
-      for (const key of Object.keys(arrays)) arrays[key] = new RankedArray(ranks.map((rank) => rank.arrays[key]), order);
+      for (const key of Object.keys(arrays)) {
+        const parts = ranks.map((rank) => rank.arrays[key]);
+        arrays[key] = new RankedArray(parts, order);
+      }
     }
     const numExamples = counts.reduce((sum, rows) => sum + rows);
     if (!numExamples) throw new FileProblem(`${path} holds no predictions, expected at least one example; ${again}`);

@@ -159,7 +159,8 @@ async function openPredictions(entry) {
   }
   const set = await predictions.ownSet();
   if (!set) {
-    throw new FileProblem(`${entry.path} lacks inputs.npy or labels.npy: open the data set first, then the predictions`);
+    const first = "open the data set first, then the predictions";
+    throw new FileProblem(`${entry.path} lacks inputs.npy or labels.npy: ${first}`);
   }
   Object.assign(view, { predictions, other: null });
   await useSet(set);
@@ -314,7 +315,7 @@ async function show(example) {
   });
 }
 
-/** What a run predicted for an example: `preds`, `wrong`, Q values and `film`; `preds` is null where there is nothing. */
+/** What a run predicted for an example: `preds`, `wrong`, Q values and `film`; `preds` is null where it has nothing. */
 async function readAnswer(scores, example, labels, isScored) {
   if (!scores || example >= scores.count) return { preds: null, film: null };
   const { set, predictions } = scores;

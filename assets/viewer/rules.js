@@ -1,5 +1,5 @@
-// Whether an answer is right by the rules of its puzzle, also where it isn't the label: the metrics `valid`, `valid_path`
-// and `optimal` of evaluate.py, for one example.
+// Whether an answer is right by the rules of its puzzle, also where it isn't the label: the metrics `valid`,
+// `valid_path` and `optimal` of evaluate.py, for one example.
 "use strict";
 
 /** What the rules say of an answer, in words: `[isRight, words]`; null where the kind has no rules. */
@@ -10,8 +10,9 @@ function judge(kind, inputs, preds, columns, box) {
   }
   if (kind !== "maze" || !isSquare) return null;
   if (!isValidPath(inputs, preds, columns)) return [false, "no valid path"];
-  const isShortest = preds.filter((token) => token === 5).length === stepsToGoal(inputs, columns, (token) => token !== 1) - 1;
-  return [true, isShortest ? "a valid path, optimal" : "a valid path, not optimal"];
+  const pathCells = preds.filter((token) => token === 5).length;
+  const fewest = stepsToGoal(inputs, columns, (token) => token !== 1) - 1;
+  return [true, pathCells === fewest ? "a valid path, optimal" : "a valid path, not optimal"];
 }
 
 /** Whether all clues are kept and every row, column and box has each digit. A token is digit + 1, a blank's is 1. */
@@ -23,7 +24,8 @@ function isValidSudoku(inputs, preds, [boxRows, boxColumns]) {
     const box = Math.floor(row / boxRows) * boxRows + Math.floor(column / boxColumns);
     const isDigit = token >= 2 && token <= side + 1;
     const keepsClue = inputs[i] <= 1 || inputs[i] === token;
-    if (isDigit && keepsClue) [`row ${row}`, `column ${column}`, `box ${box}`].forEach((unit) => seen.add(`${unit}: ${token}`));
+    if (!isDigit || !keepsClue) return;
+    for (const unit of [`row ${row}`, `column ${column}`, `box ${box}`]) seen.add(`${unit}: ${token}`);
   });
   return seen.size === 3 * side * side;
 }

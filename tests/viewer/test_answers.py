@@ -54,7 +54,7 @@ def test_marks_leave_predicted_colours_visible(
 
 
 def test_sudoku_answers_are_judged_by_the_rules(viewer: Viewer, tmp_path: Path) -> None:
-    """An answer that keeps all clues and breaks no rule is right, whatever the label is, as for `valid`."""
+    """An answer that keeps all clues and breaks no rule is right, whatever the label is: evaluate.py's `valid`."""
     data, run = make_tiny_data(tmp_path / "tiny"), tmp_path / "run"
     run.mkdir()
     inputs, labels = (np.load(data / "test" / f"all__{kind}.npy") for kind in ("inputs", "labels"))

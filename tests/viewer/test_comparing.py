@@ -38,7 +38,7 @@ def check_comparison(viewer: Viewer, left: Folders, right: Folders) -> None:
     viewer.until("view.scores.other && view.scores.other.done === 20 && view.shownTicket === view.ticket")
     assert viewer.text("#score-text").startswith("Run 1, left · step 9: 10 of 20 predictions exact, 50.0 %")
     assert viewer.text("#other-score-text").startswith("Run 2, right · step 9: 12 of 20 predictions exact, 60.0 %")
-    assert viewer.roles() == ["input", "prediction", "other-prediction", "label"]
+    assert viewer.roles() == ["input", "label", "prediction", "other-prediction"]
     for example, verdicts in ((0, ("✓ Exact", "✗ 6 of")), (5, ("✓ Exact",) * 2), (12, ("✗ 4 of", "✓ Exact"))):
         viewer.show(example)
         for i, (run, role) in enumerate(((left, "prediction"), (right, "other-prediction"))):
@@ -86,6 +86,23 @@ def test_two_runs_that_a_folder_holds(viewer: Viewer, runs: tuple[Folders, Folde
     assert viewer.roles() == ["input", "prediction", "label"]
     assert viewer.text("#verdict").startswith("✓ Exact")
     assert viewer.page.locator("#other-verdict").is_hidden()
+
+
+@pytest.mark.parametrize(("kind", "width"), [("maze", 1280), ("arc", 1280), ("mini-sudoku", 390), ("arc", 390)])
+def test_the_runs_stand_side_by_side(viewer: Viewer, evaluated: dict[str, Folders], kind: str, width: int) -> None:
+    """One below the other, their differences can't be seen without scrolling."""
+    folders = evaluated[kind]
+    viewer.page.set_viewport_size({"width": width, "height": 844})
+    viewer.open(folders.dataset, folders.predictions)
+    viewer.page.locator("#compare-input").set_input_files(str(folders.predictions))
+    viewer.until("view.scores.other && view.shownTicket === view.ticket")
+    left, right = (
+        viewer.page.locator(f"#panels figure[data-role={role}]").bounding_box()
+        for role in ("prediction", "other-prediction")
+    )
+    assert left["y"] == right["y"]
+    assert left["x"] + left["width"] < right["x"]
+    assert viewer.page.evaluate("document.documentElement.scrollWidth") <= width
 
 
 def test_a_run_from_another_folder(
