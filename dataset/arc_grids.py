@@ -11,6 +11,7 @@ import re
 
 import numpy as np
 
+from dataset.metadata import PuzzleDatasetMetadata
 from dataset.symmetries import DIHEDRAL_INVERSE as DIHEDRAL_INVERSE
 from dataset.symmetries import dihedral, inverse_dihedral
 
@@ -21,6 +22,13 @@ PAD, END, FIRST_COLOUR = 0, 1, 2  # tokens: nothing, end of the grid, colour 0; 
 VOCAB_SIZE = FIRST_COLOUR + NUM_COLOURS
 
 AUGMENTED_NAME = re.compile(r"(.+)_t([0-7])_(0[1-9]{9})", re.DOTALL)
+
+
+def is_arc(metadata: PuzzleDatasetMetadata) -> bool:
+    """Return whether a split holds ARC puzzles: by `kind`, or by its sizes where that is not recorded."""
+    if metadata.kind is not None:
+        return metadata.kind == "arc"
+    return (metadata.seq_len, metadata.vocab_size) == (SEQ_LEN, VOCAB_SIZE)
 
 
 def augment_grid(grid: np.ndarray, k: int, colours: np.ndarray) -> np.ndarray:

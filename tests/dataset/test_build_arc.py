@@ -280,6 +280,33 @@ def test_same_seed_same_bytes_on_any_file_system(tmp_path: Path, monkeypatch: py
     )
 
 
+def test_tasks_without_answers_are_held_back_for_a_submission(tmp_path: Path) -> None:
+    """The tasks of a competition could not be evaluated; or, in the split train, they would teach empty answers."""
+    tasks = make_arc(tmp_path / "arc", training=3, evaluation=2)
+    for task_id, subfolder in (("e1", "evaluation"), ("t1", "training")):
+        pairs = tasks[task_id]["test"]
+        tasks[task_id]["test"] = [{"input": pairs[0]["input"]}, *pairs[1:]]
+        write_task(tmp_path / "arc" / subfolder, task_id, tasks[task_id])
+    with pytest.raises(UserError, match="pair 1 has no 'output': --allow-unsolved builds tasks without"):
+        build(tmp_path / "arc", tmp_path / "out", num_aug=2)
+    options = arc.ArcOptions(dataset_dirs=[str(tmp_path / "arc")], output_dir=str(tmp_path / "out"), num_aug=2)
+    lines = arc.build(options.model_copy(update={"allow_unsolved": True}))
+    assert lines[1] == "2 tasks have no answers: they are in the split test, and no score counts them"
+    out = tmp_path / "out"
+    held_back = ("e0", "e1", "t1")
+    assert json.loads((out / "test_puzzles.json").read_text()) == {task_id: tasks[task_id] for task_id in held_back}
+    names = json.loads((out / "identifiers.json").read_text())
+    labels, identifiers = load(out, "test", "labels"), load(out, "test", "puzzle_identifiers")
+    offsets = load(out, "test", "puzzle_indices")
+    for puzzle, identifier in enumerate(identifiers):
+        pairs = tasks[names[identifier][:2]]["test"]
+        known = [bool(labels[offsets[puzzle] + number].any()) for number in range(len(pairs))]
+        assert known == ["output" in pair for pair in pairs]
+    assert load(out, "train", "labels").any(axis=1).all()
+    test = PuzzleDataset(out, "test", global_batch_size=6)
+    assert sum(int((batch.labels == -100).all(axis=1).sum()) for batch in test.eval_batches()) >= 6
+
+
 def test_data_set_trains_and_evaluates_through_the_loader(tmp_path: Path) -> None:
     """The first training command after the build would fail."""
     make_arc(tmp_path / "arc", training=10, evaluation=4)
