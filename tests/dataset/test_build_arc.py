@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import configparser
+import hashlib
 import json
 import os
 import re
@@ -487,6 +488,39 @@ def test_submodules_are_the_published_ones() -> None:
         check=True,
     ).stdout.split("\n")
     assert listed[:-1] == [f"160000 {commit} 0\tdataset/raw-data/{name}" for name, (_, commit) in expected.items()]
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize(
+    ("folders", "tasks", "groups", "mean", "test_mean", "rows", "checksum"),
+    [
+        (arc.ARC_1_DIRS, 960, 400, 4.1541667, 1.0475, 419, "31a99763b5747880"),
+        (["dataset/raw-data/ARC-AGI-2/data"], 1120, 120, 4.1669643, 1.3916667, 167, "decf104162b6016a"),
+    ],
+    ids=["ARC-1", "ARC-2"],
+)
+def test_the_published_tasks_are_the_published_data_set(
+    folders: list[str],
+    tasks: int,
+    groups: int,
+    mean: float,
+    test_mean: float,
+    rows: int,
+    checksum: str,
+    tmp_path: Path,
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    """As many steps, and the same test puzzles, as in the PyTorch code. Only where the submodules are fetched."""
+    monkeypatch.chdir(ROOT)
+    if not all(Path(folder).is_dir() for folder in folders):
+        pytest.skip("the submodules are not fetched")
+    out = build([Path(folder) for folder in folders], tmp_path / "out", num_aug=0)
+    for split, expected in (("train", (tasks, mean)), ("test", (groups, test_mean))):
+        values = json.loads((out / split / "dataset.json").read_text())
+        assert (values["total_groups"], round(values["mean_puzzle_examples"], 7)) == expected
+    tokens = np.concatenate([load(out, "test", kind) for kind in ("inputs", "labels")], axis=1)
+    assert tokens.shape == (rows, 1800)
+    assert hashlib.sha256(b"".join(sorted(row.tobytes() for row in tokens))).hexdigest().startswith(checksum)
 
 
 @pytest.mark.slow
