@@ -191,7 +191,12 @@ def build(options: ArcOptions) -> list[str]:
     if not dataset_dirs:
         raise UserError("--dataset-dirs is empty: give at least one folder of tasks")
     with DatasetWriter(
-        options.output_dir, seq_len=SEQ_LEN, vocab_size=VOCAB_SIZE, kind="arc", command=options.command(__file__)
+        options.output_dir,
+        seq_len=SEQ_LEN,
+        vocab_size=VOCAB_SIZE,
+        kind="arc",
+        overwrite=options.overwrite,
+        command=options.command(__file__),
     ) as writer:
         tasks = read_tasks(dataset_dirs, allow_unsolved=options.allow_unsolved)
         if not any(task.is_evaluation for task in tasks):

@@ -50,7 +50,7 @@ def how_to_build(path: Path) -> str:
             continue
         is_quoted = shlex.join(words) == command and command.isprintable()
         if is_quoted and words[:1] == ["python"] and re.fullmatch(r"dataset/build_\w+\.py", "".join(words[1:2])):
-            return f"build it with {command} --output-dir {shlex.quote(str(path))}"
+            return f"build it with {command} --output-dir {shlex.quote(str(path))} --overwrite"
     return "build it with a script in dataset/, build_*_dataset.py (README, Dataset Preparation)"
 
 

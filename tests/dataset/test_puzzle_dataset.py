@@ -444,7 +444,7 @@ def test_broken_file_is_refused_by_name(name: str, tmp_path: Path) -> None:
     with pytest.raises(UserError) as caught:
         PuzzleDataset(path, "train", global_batch_size=4)
     readable = name not in ("no metadata", "unreadable metadata")
-    remedy = f"; build it with {command} --output-dir '{path}'" if readable else GENERAL_REMEDY
+    remedy = f"; build it with {command} --output-dir '{path}' --overwrite" if readable else GENERAL_REMEDY
     for part in [str(folder), *parts, remedy]:
         assert part in str(caught.value)
     assert "\n" not in str(caught.value)
@@ -495,7 +495,7 @@ def test_a_missing_data_set_or_split_tells_how_to_build_it(tmp_path: Path) -> No
     with pytest.raises(UserError) as caught:
         PuzzleDataset(path, "test", global_batch_size=4)
     assert "no split 'test'" in str(caught.value)
-    assert str(caught.value).endswith(f"; build it with {command} --output-dir {path}")
+    assert str(caught.value).endswith(f"; build it with {command} --output-dir {path} --overwrite")
 
 
 def test_a_training_set_below_one_batch_is_an_error(tmp_path: Path) -> None:
