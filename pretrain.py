@@ -22,6 +22,7 @@ from dataset.puzzle_dataset import PuzzleDataset
 from utils.checkpoints.record import Progress
 from utils.checkpoints.resume import (
     ResumePoint,
+    changed_order,
     check_same_run,
     find_resume_point,
     make_way,
@@ -67,7 +68,9 @@ def launch(hydra_config: DictConfig, ranks: Ranks) -> None:
         train_set, test_set = load_data(config, ranks)
         data = {"train": train_set.fingerprint(), "test": test_set.fingerprint()}
         ranks.require_same("the data sets", data)
-        changes = [] if point is None else check_same_run(config, data, point)
+        changes = []
+        if point is not None:
+            changes = check_same_run(config, data, point) + changed_order(point, train_set.metadata)
 
         # State
         state = TrainState(config, train_set.metadata, total_steps=steps_of_run(config, train_set), ranks=ranks)

@@ -10,6 +10,9 @@ import re
 
 import numpy as np
 
+from dataset.metadata import PuzzleDatasetMetadata
+from dataset.symmetries import inverse_dihedral
+
 SIDE = 30
 SEQ_LEN = SIDE * SIDE
 NUM_COLOURS = 10
@@ -17,6 +20,27 @@ PAD, END, FIRST_COLOUR = 0, 1, 2  # tokens: nothing, end of the grid, colour 0; 
 VOCAB_SIZE = FIRST_COLOUR + NUM_COLOURS
 
 AUGMENTED_NAME = re.compile(r"(.+)_t([0-7])_(0[1-9]{9})", re.DOTALL)
+
+
+def is_arc(metadata: PuzzleDatasetMetadata) -> bool:
+    """Return whether a split holds ARC puzzles: by `kind`, or by its sizes where that is not recorded."""
+    if metadata.kind is not None:
+        return metadata.kind == "arc"
+    return (metadata.seq_len, metadata.vocab_size) == (SEQ_LEN, VOCAB_SIZE)
+
+
+def restore_grid(grid: np.ndarray, k: int, colours: np.ndarray) -> np.ndarray:
+    """Undo an augmentation: map a grid of an augmented task back to the task's own.
+
+    Args:
+        grid: colours uint8 `[rows, cols]`.
+        k: the dihedral transform that was applied, 0 to 7.
+        colours: the new colour of each colour, uint8 `[10]`.
+
+    Returns:
+        uint8 `[rows, cols]`, or `[cols, rows]` for a transform that swaps them.
+    """
+    return np.argsort(colours).astype(np.uint8)[inverse_dihedral(grid, k)]
 
 
 def augmentation_name(task_id: str, k: int, colours: np.ndarray) -> str:
@@ -85,3 +109,9 @@ def grid_shapes(tokens: np.ndarray) -> np.ndarray:
     last = np.argmax(area, axis=1)
     cols = np.take_along_axis(width, last[:, None], axis=1)[:, 0]
     return np.stack((np.where(cols > 0, last + 1, 0), cols), axis=1)
+
+
+def tokens_to_grid(tokens: np.ndarray) -> np.ndarray:
+    """Cut out the grid at the top left of one board: colours uint8 `[rows, cols]`, `[0, 0]` if there is none."""
+    rows, cols = grid_shapes(tokens)[0]
+    return (tokens.reshape(SIDE, SIDE)[:rows, :cols] - FIRST_COLOUR).astype(np.uint8)

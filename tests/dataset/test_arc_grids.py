@@ -10,9 +10,9 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from dataset import arc_grids
-from dataset.arc_grids import END, FIRST_COLOUR, PAD, SIDE
+from dataset.arc_grids import END, FIRST_COLOUR, PAD, SIDE, restore_grid, tokens_to_grid
 from dataset.symmetries import dihedral, inverse_dihedral
-from tests.helpers.arc_grids import augment_grid, grid_to_tokens, restore_grid, tokens_to_grid
+from tests.helpers.arc_grids import augment_grid, grid_to_tokens
 
 sides = st.integers(1, SIDE)
 seeds = st.integers(0, 2**32 - 1)

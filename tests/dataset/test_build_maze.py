@@ -207,7 +207,7 @@ def test_readme_command_with_the_hub(source: Path, tmp_path: Path) -> None:
     data = PuzzleDataset(tmp_path / "data" / "maze-30x30-hard-1k", "train", global_batch_size=3)
     assert (data.num_examples, data.metadata.kind) == (9, "maze")
     (tmp_path / "source" / "train.csv").unlink()
-    result = run_script("python dataset/build_maze_dataset.py --source-repo source --aug", tmp_path)
+    result = run_script("python dataset/build_maze_dataset.py --source-repo source --aug --overwrite", tmp_path)
     assert_one_line_error(result, "source/train.csv is missing")
 
 

@@ -163,7 +163,7 @@ def test_subsample_takes_distinct_training_puzzles_only(
     original = {tuple(tokens(question)) for question, _, _ in sudoku_rows(12, seed=1)}
     chosen = Counter[tuple[int, ...]]()
     for seed in range(30):
-        out = build(source, tmp_path / "out", subsample_size=5, seed=seed)
+        out = build(source, tmp_path / "out", subsample_size=5, seed=seed, overwrite=True)
         train = {tuple(row) for row in load(out, "train", "inputs").tolist()}
         assert len(train) == 5
         assert train <= original
@@ -287,10 +287,14 @@ def test_readme_commands_with_the_hub(tmp_path: Path) -> None:
             assert data.metadata.command == " ".join(command.replace(f"--output-dir {folder}", "").split())
             assert PuzzleDataset(tmp_path / folder, "test", global_batch_size=1).num_examples == 7
             assert "100%" in result.stderr, "no progress was shown"
-        result = run_script("python dataset/build_sudoku_dataset.py --source-repo nobody/nothing", tmp_path, **env)
+        result = run_script(
+            "python dataset/build_sudoku_dataset.py --overwrite --source-repo nobody/nothing", tmp_path, **env
+        )
         assert_one_line_error(result, "nobody/nothing", "HTTP 404", "--source-repo", "folder")
         hub.refusals["/datasets/some"] = GATED
-        result = run_script("python dataset/build_sudoku_dataset.py --source-repo some/puzzles", tmp_path, **env)
+        result = run_script(
+            "python dataset/build_sudoku_dataset.py --overwrite --source-repo some/puzzles", tmp_path, **env
+        )
         assert_one_line_error(result, "some/puzzles", "on request", "hf auth login", "--source-repo", "folder")
 
 
@@ -357,7 +361,7 @@ def test_failure_in_the_middle_leaves_nothing(source: Path, tmp_path: Path, monk
     with monkeypatch.context() as patch:
         patch.setattr(common.DatasetWriter, "add", add_then_fail)
         with pytest.raises(OSError, match="No space left"):
-            build(source, tmp_path / "out", num_aug=2)
+            build(source, tmp_path / "out", num_aug=2, overwrite=True)
     assert folder_bytes(tmp_path / "out") == before
     assert sorted(path.name for path in tmp_path.iterdir()) == ["out", "source"]
 
@@ -368,7 +372,7 @@ def test_kill_in_the_middle_leaves_the_old_data_set_and_no_litter(source: Path, 
     out = build(source, tmp_path / "out")
     before = folder_bytes(out)
     script = ROOT / "dataset" / "build_sudoku_dataset.py"
-    options = ["--source-repo", str(source), "--output-dir", str(out), "--num-aug", "100000"]
+    options = ["--source-repo", str(source), "--output-dir", str(out), "--num-aug", "100000", "--overwrite"]
     with subprocess.Popen([sys.executable, str(script), *options], stderr=subprocess.DEVNULL) as process:
         deadline = time.monotonic() + 60
         partial = tmp_path / f".out.partial-{process.pid}"
@@ -382,7 +386,7 @@ def test_kill_in_the_middle_leaves_the_old_data_set_and_no_litter(source: Path, 
     assert folder_bytes(out) == before
     with pytest.raises(UserError, match="half-built"):
         PuzzleDataset(partial, "train", global_batch_size=1)
-    build(source, out, num_aug=1)
+    build(source, out, num_aug=1, overwrite=True)
     assert sorted(path.name for path in tmp_path.iterdir()) == ["out", "source"]
     assert PuzzleDataset(out, "train", global_batch_size=1).num_examples == 24
 
@@ -402,6 +406,19 @@ def test_a_build_beside_a_running_one_leaves_it_alone(source: Path, tmp_path: Pa
     assert running.is_dir()
 
 
+def test_a_data_set_is_replaced_only_on_demand(source: Path, tmp_path: Path) -> None:
+    """A command typed once more would destroy the data set that a training run of days belongs to."""
+    out = build(source, tmp_path / "out")
+    before = folder_bytes(out)
+    with pytest.raises(UserError) as caught:
+        build(source, out, num_aug=1)
+    expected = f"{out} is a data set already: --overwrite replaces it, or give --output-dir a new folder"
+    assert str(caught.value) == expected
+    assert folder_bytes(out) == before
+    build(source, out, num_aug=1, overwrite=True)
+    assert folder_bytes(out) == folder_bytes(build(source, tmp_path / "other", num_aug=1))
+
+
 @pytest.mark.parametrize("stray", ["notes.txt", "train/notes.txt", "train"])
 def test_a_folder_with_other_things_is_never_replaced(stray: str, source: Path, tmp_path: Path) -> None:
     """A mistyped --output-dir would delete the user's files."""
@@ -412,7 +429,7 @@ def test_a_folder_with_other_things_is_never_replaced(stray: str, source: Path, 
     (out / stray).write_text("mine")
     before = folder_bytes(out)
     with pytest.raises(UserError, match="not empty and not only a data set"):
-        build(source, out)
+        build(source, out, overwrite=True)
     assert folder_bytes(out) == before
 
 
@@ -421,7 +438,7 @@ def test_output_dir_may_be_a_link_to_another_disk(source: Path, tmp_path: Path) 
     (tmp_path / "disk" / "real").mkdir(parents=True)
     (tmp_path / "link").symlink_to(tmp_path / "disk" / "real")
     for num_aug in (0, 1):
-        build(source, tmp_path / "link", num_aug=num_aug)
+        build(source, tmp_path / "link", num_aug=num_aug, overwrite=True)
         assert (tmp_path / "link").is_symlink()
         examples = PuzzleDataset(tmp_path / "disk" / "real", "train", global_batch_size=1).num_examples
         assert examples == 12 * (1 + num_aug)

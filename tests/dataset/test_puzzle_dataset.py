@@ -18,7 +18,7 @@ from hypothesis import strategies as st
 
 from common.errors import UserError
 from dataset.dataset_files import read_rows
-from dataset.puzzle_dataset import Batch, PuzzleDataset
+from dataset.puzzle_dataset import Batch, PuzzleDataset, _PlannedBatch
 from tests.helpers.sources import example_numbers, write_split
 
 GENERAL_REMEDY = "; build it with a script in dataset/, build_*_dataset.py (README, Dataset Preparation)"
@@ -132,6 +132,48 @@ def test_no_group_puzzle_or_example_is_preferred(tmp_path: Path) -> None:
         data = PuzzleDataset(tmp_path, "train", global_batch_size=1, seed=iteration)
         picks.update(int(b.puzzle_identifiers[0]) for b in data.train_batches(0, epochs=1))
     assert abs(picks[8] / (picks[8] + picks[9]) - 0.5) < 0.08
+
+
+def test_examples_of_a_puzzle_stand_in_random_order(tmp_path: Path) -> None:
+    """The published code shuffles them: with a fixed order, what comes first in a task would always come first."""
+    write_split(tmp_path / "train", [[3], [1, 1], [4]])
+    orders: dict[int, Counter[tuple[int, ...]]] = {0: Counter(), 5: Counter()}
+    firsts_of_four = Counter[tuple[int, ...]]()
+    data, small = (PuzzleDataset(tmp_path, "train", global_batch_size=size) for size in (8, 2))
+    for iteration in range(1200):
+        (batch,) = rows(data.train_batches(iteration, epochs=1))
+        for first, count in ((0, 3), (5, 4)):
+            orders[first][tuple(example for example in batch if first <= example < first + count)] += 1
+        pairs = rows(small.train_batches(iteration, epochs=1))
+        firsts_of_four.update(tuple(pair) for pair in pairs if min(pair) >= 5)
+    assert len(orders[0]) == 6
+    assert all(abs(times - 200) < 60 for times in orders[0].values())  # 4.6 standard deviations
+    assert len(orders[5]) == 24
+    assert all(abs(times - 50) < 33 for times in orders[5].values())
+    assert len(firsts_of_four) == 12, "which examples a full batch leaves out, and their order, are random too"
+    average = sum(firsts_of_four.values()) / 12
+    assert all(abs(times - average) < 5 * average**0.5 for times in firsts_of_four.values())
+
+
+@given(st.lists(st.integers(1, 6), min_size=1, max_size=12), st.integers(0, 5), st.integers(0, 2**40))
+def test_a_planned_batch_is_one_shuffle_read_puzzle_by_puzzle(counts: list[int], excess: int, seed: int) -> None:
+    """Taken literally, for each puzzle in turn; a mistake in the offsets would mix the examples of two tasks."""
+    excess = min(excess, counts[-1] - 1)
+    firsts = [100 * number for number in range(len(counts))]
+    found = _PlannedBatch(np.array(firsts), np.array(counts), excess, (seed, 0, 0, 0, 1)).examples()
+    drawn = [(puzzle, place) for puzzle, count in enumerate(counts) for place in range(count)]
+    shuffled = [drawn[i] for i in np.random.default_rng((seed, 0, 0, 0, 1)).permutation(len(drawn))]
+    expected = [firsts[puzzle] + place for turn in range(len(counts)) for puzzle, place in shuffled if puzzle == turn]
+    if max(counts) == 1:  # nothing to shuffle, and nothing is drawn
+        expected = firsts
+    assert found.tolist() == expected[: len(expected) - excess]
+
+
+def test_the_order_of_puzzles_with_one_example_is_fixed(tmp_path: Path) -> None:
+    """Runs on Sudoku or mazes that are resumed, or repeated with an earlier seed, would see other batches."""
+    write_split(tmp_path / "train", [[1, 1], [1], [1, 1, 1], [1], [1]])
+    data = PuzzleDataset(tmp_path, "train", global_batch_size=3, seed=4)
+    assert rows(data.train_batches(1, epochs=3)) == [[2, 5, 7], [6, 0, 7], [2, 6, 5], [0, 2, 6], [7, 0, 4]]
 
 
 @pytest.mark.parametrize("num_ranks", [2, 3, 6])
@@ -404,7 +446,7 @@ def test_broken_file_is_refused_by_name(name: str, tmp_path: Path) -> None:
     with pytest.raises(UserError) as caught:
         PuzzleDataset(path, "train", global_batch_size=4)
     readable = name not in ("no metadata", "unreadable metadata")
-    remedy = f"; build it with {command} --output-dir '{path}'" if readable else GENERAL_REMEDY
+    remedy = f"; build it with {command} --output-dir '{path}' --overwrite" if readable else GENERAL_REMEDY
     for part in [str(folder), *parts, remedy]:
         assert part in str(caught.value)
     assert "\n" not in str(caught.value)
@@ -455,7 +497,7 @@ def test_a_missing_data_set_or_split_tells_how_to_build_it(tmp_path: Path) -> No
     with pytest.raises(UserError) as caught:
         PuzzleDataset(path, "test", global_batch_size=4)
     assert "no split 'test'" in str(caught.value)
-    assert str(caught.value).endswith(f"; build it with {command} --output-dir {path}")
+    assert str(caught.value).endswith(f"; build it with {command} --output-dir {path} --overwrite")
 
 
 def test_a_training_set_below_one_batch_is_an_error(tmp_path: Path) -> None:

@@ -83,3 +83,31 @@ class ArcFiles:
         for key, array in arrays.items():
             np.save(folder / f"{key}.npy", array)
         return folder
+
+
+def make_like_pytorch(data: Path) -> None:
+    """Turn a data set of this builder into what the PyTorch code writes: no kind, no test_puzzles.json, int64."""
+    (data / "test_puzzles.json").unlink()
+    for split in ("train", "test"):
+        file = data / split / "dataset.json"
+        values = json.loads(file.read_text())
+        file.write_text(json.dumps({key: value for key, value in values.items() if key not in ("kind", "command")}))
+        for kind in ("inputs", "labels"):
+            path = data / split / f"all__{kind}.npy"
+            np.save(path, np.load(path).astype(np.int64))
+
+
+def predict_test_split(data: Path, folder: Path, wrong: float = 0.0) -> Path:
+    """Write the labels of a data set's test split as predictions, a part of them replaced by another's."""
+    rng = np.random.default_rng(0)
+    arrays = {key: np.load(data / "test" / f"all__{key}.npy") for key in ("inputs", "labels", "puzzle_identifiers")}
+    sizes = np.diff(np.load(data / "test" / "all__puzzle_indices.npy"))
+    preds = arrays["labels"].copy()
+    chosen = np.flatnonzero(rng.random(len(preds)) < wrong)
+    preds[chosen] = rng.permutation(preds)[chosen]
+    folder.mkdir(parents=True)
+    np.save(folder / "inputs.npy", arrays["inputs"])
+    np.save(folder / "preds.npy", preds)
+    np.save(folder / "puzzle_identifiers.npy", np.repeat(arrays["puzzle_identifiers"], sizes))
+    np.save(folder / "q_halt_logits.npy", rng.normal(size=len(preds)).astype(np.float32))
+    return folder

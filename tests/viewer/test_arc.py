@@ -10,8 +10,8 @@ from pathlib import Path
 import numpy as np
 import pytest
 
-from dataset.arc_grids import parse_augmentation_name
-from tests.helpers.arc_grids import augment_grid, tokens_to_grid
+from dataset.arc_grids import parse_augmentation_name, tokens_to_grid
+from tests.helpers.arc_grids import augment_grid
 from tests.helpers.viewer import ARC_COLOURS, Folders, Viewer, rgb
 from utils.arc.scoring import ArcScore, score_predictions
 from utils.arc.submission import attempts, write_submission, write_table

@@ -31,6 +31,7 @@ class ArcConfig(BaseModel):
         data_path: the data set; null, the one that the run was trained on.
         submission: a file to write; null, none.
         table: a file to write; null, none.
+        test_puzzles: the tasks, a file like test_puzzles.json or a folder of raw ones; null, those of the data set.
     """
 
     model_config = ConfigDict(extra="forbid", coerce_numbers_to_str=True)
@@ -41,6 +42,7 @@ class ArcConfig(BaseModel):
     data_path: str | None = None
     submission: str | None = None
     table: str | None = None
+    test_puzzles: str | None = None
 
 
 @errors.one_line
@@ -48,7 +50,8 @@ def main() -> None:
     """Score the predictions that the command line names."""
     config = parse(sys.argv[1:], ArcConfig, "python -m utils.arc", predictions="<folder or pattern>")
     folders = find_folders(config.predictions)
-    score = score_predictions(folders, config.data_path or read_trained_config(folders[0].parent).data_path)
+    data_path = config.data_path or read_trained_config(folders[0].parent).data_path
+    score = score_predictions(folders, data_path, config.test_puzzles)
     if config.submission is not None:
         write_submission(score, Path(config.submission))
     if config.table is not None:

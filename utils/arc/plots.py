@@ -51,7 +51,7 @@ def draw_attempts(score: TaskScore, attempts: int = 2) -> Figure:
         figsize=(_PANEL_INCHES * (2 + attempts), _PANEL_INCHES * len(score.inputs)),
         layout="constrained",
     )
-    verdict = "solved" if score.solved(attempts) else "not solved"
+    verdict = "solved" if score.solved(attempts) else "not solved" if score.task.has_answers else "no answer known"
     figure.suptitle(f"{score.task.task_id}: {verdict} with {attempts} attempts", fontsize=10)
     for row, result in zip(panels, score.inputs, strict=True):
         draw_grid(row[0], result.input, "input")

@@ -19,6 +19,7 @@ def format_votes(score: TaskScore, candidates: int = 5) -> str:
     lines = []
     for number, result in enumerate(score.inputs, start=1):
         rank = "not among the candidates" if result.rank is None else f"candidate {result.rank}"
+        rank = rank if result.answer.size else "not known"
         lines.append(
             f"{score.task.task_id}, test input {number}: {result.predictions:,} predictions, "
             f"{len(result.candidates):,} candidates, the answer is {rank}"

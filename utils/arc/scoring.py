@@ -1,30 +1,30 @@
 """ARC scores: predictions for a task's augmented copies are mapped back, vote for an answer, and are ranked.
 
 The rules are the published ones. Candidates of a test input rank by (votes, mean halting probability), highest first;
-pass@K is the share of tasks for which one of the first K is the answer, for all test inputs. Left open by those rules:
-of candidates equal in both, the one that the lowest puzzle identifier voted for comes first (the task itself before its
-augmentations, as in the order of the data set), then the one with fewer rows, then columns, then lower colours. Equal
-test inputs of a task share their predictions. An empty grid is a candidate like others, and never right.
+pass@K is the share of tasks for which one of the first K is the answer, for all test inputs; tasks without answers don't
+count. Left open by those rules: of candidates equal in both, the one that the lowest puzzle identifier voted for comes
+first (the task itself before its augmentations, as in the order of the data set), then the one with fewer rows, then
+columns, then lower colours. Equal test inputs of a task share their predictions. An empty grid is a candidate like
+others, and never right.
 """
 
 from __future__ import annotations
 
-import json
 from collections import Counter
 from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
 
 import numpy as np
 
 from common.errors import UserError
 from dataset.arc_grids import parse_augmentation_name
-from dataset.arc_tasks import Pair, Task, parse_task
+from dataset.arc_tasks import Pair, Task
 from utils.arc.predictions import Piece, decode_grid, encode_grid, find_folders, read_predictions, restored_grids
+from utils.arc.tasks import PADDING_IDENTIFIER, evaluation_tasks, read_names
 
 PASS_K = (1, 2, 10, 100, 1000)
-PADDING_IDENTIFIER = 0
+NAMED_TASKS = 10  # in a note
 # Halting probabilities are summed as integers of this unit, so that the order of rows, and with it the number of ranks,
 # changes no sum.
 _UNIT = 2.0**-40
@@ -56,7 +56,7 @@ class InputScore:
 
     Attributes:
         input: colours uint8 `[rows, cols]`.
-        answer: colours uint8 `[rows, cols]`.
+        answer: colours uint8 `[rows, cols]`; `[0, 0]` if it is not known.
         candidates: best first.
         rank: the answer's place among them, from 1, or None.
     """
@@ -105,18 +105,21 @@ class ArcScore:
     notes: list[str]
 
 
-def score_predictions(folders: Sequence[str | Path], data_path: str | Path) -> ArcScore:
+def score_predictions(
+    folders: Sequence[str | Path], data_path: str | Path, test_puzzles: str | Path | None = None
+) -> ArcScore:
     """Score saved predictions of an ARC data set.
 
     Args:
         folders: prediction folders, one for each rank, or patterns such as `run/step_1000_all_preds.*`.
-        data_path: the data set, which holds `identifiers.json` and `test_puzzles.json`.
+        data_path: the data set, which holds `identifiers.json`.
+        test_puzzles: the tasks, a file or folder; None means those of the data set, as in `evaluation_tasks`.
 
     Raises:
         UserError: if a folder or file is missing or damaged, or the predictions are of another data set.
     """
-    names = _read_names(Path(data_path) / "identifiers.json")
-    tasks = read_evaluation_tasks(Path(data_path) / "test_puzzles.json")
+    names = read_names(Path(data_path))
+    tasks, origin = evaluation_tasks(Path(data_path), names, test_puzzles)
     ballot = _Ballot(names, tasks)
     for folder in find_folders([str(folder) for folder in folders]):
         for piece in read_predictions(folder):
@@ -133,11 +136,14 @@ def score_predictions(folders: Sequence[str | Path], data_path: str | Path) -> A
     for task_id, task in tasks.items():
         inputs = [_score_input(pair, ranked[ballot.slot(task_id, pair)]) for pair in task.test]
         scores[task_id] = TaskScore(task, inputs)
+    with_answers = [score for score in scores.values() if score.task.has_answers]
     return ArcScore(
-        pass_at={k: sum(score.solved(k) for score in scores.values()) / len(scores) for k in PASS_K},
+        pass_at={k: sum(score.solved(k) for score in with_answers) / len(with_answers) for k in PASS_K}
+        if with_answers
+        else {},
         tasks=scores,
         predictions=ballot.voters,
-        notes=_notes(scores, ballot),
+        notes=_notes(scores, ballot, origin),
     )
 
 
@@ -218,56 +224,25 @@ def _rank(entries: dict[bytes, list[int]]) -> list[Candidate]:
 
 
 def _score_input(pair: Pair, candidates: list[Candidate]) -> InputScore:
-    key = encode_grid(pair[1])
-    rank = next((place for place, candidate in enumerate(candidates, start=1) if candidate.key == key), None)
+    places = {candidate.key: place for place, candidate in enumerate(candidates, start=1)}
+    rank = places.get(encode_grid(pair[1])) if pair[1].size else None  # an unknown answer is no empty candidate
     return InputScore(*pair, candidates, rank)
 
 
-def _notes(scores: dict[str, TaskScore], ballot: _Ballot) -> list[str]:
+def _notes(scores: dict[str, TaskScore], ballot: _Ballot, origin: str) -> list[str]:
     """List what may make the score wrong."""
     notes = []
     if ballot.of_other_tasks:
-        notes.append(f"{ballot.of_other_tasks:,} predictions left out: they belong to no task of test_puzzles.json")
+        notes.append(f"{ballot.of_other_tasks:,} predictions left out: they belong to no task of {origin}")
     if ballot.of_other_inputs:
         notes.append(f"{ballot.of_other_inputs:,} predictions left out: their inputs are no test inputs of their tasks")
     if repeated := ballot.repeated():
         notes.append(f"{repeated:,} predictions are repeated for the same puzzle: give the folders of one step only")
     if missing := [task_id for task_id, score in scores.items() if not all(test.candidates for test in score.inputs)]:
         notes.append(f"{len(missing):,} tasks lack predictions and count as unsolved, such as {missing[0]}")
+    if unknown := [task_id for task_id, score in scores.items() if not score.task.has_answers]:
+        more = f" and {len(unknown) - NAMED_TASKS:,} more" if len(unknown) > NAMED_TASKS else ""
+        notes.append(
+            f"{len(unknown):,} tasks have no answers and don't count: {', '.join(unknown[:NAMED_TASKS])}{more}"
+        )
     return notes
-
-
-# ---------------------------------------------------------------------------------------------------- the data set
-
-
-def read_evaluation_tasks(path: Path) -> dict[str, Task]:
-    """Read the tasks of a `test_puzzles.json`, by id.
-
-    Raises:
-        UserError: if it is missing, no such file, or has an invalid task; it names task and pair.
-    """
-    tasks = _read_json(path)
-    if not isinstance(tasks, dict) or not tasks:
-        raise UserError(f"{path} holds no tasks; build the data set again with dataset/build_arc_dataset.py")
-    return {
-        task_id: parse_task(f"{path}: task {task_id}", task_id, raw, is_evaluation=True)
-        for task_id, raw in tasks.items()
-    }
-
-
-def _read_names(path: Path) -> list[str]:
-    names = _read_json(path)
-    if not isinstance(names, list) or not names or not all(isinstance(name, str) for name in names):
-        raise UserError(f"{path} holds no list of puzzle names; build the data set again")
-    return names
-
-
-def _read_json(path: Path) -> Any:
-    try:
-        return json.loads(path.read_bytes())
-    except FileNotFoundError:
-        raise UserError(
-            f"{path} is missing; data_path must be an ARC data set made by dataset/build_arc_dataset.py"
-        ) from None
-    except ValueError as error:
-        raise UserError(f"{path} is not JSON ({error}); build the data set again") from error

@@ -52,10 +52,10 @@ def write_submission(score: ArcScore, path: Path) -> None:
 def write_table(score: ArcScore, path: Path) -> None:
     """Write a CSV table with a row for each task.
 
-    Columns: `task`; `test_inputs`; `solved_at_<K>`, 1 or 0; `predictions`, votes in all. Then, with an entry for each
-    test input, joined by `;`: `answer_rank`, the answer's place among the candidates, and `answer_votes` (empty where
-    nothing voted for it); `candidates`, how many there are; and for the first three `votes_<i>`, `share_<i>` (of the
-    test input's votes) and `q_halt_<i>` (mean halting probability).
+    Columns: `task`; `test_inputs`; `solved_at_<K>`, 1 or 0, empty for a task without answers; `predictions`,
+    votes in all. Then, with an entry for each test input, joined by `;`: `answer_rank`, the answer's place among the
+    candidates, and `answer_votes` (empty where nothing voted for it); `candidates`, how many there are; and for the
+    first three `votes_<i>`, `share_<i>` (of the test input's votes) and `q_halt_<i>` (mean halting probability).
 
     Args:
         score: of all tasks.
@@ -76,7 +76,7 @@ def write_table(score: ArcScore, path: Path) -> None:
 
 def _row(task: TaskScore) -> list[str]:
     of_inputs = [_columns(result) for result in task.inputs]
-    solved = [str(int(task.solved(k))) for k in PASS_K]
+    solved = [str(int(task.solved(k))) if task.task.has_answers else "" for k in PASS_K]
     predictions = sum(result.predictions for result in task.inputs)
     joined = [";".join(entries) for entries in zip(*of_inputs, strict=True)]
     return [task.task.task_id, str(len(task.inputs)), *solved, str(predictions), *joined]

@@ -10,6 +10,7 @@ from typing import Any
 from tqdm import tqdm
 
 from common.errors import UserError
+from dataset.metadata import PuzzleDatasetMetadata
 from utils.checkpoints.record import (
     TRAINING_FILE,
     WEIGHTS_FILE,
@@ -165,6 +166,19 @@ def check_same_run(config: PretrainConfig, data: dict[str, str], point: ResumePo
     then, now = point.record.versions, current_versions()
     differing = [name for name in then if then[name] != now.get(name)]
     return [_change(key, old, new) for key in changed] + [_change(name, then, now) for name in differing]
+
+
+def changed_order(point: ResumePoint, metadata: PuzzleDatasetMetadata) -> list[str]:
+    """List what differs, to the next evaluation, in the batches of a run that version 0.1 began.
+
+    Args:
+        point: the checkpoint to be continued.
+        metadata: of the train split.
+    """
+    by_this_version = "hrm-mlx" in point.record.versions  # recorded since 0.2
+    if by_this_version or not point.record.progress.batches or metadata.mean_puzzle_examples == 1:
+        return []
+    return ["the order of the examples within a puzzle, which now is random; up to the next evaluation"]
 
 
 def progress_from(point: ResumePoint, config: PretrainConfig) -> Progress:

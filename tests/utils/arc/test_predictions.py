@@ -10,8 +10,9 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from common.errors import UserError
+from dataset.arc_grids import restore_grid, tokens_to_grid
 from tests.helpers.arc_data import RIGHT, ArcFiles, Row, plain, random_augmentation, task
-from tests.helpers.arc_grids import grid_to_tokens, restore_grid, tokens_to_grid
+from tests.helpers.arc_grids import grid_to_tokens
 from utils.arc import predictions as arc_predictions
 from utils.arc.predictions import decode_grid, encode_grid, find_folders, read_predictions, restored_grids
 

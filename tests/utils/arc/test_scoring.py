@@ -13,7 +13,7 @@ import numpy as np
 import pytest
 
 from common.errors import UserError
-from dataset.arc_grids import VOCAB_SIZE, parse_augmentation_name
+from dataset.arc_grids import VOCAB_SIZE, parse_augmentation_name, restore_grid
 from dataset.build_arc_dataset import ArcOptions, build
 from dataset.puzzle_dataset import PuzzleDataset
 from tests.helpers.arc_data import (
@@ -29,7 +29,6 @@ from tests.helpers.arc_data import (
     random_grid,
     task,
 )
-from tests.helpers.arc_grids import restore_grid
 from tests.helpers.arc_source import make_arc
 from utils.arc import predictions as arc_predictions
 from utils.arc import scoring

@@ -10,11 +10,13 @@ from typing import Any
 import pytest
 
 from common.errors import UserError
+from dataset.metadata import PuzzleDatasetMetadata
 from tests.helpers.checkpoints import DATA, names, write_step
-from tests.helpers.configs import pretrain_config
+from tests.helpers.configs import pretrain_config, sizes
 from utils.checkpoints.record import Progress
 from utils.checkpoints.resume import (
     ResumePoint,
+    changed_order,
     check_same_run,
     find_resume_point,
     make_way,
@@ -304,6 +306,21 @@ def test_changed_intervals_hold_from_the_next_iteration_on(
     found = progress(run, Progress(iteration=2, epochs_done=8, iteration_epochs=4, batches=batches), **changes)
     assert (found.iteration, found.epochs_done, found.batches) == (2, 8, batches)
     assert found.iteration_epochs == length
+
+
+def test_another_order_of_examples_is_told_in_the_middle_of_an_iteration_of_arc(run: Path) -> None:
+    """Version 0.1 kept the examples of a puzzle in the file's order; puzzles of one example have no order."""
+    arc = sizes().model_copy(update={"mean_puzzle_examples": 4.2})
+
+    def told(metadata: PuzzleDatasetMetadata, **changes: Any) -> int:
+        point = find_resume_point(config_of(run, resume=str(write_step(run, 50, **changes))))
+        assert point is not None
+        return len(changed_order(point, metadata))
+
+    assert told(arc) == 1
+    assert told(sizes()) == 0
+    assert told(arc, versions={"hrm-mlx": "0.2.0"}) == 0
+    assert told(arc, progress=Progress(iteration=1, iteration_epochs=4)) == 0
 
 
 def test_a_finished_run_has_nothing_left_to_do_unless_it_is_extended(run: Path) -> None:
