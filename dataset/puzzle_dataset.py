@@ -173,6 +173,24 @@ class PuzzleDataset:
             )
         return self._read_plan(iteration, epochs, start_batch)
 
+    def num_batches(self, epochs: int) -> int | None:
+        """Count the training batches of an iteration.
+
+        Args:
+            epochs: of the iteration.
+
+        Returns:
+            The number; None if it depends on which puzzles are drawn, since they have different numbers of examples.
+        """
+        total = 0
+        for data in self._sets:
+            examples = np.diff(data.puzzle_indices)
+            if examples.min() != examples.max():
+                return None
+            puzzles_of_batch = -(-self.global_batch_size // int(examples[0]))
+            total += epochs * (len(data.group_indices) - 1) // puzzles_of_batch
+        return total
+
     def _read_plan(self, iteration: int, epochs: int, start_batch: int) -> Iterator[Batch]:
         mine = slice(self.rank * self.batch_size, (self.rank + 1) * self.batch_size)
         for number, (data, batch) in enumerate(self._train_plan(iteration, epochs)):

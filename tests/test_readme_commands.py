@@ -274,6 +274,7 @@ def test_defaults_are_the_documented_ones() -> None:
         "resume": None,
         "checkpoint_interval": None,
         "keep_checkpoints": None,
+        "max_steps": None,
         "on_nonfinite": "stop",
         "rank_timeout": 300,
     }

@@ -155,6 +155,26 @@ def test_examples_of_a_puzzle_stand_in_random_order(tmp_path: Path) -> None:
     assert all(abs(times - average) < 5 * average**0.5 for times in firsts_of_four.values())
 
 
+@settings(max_examples=40, deadline=None)
+@given(
+    examples=st.integers(1, 5),
+    groups=st.lists(st.integers(1, 3), min_size=1, max_size=8),
+    size=st.integers(1, 12),
+    epochs=st.integers(1, 6),
+)
+def test_the_number_of_batches_is_known_where_all_puzzles_are_of_one_size(
+    examples: int, groups: list[int], size: int, epochs: int, tmp_path_factory: pytest.TempPathFactory
+) -> None:
+    """A run's first line would announce steps that its data doesn't have."""
+    path = tmp_path_factory.mktemp("data")
+    write_split(path / "train", [[examples] * puzzles for puzzles in groups], set_names=("one", "two"))
+    data = PuzzleDataset(path, "train", global_batch_size=size)
+    expected = data.num_batches(epochs)
+    assert expected == (len(list(data.train_batches(0, epochs=epochs))) if expected else 0)
+    write_split(path / "other" / "train", [[1, 2], [1]])
+    assert PuzzleDataset(path / "other", "train", global_batch_size=1).num_batches(epochs) is None
+
+
 @given(st.lists(st.integers(1, 6), min_size=1, max_size=12), st.integers(0, 5), st.integers(0, 2**40))
 def test_a_planned_batch_is_one_shuffle_read_puzzle_by_puzzle(counts: list[int], excess: int, seed: int) -> None:
     """Taken literally, for each puzzle in turn; a mistake in the offsets would mix the examples of two tasks."""
