@@ -20,9 +20,12 @@ WANTED_MLX = $(or $(MLX),$(VENV_MLX),default)
 REQUIREMENTS = $(if $(filter cuda13,$(WANTED_MLX)),requirements-cuda.txt,requirements.txt)
 INCLUDED = requirements-common.txt $(if $(filter cuda13,$(WANTED_MLX)),,requirements-mlx.txt)
 
-# A .venv whose Python has been removed or upgraded away counts as not there.
+# What was installed counts only while it is there: an upgrade takes the Python of .venv away, and `uv sync`, which uses
+# the same .venv, all packages that it does not know.
+HAS = .venv/bin/python -c 'import sys; from importlib.util import find_spec; sys.exit(not all(map(find_spec, sys.argv[1:])))'
 ifneq ($(VENV_MLX),)
-$(shell .venv/bin/python -c "" 2>/dev/null || rm -f .venv/installed)
+$(shell $(HAS) mlx.core hydra pydantic wandb 2>/dev/null || rm -f .venv/installed)
+$(shell $(HAS) ruff mypy pytest 2>/dev/null || rm -f .venv/installed-dev)
 endif
 
 PIP_INSTALL = .venv/bin/python -m pip install -qq --disable-pip-version-check

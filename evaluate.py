@@ -10,6 +10,8 @@ import utils.linux_cpu  # noqa: F401  # before mlx: on Linux it brings a fast BL
 
 import json
 import math
+import os
+import shutil
 import sys
 from contextlib import ExitStack
 from pathlib import Path
@@ -21,6 +23,7 @@ from pydantic import BaseModel, ConfigDict, Field, model_validator
 from common.errors import UserError, one_line
 from dataset.arc_grids import is_arc
 from dataset.dataset_files import how_to_build
+from dataset.metadata import PuzzleDatasetMetadata
 from dataset.puzzle_dataset import PuzzleDataset
 from utils.arc.predictions import KEYS
 from utils.arc.report import format_score
@@ -39,36 +42,38 @@ from utils.ranks.watchdog import DEFAULT_TIMEOUT
 
 
 class EvaluateConfig(BaseModel):
-    """The keys of evaluate.py.
-
-    Attributes:
-        checkpoint: a step folder, a run's folder, a file, or a name on the Hugging Face hub.
-        data_path: the data set; null, as trained.
-        save_outputs: arrays to save.
-        output_path: the folder for them; null, beside the checkpoint.
-        eval_halt: as in training.
-        global_batch_size: examples at a time; null, as trained.
-        max_examples: only the first so many; null, all.
-        forward_dtype: null, as trained.
-        show_examples: puzzles to print.
-        rank_timeout: as in training.
-        test_puzzles: the ARC tasks to score, a file like test_puzzles.json or a folder of raw ones; null, those of the
-            data set.
-    """
+    """The keys of evaluate.py."""
 
     model_config = ConfigDict(extra="forbid", coerce_numbers_to_str=True)  # data_path=2024
 
-    checkpoint: str
-    data_path: str | None = None
-    save_outputs: list[PredictionKey] = list(DEFAULT_PREDICTION_KEYS)
-    output_path: str | None = None
-    eval_halt: Literal["max", "q"] = "max"
-    global_batch_size: int | None = Field(default=None, ge=1)
-    max_examples: int | None = Field(default=None, ge=1)
-    forward_dtype: Literal["bfloat16", "float16", "float32"] | None = None
-    show_examples: int = Field(default=0, ge=0)
-    rank_timeout: float = Field(default=DEFAULT_TIMEOUT, ge=1)
-    test_puzzles: str | None = None
+    checkpoint: str = Field(
+        description="a step folder, a run's folder (its newest step), a file, or owner/name on the Hugging Face hub"
+    )
+    data_path: str | None = Field(default=None, description="the data set; null: the one it was trained on")
+    save_outputs: list[PredictionKey] = Field(
+        default=list(DEFAULT_PREDICTION_KEYS),
+        description="arrays to save; also logits, and step_preds, the predictions after every outer step; [] for none",
+    )
+    output_path: str | None = Field(default=None, description="the folder for them; null: beside the checkpoint")
+    eval_halt: Literal["max", "q"] = Field(
+        default="max",
+        description="outer steps of an example: max, all of them; q, until the model's own rule halts",
+    )
+    global_batch_size: int | None = Field(default=None, ge=1, description="examples at a time; null: as trained")
+    max_examples: int | None = Field(default=None, ge=1, description="only the first so many; null: all")
+    forward_dtype: Literal["bfloat16", "float16", "float32"] | None = Field(
+        default=None, description="bfloat16, float16 or float32; null: as trained"
+    )
+    show_examples: int = Field(default=0, ge=0, description="print so many puzzles with the model's answers")
+    rank_timeout: float = Field(
+        default=DEFAULT_TIMEOUT,
+        ge=1,
+        description="with several ranks: seconds without a step after which a rank ends its process",
+    )
+    test_puzzles: str | None = Field(
+        default=None,
+        description="the ARC tasks, a file like test_puzzles.json or a folder of raw ones; null: the data set's",
+    )
 
     @model_validator(mode="after")
     def _step_preds_are_complete(self) -> EvaluateConfig:
@@ -77,11 +82,18 @@ class EvaluateConfig(BaseModel):
 
 
 def report(
-    result: Evaluation, step: int, checkpoint: str, vocab_size: int, arc: ArcScore | None, eval_halt: str
+    result: Evaluation,
+    step: int,
+    checkpoint: str,
+    metadata: PuzzleDatasetMetadata,
+    arc: ArcScore | None,
+    eval_halt: str,
 ) -> None:
     """Print sample puzzles, a table of the metrics and ARC's pass@K, and the same numbers as one line of JSON."""
+    width = shutil.get_terminal_size().columns
+    coloured = sys.stdout.isatty() and "NO_COLOR" not in os.environ
     for sample in result.samples:
-        print(format_puzzle(sample, vocab_size), end="\n\n")
+        print(format_puzzle(sample, metadata, width=width, coloured=coloured), end="\n\n")
     print(f"{checkpoint}: {result.num_examples:,} examples, {result.num_examples / result.seconds:.1f} a second")
     width = max(map(len, result.metrics))
     for name, value in result.metrics.items():
@@ -161,7 +173,7 @@ def run(arguments: list[str], ranks: Ranks) -> None:
         ranks.from_first(lambda: len(read_evaluation_tasks(str(config.test_puzzles))), int)
     head = build_model(ArchConfig.model_validate(arch), test_set.metadata, mx.random.key(trained.seed))
     if ranks.first:
-        load_weights(head, source.tensors(), source.name)
+        load_weights(head, source.tensors(), source.name, source.config_folder)
     share_weights(head, ranks)
 
     output_path = Path(config.output_path or source.output_folder)
@@ -186,7 +198,7 @@ def run(arguments: list[str], ranks: Ranks) -> None:
     if writer is not None:
         remove_surplus(output_path, source.step, ranks.size)
     arc = arc_score(test_set, writer, folders, config.test_puzzles)
-    report(result, source.step, source.name, test_set.metadata.vocab_size, arc, config.eval_halt)
+    report(result, source.step, source.name, test_set.metadata, arc, config.eval_halt)
     if writer is not None:
         print(f"predictions: {writer.folder if ranks.size == 1 else writer.folder.with_suffix('.*')}", file=sys.stderr)
 

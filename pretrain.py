@@ -1,6 +1,7 @@
 """Train a recursive reasoning model: python pretrain.py key=value …
 
-A run is config → data → state → (train → evaluate → checkpoint)*. All keys are in config/cfg_pretrain.yaml.
+A run is config → data → state → (train → evaluate → checkpoint)*. All keys are in config/cfg_pretrain.yaml, and
+`--help` explains them.
 """
 
 from __future__ import annotations
@@ -18,6 +19,7 @@ from omegaconf import DictConfig
 from tqdm import tqdm
 
 from common.errors import UserError, one_line
+from common.progress import progress_bar
 from dataset.puzzle_dataset import PuzzleDataset
 from utils.checkpoints.record import Progress
 from utils.checkpoints.resume import (
@@ -33,6 +35,7 @@ from utils.checkpoints.resume import (
 from utils.checkpoints.run_folder import RunFolder
 from utils.checkpoints.weights import start_from
 from utils.checkpoints.writer import CheckpointWriter
+from utils.command_line import HELP, pretrain_help, pretrain_keys
 from utils.config import PretrainConfig, hydra_errors, parse_pretrain_config, with_names, write_saved_config
 from utils.evaluation.evaluate import Evaluator, evaluate, prefix
 from utils.evaluation.predictions import PredictionWriter, predictions_folder, remove_surplus
@@ -106,13 +109,12 @@ def launch(hydra_config: DictConfig, ranks: Ranks) -> None:
         if ranks.watchdog is not None:
             ranks.watchdog.timeout = config.rank_timeout
             ranks.watchdog.before_exit = checkpoints.finish if checkpoints is not None else None
-        bar = tqdm(
+        bar = progress_bar(
             total=end,
             initial=state.step,
             disable=not ranks.first,
             desc="train",
             unit="step",
-            dynamic_ncols=True,
         )
         run = Run(
             ranks=ranks,
@@ -164,13 +166,13 @@ def evaluate_and_log(run: Run) -> dict[str, float]:
         The metrics by name.
     """
     config, step, ranks = run.config, run.state.step, run.ranks
-    vocab_size = run.test_set.metadata.vocab_size
+    metadata = run.test_set.metadata
     path = config.run_folder
     folder = predictions_folder(path, step, ranks.rank)
     with ExitStack() as stack:
         writer = None
         if config.eval_save_outputs:
-            writer = stack.enter_context(PredictionWriter(folder, config.eval_save_outputs, vocab_size))
+            writer = stack.enter_context(PredictionWriter(folder, config.eval_save_outputs, metadata.vocab_size))
         result = evaluate(
             run.evaluator,
             run.test_set,
@@ -184,7 +186,7 @@ def evaluate_and_log(run: Run) -> dict[str, float]:
         remove_surplus(path, step, ranks.size)
     run.log(result.metrics)
     if run.tracker is not None:
-        run.tracker.log_examples(result.samples, vocab_size, step)
+        run.tracker.log_examples(result.samples, metadata, step)
     tqdm.write(f"step {step}: " + "  ".join(f"{name} {value:.4f}" for name, value in result.metrics.items()))
     return result.metrics
 
@@ -262,15 +264,19 @@ def job(config: DictConfig) -> None:
 
 @one_line
 def main() -> None:
-    """Run the command line.
+    """Run the command line, or explain its keys.
 
     `+key=value`, which the PyTorch code needs for keys that its YAML lacks, becomes `++key=value`: here the YAML has
     all keys, and Hydra allows `+` only for new ones. Keys of `arch` and `optimizer` get `++` too: they need not be in
     the YAML, because the class that `name` names checks them.
     """
-    sys.argv[1:] = [re.sub(r"^(\+(?=[^+])|(?=(arch|optimizer)\.))", "++", argument) for argument in sys.argv[1:]]
+    given = sys.argv[1:]
+    if not {*HELP, "--hydra-help"}.isdisjoint(given):
+        print(pretrain_help(given))
+        return
+    sys.argv[1:] = [re.sub(r"^(\+(?=[^+])|(?=(arch|optimizer)\.))", "++", argument) for argument in given]
     os.environ["HYDRA_FULL_ERROR"] = "1"  # so that Hydra raises, rather than print half a page and exit
-    with hydra_errors():
+    with hydra_errors(lambda: pretrain_keys(given)):
         job()
 
 

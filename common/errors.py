@@ -2,12 +2,13 @@
 
 from __future__ import annotations
 
+import difflib
 import functools
 import os
 import reprlib
 import signal
 import sys
-from collections.abc import Callable
+from collections.abc import Callable, Collection
 from typing import ParamSpec
 
 from pydantic import ValidationError
@@ -52,13 +53,40 @@ def shown(value: object, limit: int = 80) -> str:
     return quoted if len(quoted) <= limit else quoted[: limit - 1] + "…"
 
 
-def describe_validation_error(error: ValidationError, origin: str, prefix: str = "") -> str:
+def nearest(key: str, known: Collection[str]) -> str | None:
+    """Return the known key that is most like an unknown one, or None.
+
+    Args:
+        key: as it was given, with or without what stands before its dots.
+        known: the whole keys, such as `arch.hidden_size`.
+    """
+    whole = {name.rpartition(".")[2]: name for name in known}
+    whole |= {name: name for name in known}  # a key of its own counts more than the end of another one
+    last = key.rpartition(".")[2]
+    close = [last] if last in whole else []
+    for text in (key, last):
+        close = close or difflib.get_close_matches(text, whole, n=1, cutoff=0.7)
+    return whole[close[0]] if close else None
+
+
+def describe_unknown_key(key: str, origin: str, known: Collection[str] = ()) -> str:
+    """Return one line about a key that is not among the `known` ones, with the nearest of them."""
+    near = nearest(key, known)
+    return f"unknown key {key!r} in {origin}; " + (
+        f"did you mean {near}?" if near is not None else "remove it or check its spelling"
+    )
+
+
+def describe_validation_error(
+    error: ValidationError, origin: str, prefix: str = "", known: Collection[str] = ()
+) -> str:
     """Put the first error that pydantic found into one line that names the key, the value and the remedy.
 
     Args:
         error: what pydantic raised.
         origin: where the values come from, such as `the command line`.
         prefix: what stands before the key in the whole configuration, such as `arch.`.
+        known: the keys that there are, with their prefix, to suggest one in place of an unknown key.
 
     Returns:
         The line, with the number of further errors.
@@ -68,7 +96,7 @@ def describe_validation_error(error: ValidationError, origin: str, prefix: str =
     key = prefix + key if key else prefix.rstrip(".")
     kind = first["type"]
     if kind == "extra_forbidden":
-        text = f"unknown key {key!r} in {origin}; remove it or check its spelling"
+        text = describe_unknown_key(key, origin, known)
     elif kind == "missing":
         text = f"key {key!r} is missing in {origin}; set it"
     elif kind == "value_error":

@@ -6,7 +6,10 @@ chain of causes down to the answer's status or the system's error, which is read
 
 from __future__ import annotations
 
+import contextlib
 import errno
+import logging
+import os
 import re
 import socket
 import ssl
@@ -16,6 +19,7 @@ from dataclasses import dataclass
 HUB_ID = re.compile(r"[A-Za-z0-9][\w.-]*/[A-Za-z0-9][\w.-]*")  # owner/name
 _NO_SPACE = (errno.ENOSPC, errno.EDQUOT, errno.EFBIG)
 _HTTP_LIBRARIES = ("requests", "urllib3", "httpx", "httpcore")
+_TALKATIVE = ("huggingface_hub", "urllib3", "httpx")  # loggers
 _LOG_IN = "log in with `hf auth login` or set HF_TOKEN"
 
 
@@ -32,6 +36,25 @@ class HubFailure:
     reason: str
     remedy: str
     unreachable: bool = False
+
+
+@contextlib.contextmanager
+def quiet_hub() -> Iterator[None]:
+    """Keep the hub client's account of its retries from the terminal: what came of them is told in one line.
+
+    `HF_HUB_VERBOSITY`, the client's own variable, brings it back.
+    """
+    import huggingface_hub  # noqa: F401  # slow to import; sets the levels of its loggers when it is
+
+    loggers = [] if "HF_HUB_VERBOSITY" in os.environ else list(map(logging.getLogger, _TALKATIVE))
+    levels = [logger.level for logger in loggers]
+    for logger in loggers:
+        logger.setLevel(logging.CRITICAL)
+    try:
+        yield
+    finally:
+        for logger, level in zip(loggers, levels, strict=True):
+            logger.setLevel(level)
 
 
 def explain_hub_error(error: Exception) -> HubFailure:

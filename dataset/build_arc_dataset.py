@@ -11,12 +11,12 @@ from typing import Optional
 import numpy as np
 from argdantic import ArgParser
 from pydantic import Field
-from tqdm import tqdm
 
 if not __package__:  # run as a script: find the modules that `import dataset.…` finds, none of this folder's by itself
     sys.path[0] = str(Path(__file__).resolve().parents[1])
 
 from common.errors import UserError, one_line
+from common.progress import progress_bar
 from dataset.arc_grids import NUM_COLOURS, SEQ_LEN, SIDE, VOCAB_SIZE, augmentation_name, place_grids
 from dataset.arc_tasks import EVALUATION, Pair, Task, read_tasks
 from dataset.build_options import BuildOptions
@@ -204,7 +204,8 @@ def build(options: ArcOptions) -> list[str]:
                 f"no tasks to test on in {', '.join(dataset_dirs)}: expected a sub-folder {EVALUATION!r} in one of them"
             )
         copies = {}
-        with tqdm(total=len(tasks) * (1 + options.num_aug), unit=" puzzles", unit_scale=True, desc="write") as bar:
+        total = len(tasks) * (1 + options.num_aug)
+        with progress_bar(total=total, unit=" puzzles", unit_scale=True, desc="write") as bar:
             for number, task in enumerate(tasks):
                 rng = np.random.default_rng([options.seed, number])
                 copies[task.task_id] = write_task(writer, task, options.num_aug, rng) - 1

@@ -12,12 +12,12 @@ from pathlib import Path
 import numpy as np
 from argdantic import ArgParser
 from pydantic import Field
-from tqdm import tqdm
 
 if not __package__:  # run as a script: find the modules that `import dataset.…` finds, none of this folder's by itself
     sys.path[0] = str(Path(__file__).resolve().parents[1])
 
 from common.errors import UserError, one_line
+from common.progress import progress_bar
 from dataset.build_options import BuildOptions, OptionalInt
 from dataset.mazes import GOAL, OPEN, PATH, START, VOCAB_SIZE, WALL, distances, shortest_paths
 from dataset.metadata import SPLITS
@@ -91,7 +91,7 @@ def make_mazes(options: MiniMazeOptions, min_path: int) -> tuple[np.ndarray, np.
     found: dict[bytes, tuple[bytes, bytes]] = {}  # walls -> question and answer
     round_size = ROUND_CELLS // (side * side)
     tried = window_tried = window_start = 0
-    with tqdm(total=wanted, unit=" mazes", desc=f"{side}x{side} mazes") as bar:
+    with progress_bar(total=wanted, unit=" mazes", desc=f"{side}x{side} mazes") as bar:
         while len(found) < wanted:
             # The first round shows how many qualify, the next ones bring as many as are missing.
             share = max(len(found), 1) / tried if tried else 1.0

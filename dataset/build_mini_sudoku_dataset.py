@@ -12,12 +12,12 @@ from pathlib import Path
 import numpy as np
 from argdantic import ArgParser
 from pydantic import Field
-from tqdm import tqdm
 
 if not __package__:  # run as a script: find the modules that `import dataset.…` finds, none of this folder's by itself
     sys.path[0] = str(Path(__file__).resolve().parents[1])
 
 from common.errors import UserError, one_line
+from common.progress import progress_bar
 from dataset.build_options import BuildOptions, OptionalInt
 from dataset.sudoku import Board
 from dataset.writer import DatasetWriter
@@ -129,7 +129,7 @@ def distinct_grids(board: Board, rng: np.random.Generator, wanted: int) -> np.nd
     """
     pool: dict[bytes, None] = {}  # in order of appearance: a set's order would change from run to run
     stale = 0
-    with tqdm(total=wanted, unit=" grids", desc="solution grids") as bar:
+    with progress_bar(total=wanted, unit=" grids", desc="solution grids") as bar:
         while len(pool) < wanted and stale < STALE_ROUNDS:
             before = len(pool)
             for grid in random_grids(board, rng, min(ROUND, 2 * wanted)):
@@ -182,7 +182,7 @@ def make_puzzles(
     found: dict[bytes, int] = {}  # question -> its grid
     todo: np.ndarray = np.empty(0, np.int64)  # grids that had no puzzle yet in this turn
     tries = window_tries = window_start = 0
-    with tqdm(total=wanted, unit=" puzzles", desc=f"{name} puzzles") as bar:
+    with progress_bar(total=wanted, unit=" puzzles", desc=f"{name} puzzles") as bar:
         while len(found) < wanted:
             if not len(todo) or tries > TRIES_PER_TURN * len(grids):  # the next turn: a puzzle of every grid again
                 todo, tries = np.arange(len(grids)), 0

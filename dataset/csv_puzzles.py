@@ -15,11 +15,11 @@ from dataclasses import dataclass
 from pathlib import Path
 
 import numpy as np
-from tqdm import tqdm
 
 from common.errors import UserError
 from common.files import expand_user
-from common.hub import HUB_ID, explain_hub_error
+from common.hub import HUB_ID, explain_hub_error, quiet_hub
+from common.progress import progress_bar
 from dataset.symmetries import Symmetries
 from dataset.writer import DatasetWriter
 
@@ -59,7 +59,8 @@ def resolve_source(source: str, filename: str) -> Path:
     from huggingface_hub import hf_hub_download  # slow to import, and not needed for a local folder
 
     try:
-        return Path(hf_hub_download(source, filename, repo_type="dataset"))
+        with quiet_hub():
+            return Path(hf_hub_download(source, filename, repo_type="dataset"))
     except Exception as error:  # its error classes differ between versions and HTTP libraries
         failure = explain_hub_error(error)
         raise UserError(
@@ -99,7 +100,7 @@ def read_csv(path: Path, names: Sequence[str], *, chunk_rows: int = CSV_CHUNK_RO
     with (
         open(path, "rb") as raw,
         io.TextIOWrapper(raw, encoding="utf-8-sig", newline="") as text,
-        tqdm(total=os.path.getsize(path), unit="B", unit_scale=True, desc=f"read {path.name}") as bar,
+        progress_bar(total=os.path.getsize(path), unit="B", unit_scale=True, desc=f"read {path.name}") as bar,
     ):
         reader = csv.reader(text)
         try:
@@ -208,7 +209,7 @@ def write_split(
     copies = 1 + num_aug
     step = max(1, WRITE_CELLS // (copies * writer.seq_len))
     total = sum(len(questions) for questions, _ in puzzles) * copies
-    with tqdm(total=total, unit=" examples", unit_scale=True, desc=f"write {split}") as bar:
+    with progress_bar(total=total, unit=" examples", unit_scale=True, desc=f"write {split}") as bar:
         for chunk in puzzles:
             for start in range(0, len(chunk[0]), step):
                 questions, answers = (boards[start : start + step] for boards in chunk)

@@ -87,6 +87,6 @@ def checked_options(function: Callable[..., Any], options: Mapping[str, Any], ke
     try:
         found = create_model("Options", __config__=config, **fields).model_validate(dict(options))
     except ValidationError as error:
-        message = describe_validation_error(error, "the configuration", f"{key}.")
+        message = describe_validation_error(error, "the configuration", f"{key}.", [f"{key}.{name}" for name in fields])
         raise UserError(f"{message} ({function.__name__} takes {', '.join(fields) or 'no options'})") from error
     return {name: getattr(found, name) for name in options}

@@ -8,6 +8,7 @@ import subprocess
 from pathlib import Path
 
 import pytest
+import yaml
 
 ROOT = Path(__file__).parents[1]
 TOOLS = ("sh", "make", "cat", "rm", "mkdir", "rmdir", "touch", "ls", "env", "find", "head", "dirname", "cp")
@@ -17,6 +18,7 @@ pytestmark = pytest.mark.skipif(shutil.which("make") is None, reason="needs make
 # Answers as Python does as far as the Makefile asks, and notes in `log` what it was asked to do.
 PYTHON = """#!/bin/sh
 case "$1 $2 $3" in
+  "-c "*find_spec*) shift 2; for module; do [ ! -e "gone/$module" ] || exit 1; done ;;
   "-c "*version_info\\[*) echo {version} ;;
   "-c "*"<"*) exit {too_old} ;;
   "-c "*ensurepip*) exit {no_ensurepip} ;;
@@ -159,6 +161,24 @@ def test_removed_python_means_a_new_venv(checkout: Checkout) -> None:
     assert (checkout.root / ".venv/bin/python").exists()
 
 
+def test_packages_that_another_tool_has_removed_are_installed_again(checkout: Checkout) -> None:
+    """`uv sync` shares .venv with make; a command would end with `No module named ruff` or `mlx`."""
+    checkout.add_python()
+    assert checkout.make("check").returncode == 0
+    gone = checkout.root / "gone"
+    gone.mkdir()
+    for module, expected in (("mlx.core", ["pip", "pip"]), ("ruff", ["pip"])):
+        done = len(checkout.log)
+        (gone / module).touch()
+        assert checkout.make("install").returncode == 0
+        (gone / module).unlink()
+        assert checkout.make("check").returncode == 0
+        installed = [entry for entry in checkout.log[done:] if entry.startswith("pip")]
+        assert [entry.split()[0] for entry in installed] == expected, module
+        assert "requirements-dev.txt" in installed[-1]
+    assert not [entry for entry in checkout.log[1:] if entry == "venv"], "the whole .venv was made anew"
+
+
 def test_mlx_switch_is_remembered_and_never_mixed(checkout: Checkout) -> None:
     """mlx[cpu] and mlx[cuda] in one environment overwrite each other's libraries."""
     checkout.add_python()
@@ -204,13 +224,21 @@ def test_demo_runs_the_documented_commands(checkout: Checkout) -> None:
         train.removesuffix(" WANDB_MODE=disabled"),
         evaluate,
     ]
+    assert checkout.make("demo").returncode == 0
+    by_hand = (ROOT / "docs/running.md").read_text().partition("```bash\n")[2].partition("```")[0].splitlines()
+    assert checkout.log[5] == by_hand[0].removeprefix("python ")  # one seed, so one accuracy
+    assert checkout.log[6].startswith("pretrain.py --config-name cfg_demo seed=0 ")
+    assert "pretrain.py --config-name cfg_demo " in by_hand[1]
+    assert "seed=" not in by_hand[1]
+    assert yaml.safe_load((ROOT / "config/cfg_pretrain.yaml").read_text())["seed"] == 0
+    assert "seed" not in yaml.safe_load((ROOT / "config/cfg_demo.yaml").read_text())
     *_, checkpoint, data, predictions, _ = done.stdout.splitlines()
     assert checkpoint.endswith(" checkpoints/demo/step_10.")
     assert data.endswith(" data/sudoku-6x6")
     assert predictions.endswith(" checkpoints/demo/step_10_all_preds.0.")
     assert checkout.make("demo", WANDB_MODE="offline").returncode == 0
-    assert checkout.log[6].endswith("WANDB_MODE=offline")
-    assert len(checkout.log) == 8
+    assert checkout.log[9].endswith("WANDB_MODE=offline")
+    assert len(checkout.log) == 11
 
 
 def test_check_leaves_out_what_is_slow_and_test_nothing(checkout: Checkout) -> None:

@@ -51,6 +51,8 @@ def offline_run(data: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
     arguments = train_arguments(data, folder / "run", "log_examples=2", "+run_name=first", "arch.forward_dtype=null")
     result = run_script("pretrain.py", arguments, folder, WANDB_MODE="offline")
     assert result.returncode == 0, result.stderr
+    assert "" not in result.stdout.splitlines(), "blank lines in a log"
+    assert "\r" not in result.stdout + result.stderr
     return folder
 
 

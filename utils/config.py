@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import contextlib
-from collections.abc import Iterator
+from collections.abc import Callable, Collection, Iterator
 from pathlib import Path
 from typing import Any, Literal
 
@@ -14,7 +14,7 @@ from omegaconf import DictConfig, OmegaConf
 from omegaconf.errors import OmegaConfBaseException
 from pydantic import BaseModel, ConfigDict, Field, ValidationError, model_validator
 
-from common.errors import UserError, describe_validation_error
+from common.errors import UserError, describe_unknown_key, describe_validation_error
 from common.files import replacing
 from utils.plain_yaml import read_yaml
 from utils.ranks.watchdog import DEFAULT_TIMEOUT
@@ -186,8 +186,11 @@ class PretrainConfig(BaseModel):
 
 
 @contextlib.contextmanager
-def hydra_errors() -> Iterator[None]:
+def hydra_errors(known_keys: Callable[[], Collection[str]] = tuple) -> Iterator[None]:
     """Turn exceptions of Hydra and OmegaConf into one-line errors.
+
+    Args:
+        known_keys: returns the keys that there are, to suggest one in place of an unknown key.
 
     Raises:
         UserError: in their place.
@@ -204,7 +207,7 @@ def hydra_errors() -> Iterator[None]:
             )
         elif lines and lines[0].startswith("Could not override"):
             key = lines[0].removeprefix("Could not override").strip(" '.\"")
-            message = f"unknown key {key!r} on the command line; `--cfg job` lists the known ones"
+            message = f"{describe_unknown_key(key, 'the command line', known_keys())} (--help lists all)"
         raise UserError(message) from error
 
 
@@ -223,7 +226,10 @@ def parse_pretrain_config(config: DictConfig | dict[str, Any], origin: str = "th
     try:
         return PretrainConfig.model_validate(values)
     except ValidationError as error:
-        raise UserError(describe_validation_error(error, origin)) from error
+        arch = values.get("arch") if isinstance(values, dict) else None
+        known = [*PretrainConfig.model_fields, *(f"stop_when.{key}" for key in StopWhen.model_fields)]
+        known += [f"arch.{key}" for key in arch] if isinstance(arch, dict) else []
+        raise UserError(describe_validation_error(error, origin, known=known)) from error
 
 
 def with_names(config: PretrainConfig) -> PretrainConfig:

@@ -26,21 +26,16 @@ from utils.config import CONFIG_FILE
 
 
 class ExportConfig(BaseModel):
-    """The keys of `python -m utils.export`.
-
-    Attributes:
-        checkpoint: as in evaluate.py.
-        out: the file to write.
-        prefix: put before every name, such as `_orig_mod.` for a model under torch.compile.
-        overwrite: replace an existing file.
-    """
+    """The keys of `python -m utils.export`."""
 
     model_config = ConfigDict(extra="forbid", coerce_numbers_to_str=True)
 
-    checkpoint: str
-    out: str = Field(min_length=1)
-    prefix: str = ""
-    overwrite: bool = False
+    checkpoint: str = Field(description="the weights: anything that evaluate.py takes")
+    out: str = Field(min_length=1, description="the .safetensors file to write")
+    prefix: str = Field(
+        default="", description="put before every name, such as _orig_mod. for a model under torch.compile"
+    )
+    overwrite: bool = Field(default=False, description="replace an existing file")
 
 
 def export(config: ExportConfig) -> Path:

@@ -13,6 +13,7 @@ from pydantic import ValidationError
 from tqdm import tqdm
 
 from common.errors import Interrupted, UserError, describe_validation_error
+from dataset.metadata import PuzzleDatasetMetadata
 from utils.config import PretrainConfig
 from utils.evaluation.puzzle_view import draw_puzzle
 from utils.train.history import HISTORY_FILE, History
@@ -76,13 +77,11 @@ class Tracker:
             if late:
                 self.run.log(late, step=self._first_step)
 
-    def log_examples(self, samples: list[dict[str, np.ndarray]], vocab_size: int, step: int) -> None:
-        """Record a picture of each sample: puzzle, prediction and truth side by side (`eval/examples`)."""
+    def log_examples(self, samples: list[dict[str, np.ndarray]], metadata: PuzzleDatasetMetadata, step: int) -> None:
+        """Record a picture of each sample: puzzle, answer and truth side by side (`eval/examples`)."""
         if not samples or step < self._first_step:
             return
-        images = [
-            wandb.Image(draw_puzzle(sample, vocab_size), caption="puzzle, prediction, truth") for sample in samples
-        ]
+        images = [wandb.Image(draw_puzzle(sample, metadata)) for sample in samples]
         self.run.log({"eval/examples": images}, step=step)
 
     def log_code(self, checkpoint_path: Path) -> None:

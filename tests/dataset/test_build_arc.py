@@ -225,9 +225,8 @@ def test_tasks_with_few_distinct_copies_get_each_once_and_one_line(tmp_path: Pat
     for task_id, cells in colours.items():
         pairs = [[{"input": [[cell]], "output": [[cell]]}] for cell in cells]
         write_task(tmp_path / "dataset-dir" / "training", task_id, {"train": pairs[0], "test": pairs[1]})
-    result = run_script(
-        "python dataset/build_arc_dataset.py --dataset-dirs dataset-dir --num-aug 50 --output-dir out", tmp_path
-    )
+    command = "python dataset/build_arc_dataset.py --dataset-dirs dataset-dir --num-aug 50 --output-dir out"
+    result = run_script(command, tmp_path, terminal=True)
     assert result.returncode == 0, result.stderr
     assert result.stdout.splitlines() == [
         "5 tasks, 1 of them to test on, as 121 puzzles",

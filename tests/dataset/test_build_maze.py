@@ -201,7 +201,7 @@ def test_empty_file_and_bad_options_are_one_line(source: Path, tmp_path: Path) -
 def test_readme_command_with_the_hub(source: Path, tmp_path: Path) -> None:
     """The README's line would not work as typed."""
     with serve_hub("sapientinc/maze-30x30-hard-1k", source, "dataset") as hub:
-        env = {"HF_ENDPOINT": hub.address, "HF_HOME": str(tmp_path / "cache")}
+        env: Any = {"HF_ENDPOINT": hub.address, "HF_HOME": str(tmp_path / "cache")}
         result = run_script("python dataset/build_maze_dataset.py", tmp_path, **env)
         assert result.returncode == 0, result.stderr
     data = PuzzleDataset(tmp_path / "data" / "maze-30x30-hard-1k", "train", global_batch_size=3)

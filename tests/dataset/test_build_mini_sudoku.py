@@ -149,7 +149,8 @@ def test_same_seed_same_bytes_and_another_seed_others(tmp_path: Path) -> None:
 @pytest.mark.slow
 def test_command_line_writes_an_ordinary_data_set(tmp_path: Path) -> None:
     """The demo's first command would fail, or its data need a special path in the code."""
-    result = run_script("python dataset/build_mini_sudoku_dataset.py --num-train 500 --num-test 50", tmp_path)
+    command = "python dataset/build_mini_sudoku_dataset.py --num-train 500 --num-test 50"
+    result = run_script(command, tmp_path, terminal=True)
     assert result.returncode == 0, result.stderr
     assert "100%" in result.stderr
     out = tmp_path / "data" / "sudoku-6x6"

@@ -270,7 +270,7 @@ def test_no_puzzle_is_hard_enough(source: Path, tmp_path: Path) -> None:
 def test_readme_commands_with_the_hub(tmp_path: Path) -> None:
     """The README's two lines would not work as typed: downloads, defaults and output folders included."""
     with serve_hub("sapientinc/sudoku-extreme", make_source(tmp_path / "hub"), "dataset") as hub:
-        env = {"HF_ENDPOINT": hub.address, "HF_HOME": str(tmp_path / "cache")}
+        env: Any = {"HF_ENDPOINT": hub.address, "HF_HOME": str(tmp_path / "cache")}
         for command, folder, examples in (
             (
                 "python dataset/build_sudoku_dataset.py --output-dir data/sudoku-extreme-1k-aug-1000"
@@ -280,7 +280,7 @@ def test_readme_commands_with_the_hub(tmp_path: Path) -> None:
             ),
             ("python dataset/build_sudoku_dataset.py", "data/sudoku-extreme-full", 12),
         ):
-            result = run_script(command, tmp_path, **env)
+            result = run_script(command, tmp_path, terminal=True, **env)
             assert result.returncode == 0, result.stderr
             data = PuzzleDataset(tmp_path / folder, "train", global_batch_size=1)
             assert data.num_examples == examples
@@ -301,7 +301,7 @@ def test_readme_commands_with_the_hub(tmp_path: Path) -> None:
 @pytest.mark.slow
 def test_no_network_is_one_line(tmp_path: Path) -> None:
     """Without a network the user would get a page of HTTP tracebacks."""
-    env = {"HF_HUB_OFFLINE": "1", "HF_HOME": str(tmp_path / "cache")}
+    env: Any = {"HF_HUB_OFFLINE": "1", "HF_HOME": str(tmp_path / "cache")}
     result = run_script("python dataset/build_sudoku_dataset.py", tmp_path, **env)
     assert_one_line_error(result, "sapientinc/sudoku-extreme", "network", "train.csv and test.csv")
     assert not (tmp_path / "data" / "sudoku-extreme-full").exists()

@@ -5,11 +5,17 @@ Only the mazes come from the project's generator, whose answers its own test che
 
 from __future__ import annotations
 
+import contextlib
+import fcntl
 import json
 import os
+import pty
+import struct
 import subprocess
 import sys
+import termios
 from collections.abc import Sequence
+from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 from typing import Any
 
@@ -109,15 +115,39 @@ def folder_bytes(folder: Path) -> dict[str, bytes]:
     return {str(path.relative_to(folder)): path.read_bytes() for path in sorted(folder.rglob("*")) if path.is_file()}
 
 
-def run_script(command: str, cwd: Path, **env: str) -> subprocess.CompletedProcess[str]:
-    """Run a `python dataset/…` line as a user types it, in a working folder that sees the repository's `dataset/`."""
+def run_script(command: str, cwd: Path, *, terminal: bool = False, **env: str) -> subprocess.CompletedProcess[str]:
+    """Run a `python dataset/…` line as a user types it, in a working folder that sees the repository's `dataset/`.
+
+    With `terminal`, stderr is one.
+    """
     if not (cwd / "dataset").exists():
         (cwd / "dataset").symlink_to(ROOT / "dataset")
     words = command.split()
     assert words[0] == "python"
-    return subprocess.run(
-        [sys.executable, *words[1:]], cwd=cwd, env={**os.environ, **env}, capture_output=True, text=True, timeout=120
-    )
+    arguments, env = [sys.executable, *words[1:]], {**os.environ, **env}
+    if not terminal:
+        return subprocess.run(arguments, cwd=cwd, env=env, capture_output=True, text=True, timeout=120)
+    ours, theirs = pty.openpty()
+    fcntl.ioctl(theirs, termios.TIOCSWINSZ, struct.pack("HHHH", 24, 80, 0, 0))  # rows and columns
+    with ThreadPoolExecutor(1) as pool:
+        shown = pool.submit(_read_terminal, ours)  # meanwhile, because a terminal holds only a few kB
+        try:
+            done = subprocess.run(
+                arguments, cwd=cwd, env=env, stdout=subprocess.PIPE, stderr=theirs, text=True, timeout=120
+            )
+        finally:
+            os.close(theirs)
+    return subprocess.CompletedProcess(done.args, done.returncode, done.stdout, shown.result())
+
+
+def _read_terminal(descriptor: int) -> str:
+    """Read all that the other end of a terminal shows, until it is closed."""
+    parts = []
+    with contextlib.suppress(OSError):  # how Linux reports the end
+        while part := os.read(descriptor, 1 << 16):
+            parts.append(part)
+    os.close(descriptor)
+    return b"".join(parts).decode()
 
 
 def assert_one_line_error(result: subprocess.CompletedProcess[str], *parts: str) -> None:

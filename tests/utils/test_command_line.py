@@ -2,14 +2,20 @@
 
 from __future__ import annotations
 
+import re
 from collections.abc import Callable
+from types import ModuleType
+
+import pytest
 
 import evaluate
+import pretrain
 import utils.arc.__main__ as arc
 from evaluate import EvaluateConfig
 from utils import export
-from utils.command_line import parse
-from utils.config import DEFAULT_PREDICTION_KEYS
+from utils.bench import __main__ as bench
+from utils.command_line import CONFIG, Key, format_help, model_keys, parse, pretrain_keys
+from utils.config import DEFAULT_PREDICTION_KEYS, PretrainConfig, StopWhen
 
 
 def evaluate_config(*arguments: str) -> EvaluateConfig:
@@ -45,7 +51,96 @@ def test_what_is_missing_is_shown_by_the_usage(call_script: Callable[..., tuple[
         (export, "usage: python -m utils.export checkpoint=<step folder, file or hub id> out=<name>.safetensors"),
         (arc, "usage: python -m utils.arc predictions=<folder or pattern>"),
     ):
-        for arguments, start in (([], "error: "), (["--help"], "error: '--help' is not key=value; ")):
+        for arguments, start in (([], "error: "), (["--halp"], "error: '--halp' is not key=value; ")):
             status, _, err = call_script(script, *arguments)
             assert status == 1
             assert err.startswith(start + expected)
+
+
+@pytest.mark.parametrize("flag", ["--help", "-h"])
+@pytest.mark.parametrize("script", [pretrain, evaluate, export, arc, bench], ids=lambda script: script.__name__)
+def test_help_explains_each_key(
+    script: ModuleType, flag: str, call_script: Callable[..., tuple[int, str, str]]
+) -> None:
+    """Who asks for help would get an error, or a list of names without a word of what they mean."""
+    status, out, err = call_script(script, flag)
+    assert (status, err) == (0, "")
+    assert out.startswith("usage: python ")
+    keys = {
+        pretrain: pretrain_keys(),
+        evaluate: model_keys(EvaluateConfig),
+        export: model_keys(export.ExportConfig),
+        arc: model_keys(arc.ArcConfig),
+        bench: model_keys(bench.BenchConfig),
+    }[script]
+    assert len(keys) > 3
+    for name, key in keys.items():
+        assert key.explanation, f"{name} is not explained"
+        shown = "" if key.default is None else f"={key.default}"
+        assert re.search(rf"^  {re.escape(name + shown)}\s+\S", out, re.MULTILINE), name
+
+
+def test_the_keys_of_pretrain_are_all_that_it_takes() -> None:
+    """A key that --help leaves out is one that nobody finds."""
+    keys = pretrain_keys()
+    for name in PretrainConfig.model_fields.keys() - {"arch", "optimizer", "stop_when"}:
+        assert name in keys
+    assert {name for name in keys if name.startswith("stop_when.")} == {f"stop_when.{k}" for k in StopWhen.model_fields}
+    assert keys["lr"].default == "1e-4"
+    assert keys["arch.loss.loss_type"].default == "stablemax_cross_entropy"
+    assert not [name for name in keys if name.startswith(("hydra", "defaults"))]
+
+
+def test_help_knows_the_chosen_configuration_and_architecture() -> None:
+    """Of the demo, the defaults of the 27M-parameter model would be shown."""
+    for arguments in (["--config-name", "cfg_demo"], ["--config-name=cfg_demo"], ["-cn", "cfg_demo", "--help"]):
+        keys = pretrain_keys(arguments)
+        assert (keys["epochs"].default, keys["arch.hidden_size"].default) == ("3", "128")
+        assert keys["epochs"].explanation == pretrain_keys()["epochs"].explanation
+    keys = pretrain_keys(["arch=hrm_demo"])
+    assert (keys["epochs"].default, keys["arch.hidden_size"].default) == ("100000", "128")
+    assert "lr" in pretrain_keys(["arch=nowhere"])
+
+
+@pytest.mark.parametrize("path", sorted(CONFIG.rglob("*.yaml")), ids=lambda path: path.name)
+def test_each_key_of_a_configuration_is_explained_where_it_stands_or_where_it_comes_from(path: object) -> None:
+    name = str(path).removeprefix(f"{CONFIG}/").removesuffix(".yaml")
+    argument = f"arch={name.removeprefix('arch/')}" if name.startswith("arch/") else f"--config-name={name}"
+    assert [key for key, found in pretrain_keys([argument]).items() if not found.explanation] == []
+
+
+def test_help_fits_the_terminal(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("COLUMNS", "60")
+    text = format_help("usage: x", {"a": Key("1", "word " * 40), "b" * 40: Key(None, "word")})
+    first, blank, *lines = text.splitlines()
+    assert (first, blank) == ("usage: x", "")
+    assert max(map(len, lines)) <= 60
+    assert lines[0].startswith("  a=1  ")
+    assert [line.strip() for line in lines[-2:]] == ["b" * 40, "word (required)"]
+
+
+@pytest.mark.parametrize(
+    ("argument", "near"),
+    [
+        *(("hidden_size=256", "arch.hidden_size"), ("global_batchsize=8", "global_batch_size")),
+        *(("++hiden_size=256", "arch.hidden_size"), ("stop_when.metrik=x", "stop_when.metric")),
+        *(("loss_type=x", "arch.loss.loss_type"), ("learning_rate=1", None), ("xyzzy=1", None)),
+    ],
+)
+def test_an_unknown_key_of_pretrain_suggests_the_near_one(
+    argument: str, near: str | None, call_script: Callable[..., tuple[int, str, str]]
+) -> None:
+    status, _, err = call_script(pretrain, argument)
+    assert status == 1
+    assert err.startswith(f"error: unknown key {argument.strip('+').partition('=')[0]!r} in the co")
+    assert ("did you mean" in err) == (near is not None)
+    assert near is None or f"; did you mean {near}?" in err
+    assert err.count("\n") == 1
+
+
+def test_an_unknown_key_of_a_program_suggests_the_near_one(call_script: Callable[..., tuple[int, str, str]]) -> None:
+    status, _, err = call_script(evaluate, "checkpoint=x", "batch_size=8")
+    assert status == 1
+    assert "unknown key 'batch_size' in the command line; did you mean global_batch_size?" in err
+    status, _, err = call_script(evaluate, "checkpoint=x", "xyzzy=8")
+    assert "unknown key 'xyzzy' in the command line; remove it or check its spelling" in err

@@ -12,7 +12,7 @@ import pytest
 import wandb
 
 from common.errors import Interrupted
-from tests.helpers.configs import pretrain_config
+from tests.helpers.configs import pretrain_config, sizes
 from utils.config import with_names
 from utils.tracking import Tracker
 from utils.train.history import History
@@ -126,7 +126,7 @@ def test_a_resumed_run_goes_on_as_the_same_and_repeats_nothing(
     with Tracker(with_names(pretrain_config()), "abc123", history) as tracker:
         for step in (6, 7, 8):
             tracker.log({"train/lr": step / 10}, step)
-        tracker.log_examples([{name: np.ones(16, np.int32) for name in ("inputs", "labels", "preds")}], 6, 7)
+        tracker.log_examples([{name: np.ones(16, np.int32) for name in ("inputs", "labels", "preds")}], sizes(), 7)
     assert (wandb_init[0]["id"], wandb_init[0]["resume"], tracker.run_id) == ("abc123", "allow", "abc123")
     assert run_of(tracker).rows == [(8, {"train/lr": 0.8})]
     assert [row["step"] for row in logged(history)] == [6, 7, 8]  # this file was cut at the checkpoint
@@ -156,7 +156,7 @@ def test_a_run_taken_up_far_back_says_what_wandb_keeps(
 @pytest.mark.usefixtures("wandb_init")
 def test_no_examples_log_no_picture(history: History) -> None:
     tracker = Tracker(with_names(pretrain_config()), None, history)
-    tracker.log_examples([], 6, 1)
+    tracker.log_examples([], sizes(), 1)
     assert not run_of(tracker).rows
 
 
@@ -168,6 +168,6 @@ def test_disabled_leaves_nothing_behind(monkeypatch: pytest.MonkeyPatch, tmp_pat
     (tmp_path / "run").mkdir()
     with History(tmp_path / "run") as history, Tracker(with_names(pretrain_config()), None, history) as tracker:
         tracker.log({"train/lr": 0.1}, 1)
-        tracker.log_examples([sample], 6, 1)
+        tracker.log_examples([sample], sizes(), 1)
         tracker.log_code(tmp_path / "run")
     assert [path.name for path in tmp_path.iterdir()] == ["run"]

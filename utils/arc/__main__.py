@@ -24,25 +24,24 @@ from utils.command_line import parse
 
 
 class ArcConfig(BaseModel):
-    """The keys of `python -m utils.arc`.
-
-    Attributes:
-        predictions: folders, or patterns such as `run/step_1000_all_preds.*`.
-        data_path: the data set; null, the one that the run was trained on.
-        submission: a file to write; null, none.
-        table: a file to write; null, none.
-        test_puzzles: the tasks, a file like test_puzzles.json or a folder of raw ones; null, those of the data set.
-    """
+    """The keys of `python -m utils.arc`."""
 
     model_config = ConfigDict(extra="forbid", coerce_numbers_to_str=True)
 
     predictions: Annotated[
-        list[str], BeforeValidator(lambda value: value if isinstance(value, list) else [value]), Field(min_length=1)
+        list[str],
+        BeforeValidator(lambda value: value if isinstance(value, list) else [value]),
+        Field(min_length=1, description="folders, or patterns such as run/step_1000_all_preds.*; [a,b] for several"),
     ]
-    data_path: str | None = None
-    submission: str | None = None
-    table: str | None = None
-    test_puzzles: str | None = None
+    data_path: str | None = Field(default=None, description="the data set; null: the one that the run was trained on")
+    submission: str | None = Field(
+        default=None, description="a file for the ARC Prize's submission with two attempts; null: none"
+    )
+    table: str | None = Field(default=None, description="a CSV file for a table of all tasks; null: none")
+    test_puzzles: str | None = Field(
+        default=None,
+        description="the tasks, a file like test_puzzles.json or a folder of raw ones; null: those of the data set",
+    )
 
 
 @errors.one_line

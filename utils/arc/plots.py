@@ -9,9 +9,8 @@ from matplotlib.colors import ListedColormap
 from matplotlib.figure import Figure
 
 from utils.arc.scoring import TaskScore
+from utils.evaluation.puzzle_kinds import ARC_COLOURS
 
-# Colours 0 to 9 as on arcprize.org
-PALETTE = ("#000000", "#0074D9", "#FF4136", "#2ECC40", "#FFDC00", "#AAAAAA", "#F012BE", "#FF851B", "#7FDBFF", "#870C25")
 _CELL_LINES = "#555555"
 _PANEL_INCHES = 2.4
 
@@ -23,7 +22,7 @@ def draw_grid(axes: Axes, grid: np.ndarray, title: str) -> None:
     if not grid.size:
         return
     rows, cols = grid.shape
-    axes.pcolormesh(grid, cmap=ListedColormap(PALETTE), vmin=0, vmax=9, edgecolors=_CELL_LINES, linewidth=0.4)
+    axes.pcolormesh(grid, cmap=ListedColormap(ARC_COLOURS), vmin=0, vmax=9, edgecolors=_CELL_LINES, linewidth=0.4)
     axes.set_xlim(0, cols)
     axes.set_ylim(rows, 0)  # row 0 on top
     axes.set_aspect("equal")

@@ -4,7 +4,7 @@
 
 The bound is the time that the matmuls of a step would take alone, at the rate at which this machine does matmuls of
 these shapes. Every time is the least of several alternating rounds. On a CPU that others use as well, wall time is not
-reliable; so the ratio is given in processor time too. Prints a table and one line of JSON.
+reliable; so the ratio is given in processor time too. Prints a table; `out=` gets the numbers as JSON.
 """
 
 from __future__ import annotations
@@ -17,7 +17,7 @@ import sys
 from pathlib import Path
 from typing import Any
 
-from pydantic import BaseModel, ConfigDict
+from pydantic import BaseModel, ConfigDict, Field
 
 from common.errors import UserError, one_line
 from utils.bench import measure
@@ -30,21 +30,14 @@ _GIGA = 1e9
 
 
 class BenchConfig(BaseModel):
-    """The keys of `python -m utils.bench`.
-
-    Attributes:
-        arch: a file of config/arch.
-        quick: Sudoku only, and only two rounds.
-        out: a file for the line of JSON.
-        against: such a file, to compare with.
-    """
+    """The keys of `python -m utils.bench`."""
 
     model_config = ConfigDict(extra="forbid", coerce_numbers_to_str=True)
 
-    arch: str = DEFAULT_ARCH
-    quick: bool = False
-    out: str | None = None
-    against: str | None = None
+    arch: str = Field(default=DEFAULT_ARCH, description="a file of config/arch")
+    quick: bool = Field(default=False, description="Sudoku only, and every time measured twice")
+    out: str | None = Field(default=None, description="a file for what was measured, as JSON; null: none")
+    against: str | None = Field(default=None, description="such a file of an earlier run to compare with; null: none")
 
 
 @one_line
@@ -65,11 +58,9 @@ def main() -> None:
     print(report(record))
     if earlier is not None:
         print(compare(record, earlier))
-    line = json.dumps(record)
-    print(line)
     if config.out is not None:
         try:
-            Path(config.out).write_text(line + "\n")
+            Path(config.out).write_text(json.dumps(record) + "\n")
         except OSError as error:
             raise UserError(f"out={config.out} can't be written: {error.strerror}") from error
 

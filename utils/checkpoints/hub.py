@@ -12,7 +12,7 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from common.errors import UserError, shown
-from common.hub import HUB_ID, explain_hub_error
+from common.hub import HUB_ID, explain_hub_error, quiet_hub
 from utils.config import CONFIG_FILE
 
 DEFAULT_REVISION = "main"
@@ -72,7 +72,8 @@ def fetch_checkpoint(hub_id: str) -> HubCheckpoint:
     from huggingface_hub import HfApi, constants, hf_hub_download  # slow to import, and not needed for local files
 
     try:
-        listing = HfApi().model_info(repo, revision=revision, timeout=constants.HF_HUB_ETAG_TIMEOUT)
+        with quiet_hub():
+            listing = HfApi().model_info(repo, revision=revision, timeout=constants.HF_HUB_ETAG_TIMEOUT)
     except Exception as error:  # its error classes differ between versions and HTTP libraries
         failure = explain_hub_error(error)
         cached = _find_in_cache(repo, revision) if failure.unreachable else None
@@ -92,8 +93,9 @@ def fetch_checkpoint(hub_id: str) -> HubCheckpoint:
         )
     try:
         # By the revision's name first: the cache then records its commit, and works without a network.
-        config = Path(hf_hub_download(repo, CONFIG_FILE, revision=revision))
-        return HubCheckpoint(Path(hf_hub_download(repo, weights, revision=config.parent.name)), config)
+        with quiet_hub():
+            config = Path(hf_hub_download(repo, CONFIG_FILE, revision=revision))
+            return HubCheckpoint(Path(hf_hub_download(repo, weights, revision=config.parent.name)), config)
     except Exception as error:
         failure = explain_hub_error(error)
         raise UserError(f"{hub_id}: {failure.reason}; {failure.remedy}") from error

@@ -13,7 +13,7 @@ from pathlib import Path
 import mlx.core as mx
 from mlx.utils import tree_flatten
 
-from common.errors import UserError
+from common.errors import UserError, shown
 from common.files import expand_user
 from models.losses import ACTLossHead
 from models.sparse_embedding import SparseEmbedding
@@ -29,6 +29,7 @@ from utils.checkpoints.safetensors_file import read_metadata, read_safetensors
 from utils.checkpoints.stored_tensors import StoredTensor
 from utils.checkpoints.torch_file import read_torch_file
 from utils.config import CONFIG_FILE
+from utils.plain_yaml import read_yaml
 from utils.ranks.ranks import Ranks
 
 COMPILED_PREFIX = "_orig_mod."  # torch.compile puts it before every name
@@ -87,7 +88,10 @@ def find_weights(checkpoint: str) -> WeightsSource:
     if path.is_file():
         return _step_folder(path.parent) if (path.parent / RECORD_FILE).is_file() else _file(path)
     if is_hub_id(checkpoint) and not _TORCH_STEP.fullmatch(path.name):  # `run/step_5` is a mistyped path
-        found = fetch_checkpoint(checkpoint)
+        try:
+            found = fetch_checkpoint(checkpoint)
+        except UserError as error:
+            raise UserError(f"checkpoint {checkpoint}: no such folder or file here; {error}") from error
         repository = checkpoint.partition("@")[0]
         folder = found.weights.parent  # a step folder, if the repository is a copy of a run's folder
         step = (_step_in_name(folder) if found.weights.name == WEIGHTS_FILE else 0) or _step_of_file(found.weights)
@@ -149,7 +153,9 @@ def _file(path: Path) -> WeightsSource:
     return WeightsSource(str(path), path, path.parent, path.parent, _step_of_file(path))
 
 
-def load_weights(head: ACTLossHead, tensors: Mapping[str, StoredTensor], origin: str) -> None:
+def load_weights(
+    head: ACTLossHead, tensors: Mapping[str, StoredTensor], origin: str, config_folder: Path | None = None
+) -> None:
     """Read tensors into a model, which keeps its own dtypes.
 
     Initial weights that have not been evaluated yet are never computed, so that a table of 2 GB doesn't exist twice.
@@ -158,6 +164,7 @@ def load_weights(head: ACTLossHead, tensors: Mapping[str, StoredTensor], origin:
         head: the model.
         tensors: one for each of its parameters and buffers, by name.
         origin: where they are from, for the messages.
+        config_folder: of the `all_config.yaml` that names the data set of their training, for the messages.
 
     Raises:
         UserError: if names or shapes are not those of `head`; then nothing is read.
@@ -179,17 +186,26 @@ def load_weights(head: ACTLossHead, tensors: Mapping[str, StoredTensor], origin:
             raise UserError(
                 f"{origin} has embeddings of {found[0]:,} puzzles, but the data set has {needed[0]:,} identifiers; "
                 "identifiers belong to the build of the data set that the model was trained on, give that one as "
-                "data_path"
+                f"data_path{_trained_on(config_folder, ': ')}"
             )
         raise UserError(
             f"{origin}: {name} has shape {tuple(found)}, the model needs {tuple(needed)}; compare the arch keys in "
-            "all_config.yaml and the sizes in the data set's dataset.json"
+            "all_config.yaml, and the sizes in the data set's dataset.json with those of the data set that it was "
+            f"trained on{_trained_on(config_folder, ', ')}"
         )
     for name, tensor in tensors.items():
         array = tensor.read()
         head.load_weights([(name, array.astype(own.pop(name).dtype))], strict=False)
         del array
     mx.eval(head.parameters())
+
+
+def _trained_on(config_folder: Path | None, before: str) -> str:
+    """Return the `data_path` of the training behind `before`; nothing if no configuration names it."""
+    if config_folder is None or not (config_folder / CONFIG_FILE).is_file():
+        return ""
+    data_path = read_yaml(config_folder / CONFIG_FILE).get("data_path")
+    return "" if data_path is None else f"{before}{shown(data_path)}"
 
 
 def share_weights(head: ACTLossHead, ranks: Ranks) -> None:
@@ -203,5 +219,5 @@ def start_from(checkpoint: str, head: ACTLossHead, ranks: Ranks) -> None:
     """Load the weights that `checkpoint` names into a model, on all ranks. Only rank 0 reads them."""
     if ranks.first:
         source = find_weights(checkpoint)
-        load_weights(head, source.tensors(), source.name)
+        load_weights(head, source.tensors(), source.name, source.config_folder)
     share_weights(head, ranks)

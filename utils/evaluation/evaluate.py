@@ -12,9 +12,9 @@ from typing import Any, Literal
 
 import mlx.core as mx
 import numpy as np
-from tqdm import tqdm
 
 from common.errors import Interrupted
+from common.progress import progress_bar
 from dataset.prefetch import prefetch
 from dataset.puzzle_dataset import Batch, PuzzleDataset
 from models.act import Carry, Outputs
@@ -226,9 +226,7 @@ def _evaluate_share(
     to_evaluate = dataset.num_examples if max_examples is None else min(max_examples, dataset.num_examples)
     with (
         prefetch(dataset.eval_batches(max_examples=max_examples)) as batches,
-        tqdm(
-            total=to_evaluate, disable=not ranks.first, desc="evaluate", unit="ex", dynamic_ncols=True, leave=False
-        ) as bar,
+        progress_bar(total=to_evaluate, disable=not ranks.first, desc="evaluate", unit="ex", leave=False) as bar,
     ):
         for number, (batch, metrics, outputs) in enumerate(evaluator.results(batches, writer, stepped)):
             if writer is not None:

@@ -1,115 +1,229 @@
-"""Puzzles as text for a terminal and as pictures for W&B. Square puzzles are shown as grids.
-
-A vocabulary of side + 2 tokens on a square grid (padding, blank and the digits) is shown as Sudoku, with digits. Other
-puzzles show their tokens.
-"""
+"""Puzzles as text for a terminal and as pictures for W&B: the puzzle, the model's answer and the truth."""
 
 from __future__ import annotations
 
-import math
+import functools
+from dataclasses import dataclass
 
 import numpy as np
-from PIL import Image, ImageDraw, ImageFont
+from PIL import Image, ImageColor, ImageDraw, ImageFont
 
 from common import IGNORE_LABEL_ID
+from dataset.mazes import GOAL, START
+from dataset.metadata import PuzzleDatasetMetadata
+from dataset.sudoku import BLANK_TOKEN
+from utils.evaluation import puzzle_kinds as kinds
+from utils.evaluation.puzzle_kinds import Board, Kind, boards_of, box_of, kind_of, symbol
 
-_CELL, _MARGIN = 28, 8  # pixels
-_PAPER, _INK, _LINE, _WRONG, _ANSWER = "#ffffff", "#1a1a1a", "#b8b8b8", "#d62728", "#1f6fb4"
-_COLOURS = (
-    "#000000",
-    "#3b3b3b",
-    "#f4f4f4",
-    "#2ca02c",
-    "#d62728",
-    "#1f77b4",
-    "#ffdd57",
-    "#999999",
-    "#e377c2",
-    "#ff7f0e",
-)
+_GAP = "   "  # between boards in text
+_BLOCK = 2  # columns of a terminal that make a square cell
+
+# A picture's sizes in pixels
+MARGIN, HEADING, NARROWEST_BOARD = 8, 20, 76
+_LARGEST_CELL, _TALLEST_BOARD = 28, 480
 
 
-def _grid_shape(length: int) -> tuple[int, int]:
-    side = math.isqrt(length)
-    return (side, side) if side * side == length else (1, length)
+# ------------------------------------------------------------------------------------------------ text
 
 
-def is_sudoku(length: int, vocab_size: int) -> bool:
-    """Return whether puzzles of this length and vocabulary are Sudoku grids of any size."""
-    rows, columns = _grid_shape(length)
-    return rows == columns > 1 and vocab_size == rows + 2
+@dataclass(frozen=True)
+class _Panel:
+    """A board as text.
+
+    Attributes:
+        title: what stands above it.
+        lines: its rows.
+        line_width: columns of the terminal that each of them takes, without escape sequences.
+    """
+
+    title: str
+    lines: list[str]
+    line_width: int
+
+    @property
+    def width(self) -> int:
+        return max(len(self.title), self.line_width)
 
 
-def _symbol(token: int, sudoku: bool) -> str:
-    if token == IGNORE_LABEL_ID:
-        return "-"
-    if sudoku:
-        return "." if token <= 1 else str(token - 1)
-    return str(token)
+def format_puzzle(
+    sample: dict[str, np.ndarray], metadata: PuzzleDatasetMetadata, *, width: int = 80, coloured: bool = False
+) -> str:
+    """Format puzzle, answer of the model and truth, side by side as long as they fit, else below one another.
 
-
-def format_puzzle(sample: dict[str, np.ndarray], vocab_size: int) -> str:
-    """Format puzzle, answer of the model and truth side by side; wrong cells of the answer are marked with `*`.
+    Wrong cells of the answer are marked: numbers with `*`; cells of mazes and ARC grids with a colour or cross, and
+    without colours in a board of their own.
 
     Args:
         sample: integer arrays `inputs`, `labels` and `preds`, each `[s]`.
-        vocab_size: number of tokens.
+        metadata: of their split.
+        width: columns of the terminal.
+        coloured: whether the terminal shows colours.
 
     Returns:
-        Lines of text: the titles, then one for each row of the grid.
+        Lines of text: the titles with the number of wrong cells, then the rows of the boards.
     """
-    rows, columns = _grid_shape(len(sample["inputs"]))
-    sudoku = is_sudoku(rows * columns, vocab_size)
-    wrong = (sample["labels"] != IGNORE_LABEL_ID) & (sample["preds"] != sample["labels"])
+    kind = kind_of(metadata)
+    boards = boards_of(sample, metadata)
+    panels = [_panel(board, kind, coloured) for board in boards]
+    num_wrong = int(((sample["labels"] != IGNORE_LABEL_ID) & (sample["preds"] != sample["labels"])).sum())
+    wrong = boards[1].wrong
+    if num_wrong and wrong is not None and kind in ("maze", "arc") and not coloured:
+        marks = ["".join("x" if cell else "." for cell in row) for row in wrong]
+        panels.append(_Panel("wrong", marks, len(marks[0])))
+    verdict = f"{num_wrong} wrong cell{'s' if num_wrong > 1 else ''}" if num_wrong else "right"
+    panels.append(_Panel(verdict, [], 0))
 
-    def grid(name: str, marks: np.ndarray | None = None) -> list[str]:
-        symbols = [_symbol(int(token), sudoku) for token in sample[name]]
-        width = max(map(len, symbols))
-        cells = [symbol.rjust(width) for symbol in symbols]
-        if marks is not None:
-            cells = [cell + ("*" if mark else " ") for cell, mark in zip(cells, marks, strict=True)]
-        return [" ".join(cells[row * columns : (row + 1) * columns]) for row in range(rows)]
-
-    panels = [("puzzle", grid("inputs")), ("answer", grid("preds", wrong)), ("truth", grid("labels"))]
-    widths = [max(len(title), len(lines[0])) for title, lines in panels]
-    verdict = "right" if not wrong.any() else f"{wrong.sum()} wrong cell{'s' if wrong.sum() > 1 else ''}"
-    lines = ["   ".join(title.ljust(width) for (title, _), width in zip(panels, widths, strict=True)) + f"   {verdict}"]
-    for row in range(rows):
-        lines.append("   ".join(grid[row].ljust(width) for (_, grid), width in zip(panels, widths, strict=True)))
-    return "\n".join(line.rstrip() for line in lines)
+    rows: list[list[_Panel]] = [[]]
+    for panel in panels:
+        used = sum(earlier.width + len(_GAP) for earlier in rows[-1])
+        if rows[-1] and used + panel.width > width:
+            rows.append([])
+        rows[-1].append(panel)
+    return "\n".join(line for row in rows for line in _side_by_side(row))
 
 
-def draw_puzzle(sample: dict[str, np.ndarray], vocab_size: int) -> Image.Image:
-    """Draw puzzle, prediction and truth side by side. Digits that the puzzle lacks are blue, wrong ones red.
+def _side_by_side(panels: list[_Panel]) -> list[str]:
+    lines = [_GAP.join(panel.title.ljust(panel.width) for panel in panels)]
+    for i in range(max(len(panel.lines) for panel in panels)):
+        parts = []
+        for panel in panels:
+            if i < len(panel.lines):
+                parts.append(panel.lines[i] + " " * (panel.width - panel.line_width))
+            else:
+                parts.append(" " * panel.width)
+        lines.append(_GAP.join(parts))
+    return [line.rstrip() for line in lines]
+
+
+def _panel(board: Board, kind: Kind, coloured: bool) -> _Panel:
+    wrong = np.zeros_like(board.given) if board.wrong is None else board.wrong
+    if kind in ("sudoku", "tokens"):
+        symbols = [[symbol(kind, token) for token in row] for row in board.tokens.tolist()]
+        longest = max(len(text) for row in symbols for text in row)
+        right = "" if board.wrong is None else " "
+        lines = [
+            " ".join(
+                text.rjust(longest) + ("*" if is_wrong else right) for text, is_wrong in zip(row, marks, strict=True)
+            )
+            for row, marks in zip(symbols, wrong, strict=True)
+        ]
+        return _Panel(board.title, lines, len(lines[0]))
+    show = _coloured_cell if coloured else lambda kind, token, _: symbol(kind, token)
+    lines = [
+        "".join(show(kind, token, is_wrong) for token, is_wrong in zip(row, marks, strict=True))
+        for row, marks in zip(board.tokens.tolist(), wrong.tolist(), strict=True)
+    ]
+    return _Panel(board.title, lines, board.tokens.shape[1] * (_BLOCK if coloured and kind == "arc" else 1))
+
+
+def _coloured_cell(kind: Kind, token: int, wrong: bool) -> str:
+    """Return a cell of an ARC grid as a block in its colour, with a cross if it is wrong; of a maze, red if so."""
+    if kind == "arc":
+        paper = kinds.colour(kind, token) or kinds.PAPER
+        dark = sum(ImageColor.getrgb(paper)[:3]) < 3 * 128
+        return _painted("><" if wrong else " " * _BLOCK, kinds.PAPER if dark else kinds.INK, paper)
+    return _painted(symbol(kind, token), kinds.PAPER, kinds.WRONG) if wrong else symbol(kind, token)
+
+
+def _painted(text: str, ink: str, paper: str) -> str:
+    return f"\x1b[38;5;{_terminal_colour(ink)};48;5;{_terminal_colour(paper)}m{text}\x1b[0m"
+
+
+def _terminal_colour(colour: str) -> int:
+    """Return the nearest of the 6×6×6 colours that all terminals have: macOS' shows no others."""
+    levels = np.array([0, 95, 135, 175, 215, 255])
+    red, green, blue = (int(np.abs(levels - part).argmin()) for part in ImageColor.getrgb(colour)[:3])
+    return 16 + 36 * red + 6 * green + blue
+
+
+# ------------------------------------------------------------------------------------------------ pictures
+
+
+def draw_puzzle(sample: dict[str, np.ndarray], metadata: PuzzleDatasetMetadata) -> Image.Image:
+    """Draw puzzle, answer of the model and truth side by side, with headings and the boxes of a Sudoku.
+
+    Digits that the puzzle lacks are blue, wrong ones red; a cross marks wrong cells of mazes and ARC grids.
 
     Args:
         sample: integer arrays `inputs`, `labels` and `preds`, each `[s]`.
-        vocab_size: number of tokens.
+        metadata: of their split.
 
     Returns:
         An RGB picture.
     """
-    rows, columns = _grid_shape(len(sample["inputs"]))
-    sudoku = is_sudoku(rows * columns, vocab_size)
-    cell = _CELL if sudoku else max(4, _CELL // 3)
-    width, height = columns * cell, rows * cell
-    image = Image.new("RGB", (3 * width + 4 * _MARGIN, height + 2 * _MARGIN), _PAPER)
-    draw = ImageDraw.Draw(image)
-    font = ImageFont.load_default(size=cell * 0.6)
-
-    for panel, name in enumerate(("inputs", "preds", "labels")):
-        left = _MARGIN + panel * (width + _MARGIN)
-        for index, token in enumerate(sample[name]):
-            x, y = left + index % columns * cell, _MARGIN + index // columns * cell
-            box = (x, y, x + cell, y + cell)
-            label = sample["labels"][index]
-            wrong = name == "preds" and label not in (IGNORE_LABEL_ID, token)
-            if sudoku:
-                given = sample["inputs"][index] == token
-                draw.rectangle(box, outline=_WRONG if wrong and token <= 1 else _LINE)  # no digit to print in red
-                if token > 1:
-                    ink = _WRONG if wrong else _INK if given else _ANSWER
-                    draw.text((x + cell / 2, y + cell / 2), str(token - 1), fill=ink, font=font, anchor="mm")
-            else:
-                draw.rectangle(box, fill=_COLOURS[int(token) % len(_COLOURS)], outline=_WRONG if wrong else None)
+    kind = kind_of(metadata)
+    boards = boards_of(sample, metadata)
+    cell = cell_size(boards)
+    widths = [max(NARROWEST_BOARD, board.tokens.shape[1] * cell) for board in boards]
+    tallest = max(board.tokens.shape[0] for board in boards) * cell
+    size = sum(widths) + (len(boards) + 1) * MARGIN, MARGIN + HEADING + tallest + MARGIN
+    draw = ImageDraw.Draw(image := Image.new("RGB", size, kinds.PAPER))
+    left = MARGIN
+    for board, width in zip(boards, widths, strict=True):
+        draw.text((left, MARGIN + HEADING / 2), board.title, fill=kinds.MUTED, font=_font(13.0), anchor="lm")
+        _draw_board(draw, board, kind, box_of(metadata) if kind == "sudoku" else None, left, MARGIN + HEADING, cell)
+        left += width + MARGIN
     return image
+
+
+def cell_size(boards: list[Board]) -> int:
+    """Return the pixels of a cell, the same in all boards of a picture."""
+    return min(_LARGEST_CELL, max(1, _TALLEST_BOARD // max(max(board.tokens.shape) for board in boards)))
+
+
+def _draw_board(
+    draw: ImageDraw.ImageDraw, board: Board, kind: Kind, box: tuple[int, int] | None, left: int, top: int, cell: int
+) -> None:
+    rows, cols = board.tokens.shape
+    for (row, col), token in np.ndenumerate(board.tokens):
+        wrong = board.wrong is not None and bool(board.wrong[row, col])
+        given = bool(board.given[row, col])
+        _draw_cell(draw, kind, int(token), given, wrong, left + col * cell, top + row * cell, cell)
+    right, bottom = left + cols * cell, top + rows * cell
+
+    def lines(every_row: int, every_col: int, ink: str, thick: int) -> None:
+        for y in range(top, bottom + 1, every_row * cell):
+            draw.line((left, y, right, y), ink, thick)
+        for x in range(left, right + 1, every_col * cell):
+            draw.line((x, top, x, bottom), ink, thick)
+
+    if kind == "maze":
+        return
+    lines(1, 1, kinds.LINE, 1)
+    if box is not None:
+        lines(*box, kinds.INK, 2)
+
+
+def _draw_cell(
+    draw: ImageDraw.ImageDraw, kind: Kind, token: int, given: bool, wrong: bool, x: int, y: int, cell: int
+) -> None:
+    area = (x, y, x + cell, y + cell)
+    colour = kinds.colour(kind, token)
+    if colour is not None:
+        draw.rectangle(area, fill=colour)
+        if kind == "maze" and token in (START + 1, GOAL + 1):
+            _draw_text(draw, symbol(kind, token), kinds.PAPER, x, y, cell)
+        if wrong:
+            near, far = round(cell * 0.3), round(cell * 0.7)
+            for ink, thick in ((kinds.INK, 4), (kinds.PAPER, 2)):  # stands out from any colour
+                draw.line((x + near, y + near, x + far, y + far), ink, thick)
+                draw.line((x + near, y + far, x + far, y + near), ink, thick)
+        return
+    if wrong or given:
+        draw.rectangle(area, fill=kinds.WRONG_PAPER if wrong else kinds.CLUE_PAPER)
+    ink = kinds.WRONG if wrong else kinds.INK if given or kind != "sudoku" else kinds.FILLED
+    if kind == "sudoku" and token == BLANK_TOKEN:
+        if wrong:
+            draw.ellipse((x + cell * 0.4, y + cell * 0.4, x + cell * 0.6, y + cell * 0.6), fill=ink)
+    else:
+        _draw_text(draw, symbol(kind, token), ink, x, y, cell)
+
+
+def _draw_text(draw: ImageDraw.ImageDraw, text: str, ink: str, x: int, y: int, cell: int) -> None:
+    size = cell * (0.6 if len(text) <= 2 else 1.2 / len(text))
+    draw.text((x + cell / 2, y + cell / 2), text, fill=ink, font=_font(max(1.0, size)), anchor="mm")
+
+
+@functools.cache
+def _font(size: float) -> ImageFont.FreeTypeFont | ImageFont.ImageFont:
+    return ImageFont.load_default(size=size)

@@ -14,8 +14,9 @@ from matplotlib.backends.backend_agg import FigureCanvasAgg
 from matplotlib.figure import Figure
 
 from tests.helpers.arc_data import RIGHT, WRONG, ArcFiles, Row, augmented, plain, task
-from utils.arc.plots import PALETTE, draw_attempts, draw_demonstrations, draw_grid
+from utils.arc.plots import draw_attempts, draw_demonstrations, draw_grid
 from utils.arc.scoring import TaskScore, score_predictions
+from utils.evaluation.puzzle_kinds import ARC_COLOURS
 
 INPUT, OTHER_INPUT = [[1, 0]], [[2, 0, 7]]
 
@@ -51,8 +52,8 @@ def test_a_grid_is_drawn_cell_by_cell_in_the_palette() -> None:
     draw_grid(axes, grid, "")
     canvas.draw()
     pixels = np.asarray(canvas.buffer_rgba())[..., :3]  # 40 x 100, 20 a cell
-    shown = ["#" + pixels[20 * row + 10, 20 * col + 10].tobytes().hex().upper() for row in range(2) for col in range(5)]
-    assert shown == list(PALETTE)
+    shown = ["#" + pixels[20 * row + 10, 20 * col + 10].tobytes().hex() for row in range(2) for col in range(5)]
+    assert shown == list(ARC_COLOURS)
 
 
 def test_attempts_stand_beside_input_and_answer(score: TaskScore) -> None:

@@ -33,7 +33,7 @@ def test_prints_a_table_and_json_that_a_later_run_compares_with(
     status, printed, err = call_script(bench, "arch=hrm_demo", "quick=true", f"out={out}")
     assert status == 0, err
     record = json.loads(out.read_text())
-    assert json.loads(printed.splitlines()[-1]) == record
+    assert "{" not in printed, "the JSON is for out= alone"
     assert record["arch"] == "hrm_demo"
     shape = record["shapes"]["sudoku"]
     for kind in STEPS:

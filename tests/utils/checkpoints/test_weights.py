@@ -14,6 +14,8 @@ from common.errors import UserError
 from models.losses import ACTLossHead
 from tests.helpers.checkpoints import write_step
 from tests.helpers.configs import pretrain_config, sizes, train_state
+from utils.checkpoints import weights
+from utils.checkpoints.hub import is_hub_id
 from utils.checkpoints.safetensors_file import write_safetensors
 from utils.checkpoints.stored_tensors import host_tensor
 from utils.checkpoints.weights import find_weights, load_weights
@@ -33,7 +35,7 @@ def save(head: ACTLossHead, folder: Path) -> Path:
 
 def load(head: ACTLossHead, folder: Path) -> None:
     source = find_weights(str(folder))
-    load_weights(head, source.tensors(), source.name)
+    load_weights(head, source.tensors(), source.name, source.config_folder)
 
 
 @pytest.mark.parametrize("forward_dtype", ["float32", "bfloat16", "float16"])
@@ -123,3 +125,32 @@ def test_a_damaged_file_is_a_user_s_error(tmp_path: Path, content: bytes) -> Non
     (tmp_path / "step_1" / "model.safetensors").write_bytes(content)
     with pytest.raises(UserError, match=r"model\.safetensors is not a whole safetensors file"):
         load(train_state().head, tmp_path / "step_1")
+
+
+def test_a_model_on_the_wrong_data_tells_what_it_was_trained_on(tmp_path: Path) -> None:
+    """Shapes alone don't tell a user which of the data sets in data/ to name."""
+    folder = save(train_state(pretrain_config(), sizes()).head, tmp_path / "step_1")
+    (tmp_path / "all_config.yaml").write_text("data_path: data/sudoku-4x4\n")
+    for other, part in (
+        (sizes(vocab_size=11), "with those of the data set that it was trained on, 'data/sudoku-4x4'"),
+        (sizes(num_puzzle_identifiers=7), "give that one as data_path: 'data/sudoku-4x4'"),
+    ):
+        with pytest.raises(UserError, match=re.escape(part)):
+            load(train_state(pretrain_config(), other).head, folder)
+    (tmp_path / "all_config.yaml").unlink()
+    with pytest.raises(UserError, match=r"that it was trained on$"):
+        load(train_state(pretrain_config(), sizes(vocab_size=11)).head, folder)
+
+
+def test_a_path_that_is_not_there_is_told_before_the_hub(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Who mistypes the folder of a run would read about HTTP and tokens."""
+
+    def refuse(hub_id: str) -> None:
+        raise UserError(f"{hub_id} as a model on the hub: nothing of that name")
+
+    monkeypatch.setattr(weights, "fetch_checkpoint", refuse)
+    assert is_hub_id("checkpoints/demoo")
+    with pytest.raises(UserError) as caught:
+        find_weights("checkpoints/demoo")
+    expected = "checkpoint checkpoints/demoo: no such folder or file here; checkpoints/demoo as a model on the hub: "
+    assert str(caught.value).startswith(expected)

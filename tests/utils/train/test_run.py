@@ -12,7 +12,7 @@ from utils.checkpoints.record import Progress
 from utils.train.run import planned_end, reason_to_end
 
 # 12 epochs of 10 puzzles in batches of 4: 30 steps of the schedule; an iteration of 3 epochs has 7 batches, not 7.5
-LENGTH = {"epochs": 12, "eval_interval": 3}
+LENGTH: dict[str, Any] = {"epochs": 12, "eval_interval": 3}
 
 
 def batches(epochs: int) -> int:
