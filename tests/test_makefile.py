@@ -226,7 +226,8 @@ def test_demo_runs_the_documented_commands(checkout: Checkout) -> None:
     ]
     assert checkout.make("demo").returncode == 0
     by_hand = (ROOT / "docs/running.md").read_text().partition("```bash\n")[2].partition("```")[0].splitlines()
-    assert checkout.log[5] == by_hand[0].removeprefix("python ")  # one seed, so one accuracy
+    # one seed, so one accuracy
+    assert checkout.log[5] == by_hand[0].removeprefix("python ") + " --overwrite"
     assert checkout.log[6].startswith("pretrain.py --config-name cfg_demo seed=0 ")
     assert "pretrain.py --config-name cfg_demo " in by_hand[1]
     assert "seed=" not in by_hand[1]

@@ -2,9 +2,9 @@
 
 The rules are the published ones. Candidates of a test input rank by (votes, mean halting probability), highest first;
 pass@K is the share of tasks for which one of the first K is the answer, for all test inputs. Tasks without answers are
-left out. Left open by those rules: of candidates equal in both, the one that the lowest puzzle identifier voted for comes
-first (the task itself before its augmentations, as in the order of the data set), then the one with fewer rows, then
-columns, then lower colours. Equal test inputs of a task share their predictions. An empty grid is a candidate like
+not counted. Left open by the rules: of candidates equal in both, the one that the lowest puzzle identifier voted for
+comes first (the task itself before its augmentations, as in the order of the data set), then the one with fewer rows,
+then columns, then lower colours. Equal test inputs of a task share their predictions. An empty grid is a candidate like
 others, and never right.
 """
 
