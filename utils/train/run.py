@@ -167,7 +167,8 @@ class Run:
         if best:
             progress.best = found
         progress.stopped = self.reason_to_stop() or config.stop_when.reason(metrics)
-        if self.iteration_complete:  # else its rest is left for a run resumed with another stop_when or max_steps
+        # The rest of an incomplete one is left for a run resumed with another stop_when, max_steps or epochs
+        if self.iteration_complete:
             progress.next_iteration(config.epochs_per_iteration, config.epochs)
         return best
 
