@@ -21,12 +21,14 @@ import mlx.core as mx
 from pydantic import BaseModel, ConfigDict, Field, model_validator
 
 from common.errors import UserError, one_line
+from dataset.arc_grids import is_arc
 from dataset.dataset_files import how_to_build
 from dataset.metadata import PuzzleDatasetMetadata
 from dataset.puzzle_dataset import PuzzleDataset
 from utils.arc.predictions import KEYS
 from utils.arc.report import format_score
 from utils.arc.scoring import ArcScore, score_predictions
+from utils.arc.tasks import read_evaluation_tasks
 from utils.checkpoints.foreign_config import TrainedConfig, read_trained_config
 from utils.checkpoints.weights import WeightsSource, find_weights, load_weights, share_weights
 from utils.command_line import parse
@@ -68,6 +70,10 @@ class EvaluateConfig(BaseModel):
         ge=1,
         description="with several ranks: seconds without a step after which a rank ends its process",
     )
+    test_puzzles: str | None = Field(
+        default=None,
+        description="the ARC tasks, a file like test_puzzles.json or a folder of raw ones; null: the data set's",
+    )
 
     @model_validator(mode="after")
     def _step_preds_are_complete(self) -> EvaluateConfig:
@@ -107,18 +113,21 @@ def report(
     print(json.dumps(record), flush=True)
 
 
-def arc_score(test_set: PuzzleDataset, writer: PredictionWriter | None, folders: list[Path]) -> ArcScore | None:
+def arc_score(
+    test_set: PuzzleDataset, writer: PredictionWriter | None, folders: list[Path], test_puzzles: str | None
+) -> ArcScore | None:
     """Score the predictions of all ranks as answers to ARC tasks.
 
     Args:
         test_set: the test split.
         writer: of the predictions, or None.
         folders: the predictions of each rank.
+        test_puzzles: the tasks; None, those of the data set.
 
     Returns:
-        The score; None for other puzzles, or if a needed array is not saved, or not on this machine.
+        The score; None for other puzzles, or, with a line that says why, if something that it needs is not here.
     """
-    if test_set.metadata.kind != "arc":
+    if not is_arc(test_set.metadata):
         return None
     if writer is None or not set(KEYS) <= set(writer.keys):
         print(f"not scored: pass@K needs {', '.join(KEYS)} in save_outputs", file=sys.stderr)
@@ -127,7 +136,11 @@ def arc_score(test_set: PuzzleDataset, writer: PredictionWriter | None, folders:
     if absent:
         print(f"not scored: {absent[0]} is on another machine; copy it here, then run utils.arc", file=sys.stderr)
         return None
-    return score_predictions(folders, test_set.path)
+    try:
+        return score_predictions(folders, test_set.path, test_puzzles)
+    except UserError as error:  # the evaluation's own results are not lost with the score
+        print(f"not scored: {error}", file=sys.stderr)
+        return None
 
 
 def run(arguments: list[str], ranks: Ranks) -> None:
@@ -154,6 +167,10 @@ def run(arguments: list[str], ranks: Ranks) -> None:
         num_ranks=ranks.size,
     )
     ranks.require_same("the test sets", test_set.fingerprint())
+    if config.test_puzzles is not None:  # read now: the evaluation may take hours
+        if not is_arc(test_set.metadata):
+            raise UserError(f"test_puzzles is for ARC, and {test_set.path} holds other puzzles; leave it out")
+        ranks.from_first(lambda: len(read_evaluation_tasks(str(config.test_puzzles))), int)
     head = build_model(ArchConfig.model_validate(arch), test_set.metadata, mx.random.key(trained.seed))
     if ranks.first:
         load_weights(head, source.tensors(), source.name, source.config_folder)
@@ -180,7 +197,7 @@ def run(arguments: list[str], ranks: Ranks) -> None:
         return
     if writer is not None:
         remove_surplus(output_path, source.step, ranks.size)
-    arc = arc_score(test_set, writer, folders)
+    arc = arc_score(test_set, writer, folders, config.test_puzzles)
     report(result, source.step, source.name, test_set.metadata, arc, config.eval_halt)
     if writer is not None:
         print(f"predictions: {writer.folder if ranks.size == 1 else writer.folder.with_suffix('.*')}", file=sys.stderr)

@@ -24,6 +24,7 @@ from dataset.puzzle_dataset import PuzzleDataset
 from utils.checkpoints.record import Progress
 from utils.checkpoints.resume import (
     ResumePoint,
+    changed_order,
     check_same_run,
     find_resume_point,
     make_way,
@@ -45,7 +46,7 @@ from utils.tracking import Tracker
 from utils.train.history import History
 from utils.train.interruption import Interruption
 from utils.train.metrics import TrainMetrics, check_metric
-from utils.train.run import Run, is_over
+from utils.train.run import Run, planned_end, reason_to_end
 from utils.train.state import TrainState
 
 
@@ -70,7 +71,9 @@ def launch(hydra_config: DictConfig, ranks: Ranks) -> None:
         train_set, test_set = load_data(config, ranks)
         data = {"train": train_set.fingerprint(), "test": test_set.fingerprint()}
         ranks.require_same("the data sets", data)
-        changes = [] if point is None else check_same_run(config, data, point)
+        changes = []
+        if point is not None:
+            changes = check_same_run(config, data, point) + changed_order(point, train_set.metadata)
 
         # State
         state = TrainState(config, train_set.metadata, total_steps=steps_of_run(config, train_set), ranks=ranks)
@@ -92,9 +95,10 @@ def launch(hydra_config: DictConfig, ranks: Ranks) -> None:
                 folder.refuse_earlier_steps()
             write_saved_config(config, path)
             folder.save_code()
-        announce(config, state, ranks, point, changes)
-        if is_over(config, state, progress):
-            tqdm.write(f"nothing left to do: {progress.stopped or f'all {config.epochs} epochs are done'}")
+        end, is_exact = planned_end(config, state, progress, train_set)
+        announce(config, state, f"{'' if is_exact else 'up to '}{end:,} steps", ranks, point, changes)
+        if reason := reason_to_end(config, state, progress):
+            tqdm.write(f"nothing left to do: {reason}")
             return
         if point is not None and ranks.first:
             make_way(point)
@@ -106,7 +110,7 @@ def launch(hydra_config: DictConfig, ranks: Ranks) -> None:
             ranks.watchdog.timeout = config.rank_timeout
             ranks.watchdog.before_exit = checkpoints.finish if checkpoints is not None else None
         bar = progress_bar(
-            total=state.total_steps,
+            total=end,
             initial=state.step,
             disable=not ranks.first,
             desc="train",
@@ -209,7 +213,7 @@ def load_data(config: PretrainConfig, ranks: Ranks) -> tuple[PuzzleDataset, Puzz
 
 
 def steps_of_run(config: PretrainConfig, train_set: PuzzleDataset) -> int:
-    """Compute the number of steps after which the learning rate schedule, and the run, ends."""
+    """Compute the number of steps after which the learning rate schedule, and the run at the latest, ends."""
     meta = train_set.metadata
     return int(config.epochs * meta.total_groups * meta.mean_puzzle_examples / config.global_batch_size)
 
@@ -223,13 +227,13 @@ def known_metrics(state: TrainState, test_set: PuzzleDataset) -> list[str]:
 
 
 def announce(
-    config: PretrainConfig, state: TrainState, ranks: Ranks, point: ResumePoint | None, changes: list[str]
+    config: PretrainConfig, state: TrainState, steps: str, ranks: Ranks, point: ResumePoint | None, changes: list[str]
 ) -> None:
-    """Print the size of the run, its folder, the checkpoint that it resumes and what has changed since then."""
+    """Print the parameters and `steps` of the run, its folder, the checkpoint that it resumes and what has changed."""
     path, blas = config.checkpoint_path, utils.linux_cpu.blas_name
     together = f", {ranks.size} ranks" if ranks.size > 1 else ""
     parameters = count_parameters(state.head)
-    tqdm.write(f"{parameters:,} parameters, {state.total_steps:,} steps, BLAS {blas}{together}, {path}")
+    tqdm.write(f"{parameters:,} parameters, {steps}, BLAS {blas}{together}, {path}")
     if config.resume is not None:
         tqdm.write(f"no checkpoint in {path} yet, starting anew" if point is None else f"resuming {point.folder}")
     for change in changes:

@@ -1,8 +1,7 @@
-"""ARC grids as pure functions: symmetries, the names of augmented tasks, and the 900 tokens that a model reads.
+"""ARC grids as pure functions: the names of augmented tasks, and the 900 tokens that a model reads.
 
-What the builder does to a task and what scoring undoes, side by side. A grid is uint8 `[rows, cols]` of
-colours 0..9, with 1 to 30 rows and columns. An augmentation is a dihedral transform k and a permutation of the colours
-(`colours[c]` is the new colour of colour c) in which 0, the background, stays.
+A grid is uint8 `[rows, cols]` of colours 0..9, with 1 to 30 rows and columns. An augmentation is a dihedral transform
+k and a permutation of the colours (`colours[c]` is the new colour of colour c) in which 0, the background, stays.
 """
 
 from __future__ import annotations
@@ -11,8 +10,8 @@ import re
 
 import numpy as np
 
-from dataset.symmetries import DIHEDRAL_INVERSE as DIHEDRAL_INVERSE
-from dataset.symmetries import dihedral, inverse_dihedral
+from dataset.metadata import PuzzleDatasetMetadata
+from dataset.symmetries import inverse_dihedral
 
 SIDE = 30
 SEQ_LEN = SIDE * SIDE
@@ -23,24 +22,25 @@ VOCAB_SIZE = FIRST_COLOUR + NUM_COLOURS
 AUGMENTED_NAME = re.compile(r"(.+)_t([0-7])_(0[1-9]{9})", re.DOTALL)
 
 
-def augment_grid(grid: np.ndarray, k: int, colours: np.ndarray) -> np.ndarray:
-    """Recolour grids, then move them by transform k.
-
-    Args:
-        grid: colours 0..9, `[..., rows, cols]`.
-        k: a dihedral transform, 0 to 7.
-        colours: the new colour of each colour, uint8 `[10]`.
-
-    Returns:
-        uint8 `[..., rows, cols]`, or `[..., cols, rows]` for a transform that swaps them.
-    """
-    return dihedral(colours[grid], k)
+def is_arc(metadata: PuzzleDatasetMetadata) -> bool:
+    """Return whether a split holds ARC puzzles: by `kind`, or by its sizes where that is not recorded."""
+    if metadata.kind is not None:
+        return metadata.kind == "arc"
+    return (metadata.seq_len, metadata.vocab_size) == (SEQ_LEN, VOCAB_SIZE)
 
 
 def restore_grid(grid: np.ndarray, k: int, colours: np.ndarray) -> np.ndarray:
-    """Undo `augment_grid` with the same k and colours: map an answer to an augmented task back to the task's own."""
-    original_colour = np.argsort(colours).astype(np.uint8)
-    return original_colour[inverse_dihedral(grid, k)]
+    """Undo an augmentation: map a grid of an augmented task back to the task's own.
+
+    Args:
+        grid: colours uint8 `[rows, cols]`.
+        k: the dihedral transform that was applied, 0 to 7.
+        colours: the new colour of each colour, uint8 `[10]`.
+
+    Returns:
+        uint8 `[rows, cols]`, or `[cols, rows]` for a transform that swaps them.
+    """
+    return np.argsort(colours).astype(np.uint8)[inverse_dihedral(grid, k)]
 
 
 def augmentation_name(task_id: str, k: int, colours: np.ndarray) -> str:
@@ -89,26 +89,6 @@ def place_grids(grids: np.ndarray, top: np.ndarray, left: np.ndarray) -> np.ndar
     return boards[:, :SIDE, :SIDE].reshape(n, SEQ_LEN)
 
 
-def grid_to_tokens(grid: np.ndarray, row: int = 0, col: int = 0) -> np.ndarray:
-    """Place one grid with its top left cell at (row, col): see `place_grids`.
-
-    Args:
-        grid: colours `[rows, cols]`.
-        row: of the top left cell.
-        col: of the top left cell.
-
-    Returns:
-        tokens, uint8 `[900]`.
-
-    Raises:
-        ValueError: if the grid is empty or doesn't fit into 30x30 there.
-    """
-    rows, cols = grid.shape
-    if not (rows and cols and row >= 0 and col >= 0 and row + rows <= SIDE and col + cols <= SIDE):
-        raise ValueError(f"grid of {rows}x{cols} at ({row}, {col}), expected 1x1 or more, inside {SIDE}x{SIDE}")
-    return place_grids(grid[None], np.array([row]), np.array([col]))[0]
-
-
 def grid_shapes(tokens: np.ndarray) -> np.ndarray:
     """Find the shape of the grid at the top left of each board.
 
@@ -132,15 +112,6 @@ def grid_shapes(tokens: np.ndarray) -> np.ndarray:
 
 
 def tokens_to_grid(tokens: np.ndarray) -> np.ndarray:
-    """Cut out the grid at the top left of one board: see `grid_shapes`.
-
-    Undoes `grid_to_tokens` for a grid at (0, 0).
-
-    Args:
-        tokens: any tokens, such as a model's, `[900]`.
-
-    Returns:
-        colours, uint8 `[rows, cols]`, maybe `[0, 0]`.
-    """
+    """Cut out the grid at the top left of one board: colours uint8 `[rows, cols]`, `[0, 0]` if there is none."""
     rows, cols = grid_shapes(tokens)[0]
     return (tokens.reshape(SIDE, SIDE)[:rows, :cols] - FIRST_COLOUR).astype(np.uint8)

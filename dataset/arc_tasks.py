@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import json
 from collections.abc import Iterable, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
@@ -18,7 +18,8 @@ from dataset.metadata import BLANK_IDENTIFIER
 EVALUATION = "evaluation"  # the sub-folder whose test pairs are held back for the test split
 SUBMODULES = "raw-data"  # the folder of the git submodules, dataset/raw-data/
 
-Pair = tuple[np.ndarray, np.ndarray]  # input and output: colours, uint8 [rows, cols] each
+# Input and output: colours, uint8 [rows, cols] each; an output that is not known is [0, 0]
+Pair = tuple[np.ndarray, np.ndarray]
 
 
 @dataclass(frozen=True)
@@ -37,19 +38,28 @@ class Task:
     test: list[Pair]
     is_evaluation: bool
 
+    @property
+    def has_answers(self) -> bool:
+        """Whether the outputs of all test pairs are known."""
+        return all(output.size for _, output in self.test)
+
     def raw(self) -> dict[str, list[dict[str, list[list[int]]]]]:
-        """Return the task as in the JSON files of ARC."""
+        """Return the task as in the JSON files of ARC: a pair whose output is not known has none."""
         return {
-            kind: [{"input": pair[0].tolist(), "output": pair[1].tolist()} for pair in pairs]
+            kind: [
+                {side: grid.tolist() for side, grid in zip(("input", "output"), pair, strict=True) if grid.size}
+                for pair in pairs
+            ]
             for kind, pairs in (("train", self.train), ("test", self.test))
         }
 
 
-def read_tasks(dataset_dirs: Sequence[str]) -> list[Task]:
+def read_tasks(dataset_dirs: Sequence[str], *, allow_unsolved: bool = False) -> list[Task]:
     """Read all tasks in the sub-folders of some folders.
 
     Args:
         dataset_dirs: the folders.
+        allow_unsolved: whether test pairs may lack their output.
 
     Returns:
         The tasks in the order of the folders, then sorted by sub-folder and file.
@@ -65,8 +75,8 @@ def read_tasks(dataset_dirs: Sequence[str]) -> list[Task]:
         for subfolder in _sorted_by_name(folder.iterdir() if folder.is_dir() else ()):
             if not subfolder.is_dir():
                 continue
-            for path in _sorted_by_name(subfolder.glob("*.json")):
-                task = read_task(path, is_evaluation=subfolder.name == EVALUATION)
+            for path in task_files(subfolder):
+                task = read_task(path, is_evaluation=subfolder.name == EVALUATION, allow_unsolved=allow_unsolved)
                 if task.task_id in path_of:
                     raise UserError(
                         f"{path}: there is a task of that name already, {path_of[task.task_id]}: "
@@ -77,6 +87,11 @@ def read_tasks(dataset_dirs: Sequence[str]) -> list[Task]:
         if len(tasks) == before:
             raise UserError(_nothing_there(folder))
     return tasks
+
+
+def task_files(folder: Path) -> list[Path]:
+    """List the .json files of a folder, sorted by name."""
+    return _sorted_by_name(folder.glob("*.json"))
 
 
 def _sorted_by_name(paths: Iterable[Path]) -> list[Path]:
@@ -94,12 +109,13 @@ def _nothing_there(folder: Path) -> str:
     return f"{folder} {found}: expected a folder with sub-folders of .json files, such as training and {EVALUATION}"
 
 
-def read_task(path: Path, *, is_evaluation: bool) -> Task:
+def read_task(path: Path, *, is_evaluation: bool, allow_unsolved: bool = False) -> Task:
     """Read one task from its JSON file.
 
     Args:
         path: the file.
         is_evaluation: whether its test pairs are held back for the test split.
+        allow_unsolved: as in `parse_task`.
 
     Raises:
         UserError: if it isn't a valid task; the message names the file and the pair.
@@ -111,10 +127,10 @@ def read_task(path: Path, *, is_evaluation: bool) -> Task:
     task_id = path.stem
     if task_id == BLANK_IDENTIFIER or parse_augmentation_name(task_id)[0] != task_id:
         raise UserError(f"{path}: {task_id!r} is a name that data sets reserve for other puzzles: rename the file")
-    return parse_task(str(path), task_id, raw, is_evaluation=is_evaluation)
+    return parse_task(str(path), task_id, raw, is_evaluation=is_evaluation, allow_unsolved=allow_unsolved)
 
 
-def parse_task(where: str, task_id: str, raw: object, *, is_evaluation: bool) -> Task:
+def parse_task(where: str, task_id: str, raw: object, *, is_evaluation: bool, allow_unsolved: bool = False) -> Task:
     """Make a task from its raw form.
 
     Args:
@@ -122,16 +138,19 @@ def parse_task(where: str, task_id: str, raw: object, *, is_evaluation: bool) ->
         task_id: the task's name.
         raw: the parsed JSON.
         is_evaluation: whether its test pairs are held back for the test split.
+        allow_unsolved: whether test pairs may lack their output. Those of a task where one does are always held back.
 
     Raises:
         UserError: if it isn't a valid task; the message names `where` and the pair.
     """
     if not isinstance(raw, dict):
         raise UserError(f"{where} holds {_kind_of(raw)}, expected an object with 'train' and 'test'")
-    return Task(task_id, _parse_pairs(where, raw, "train"), _parse_pairs(where, raw, "test"), is_evaluation)
+    train = _parse_pairs(where, raw, "train")
+    task = Task(task_id, train, _parse_pairs(where, raw, "test", allow_unsolved), is_evaluation)
+    return task if task.has_answers else replace(task, is_evaluation=True)
 
 
-def _parse_pairs(origin: str, raw: dict[str, Any], kind: str) -> list[Pair]:
+def _parse_pairs(origin: str, raw: dict[str, Any], kind: str, allow_unsolved: bool = False) -> list[Pair]:
     pairs = raw.get(kind)
     if not isinstance(pairs, list) or not pairs:
         found = f"no {kind!r}" if kind not in raw else f"{_kind_of(pairs)} as {kind!r}"
@@ -141,10 +160,14 @@ def _parse_pairs(origin: str, raw: dict[str, Any], kind: str) -> list[Pair]:
         where = f"{origin}: {kind} pair {number}"
         if not isinstance(pair, dict):
             raise UserError(f"{where} is {_kind_of(pair)}, expected an object with 'input' and 'output'")
-        for side in ("input", "output"):
+        is_unsolved = allow_unsolved and "output" not in pair
+        for side in ("input",) if is_unsolved else ("input", "output"):
             if side not in pair:
-                raise UserError(f"{where} has no {side!r}: only tasks with their answers can be built")
-        parsed.append((_parse_grid(where, pair, "input"), _parse_grid(where, pair, "output")))
+                remedy = "--allow-unsolved builds tasks without answers, to submit them"
+                expected = remedy if (kind, side) == ("test", "output") else "expected 'input' and 'output'"
+                raise UserError(f"{where} has no {side!r}: {expected}")
+        output = np.zeros((0, 0), np.uint8) if is_unsolved else _parse_grid(where, pair, "output")
+        parsed.append((_parse_grid(where, pair, "input"), output))
     return parsed
 
 

@@ -44,6 +44,9 @@ class ArcOptions(BuildOptions):
     )
     output_dir: str = Field("data/arc-aug-1000", description="Where the data set goes")
     num_aug: int = Field(1000, description="Augmented copies of each task, besides the task itself")
+    allow_unsolved: bool = Field(
+        False, description="Take tasks whose test pairs lack an output as well, to submit them"
+    )
 
 
 def fingerprints(pairs: list[Pair], transforms: np.ndarray, colours: np.ndarray) -> np.ndarray:
@@ -132,7 +135,7 @@ def augmented_tokens(
             moved = np.stack([dihedral(grid, k).ravel() for k in range(NUM_DIHEDRAL)])
             cells = relabel(moved[transforms], colours)  # (n, rows * cols)
             for chosen, shape in ((~sideways, grid.shape), (sideways, grid.shape[::-1])):
-                grids = cells[chosen].reshape(-1, *shape)
+                grids = cells[chosen].reshape(np.count_nonzero(chosen), *shape)
                 boards[chosen, number] = place_grids(grids, top[chosen], left[chosen])
     return tokens[0].reshape(-1, SEQ_LEN), tokens[1].reshape(-1, SEQ_LEN)
 
@@ -188,9 +191,14 @@ def build(options: ArcOptions) -> list[str]:
     if not dataset_dirs:
         raise UserError("--dataset-dirs is empty: give at least one folder of tasks")
     with DatasetWriter(
-        options.output_dir, seq_len=SEQ_LEN, vocab_size=VOCAB_SIZE, kind="arc", command=options.command(__file__)
+        options.output_dir,
+        seq_len=SEQ_LEN,
+        vocab_size=VOCAB_SIZE,
+        kind="arc",
+        overwrite=options.overwrite,
+        command=options.command(__file__),
     ) as writer:
-        tasks = read_tasks(dataset_dirs)
+        tasks = read_tasks(dataset_dirs, allow_unsolved=options.allow_unsolved)
         if not any(task.is_evaluation for task in tasks):
             raise UserError(
                 f"no tasks to test on in {', '.join(dataset_dirs)}: expected a sub-folder {EVALUATION!r} in one of them"
@@ -204,6 +212,8 @@ def build(options: ArcOptions) -> list[str]:
                 bar.update(1 + options.num_aug)
     evaluation = sum(task.is_evaluation for task in tasks)
     lines = [f"{len(tasks)} tasks, {evaluation} of them to test on, as {sum(copies.values()) + len(tasks)} puzzles"]
+    if unsolved := sum(not task.has_answers for task in tasks):
+        lines.append(f"{unsolved} tasks have no answers: they are in the split test, and no score counts them")
     few = sorted((n, task_id) for task_id, n in copies.items() if n < options.num_aug)
     if few:
         lines.append(

@@ -102,7 +102,12 @@ def build(options: MazeOptions) -> None:
     options.check_minimums(subsample_size=1)
     rng = np.random.default_rng(options.seed)
     with DatasetWriter(
-        options.output_dir, seq_len=CELLS, vocab_size=VOCAB_SIZE, kind="maze", command=options.command(__file__)
+        options.output_dir,
+        seq_len=CELLS,
+        vocab_size=VOCAB_SIZE,
+        kind="maze",
+        overwrite=options.overwrite,
+        command=options.command(__file__),
     ) as writer:
         for split in SPLITS:
             train = split == "train"

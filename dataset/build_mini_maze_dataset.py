@@ -129,7 +129,12 @@ def build(options: MiniMazeOptions) -> None:
             f"{options.side}x{options.side}"
         )
     with DatasetWriter(
-        options.output_dir, seq_len=cells, vocab_size=VOCAB_SIZE, kind="maze", command=options.command(__file__)
+        options.output_dir,
+        seq_len=cells,
+        vocab_size=VOCAB_SIZE,
+        kind="maze",
+        overwrite=options.overwrite,
+        command=options.command(__file__),
     ) as writer:
         questions, answers = make_mazes(options, min_path)
         parts = (slice(None, options.num_train), slice(options.num_train, None))

@@ -239,6 +239,7 @@ def build(options: MiniSudokuOptions) -> None:
         vocab_size=side + 2,
         kind="sudoku",
         box=box,
+        overwrite=options.overwrite,
         command=options.command(__file__),
     ) as writer:
         grids = distinct_grids(board, rng, options.num_train + options.num_test)

@@ -20,6 +20,7 @@ class BuildOptions(BaseModel):
 
     output_dir: str
     seed: int = Field(42, description="Same seed, same files")
+    overwrite: bool = Field(False, description="Replace the data set that is there already")
 
     def check_minimums(self, **minimums: int) -> None:
         """Check options against their minimum. An option left at None is not checked.
@@ -38,13 +39,13 @@ class BuildOptions(BaseModel):
     def command(self, script: str) -> str:
         """Return the command line with these options, quoted for a shell and without defaults.
 
-        `--output-dir` is left out: wherever a data set is built, its files are the same.
+        `--output-dir` and `--overwrite` are left out: wherever a data set is built, its files are the same.
 
         Args:
             script: the builder's `__file__`.
         """
         words = ["python", f"dataset/{Path(script).name}"]
-        for key, value in self.model_dump(exclude_defaults=True, exclude={"output_dir"}).items():
+        for key, value in self.model_dump(exclude_defaults=True, exclude={"output_dir", "overwrite"}).items():
             if isinstance(value, bool):
                 words.append(_flag(key if value else f"no_{key}"))
             else:

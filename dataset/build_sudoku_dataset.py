@@ -150,6 +150,7 @@ def build(options: SudokuOptions) -> None:
         vocab_size=VOCAB_SIZE,
         kind="sudoku",
         box=(BOX, BOX),
+        overwrite=options.overwrite,
         command=options.command(__file__),
     ) as writer:
         for split in SPLITS:

@@ -50,7 +50,7 @@ def how_to_build(path: Path) -> str:
             continue
         is_quoted = shlex.join(words) == command and command.isprintable()
         if is_quoted and words[:1] == ["python"] and re.fullmatch(r"dataset/build_\w+\.py", "".join(words[1:2])):
-            return f"build it with {command} --output-dir {shlex.quote(str(path))}"
+            return f"build it with {command} --output-dir {shlex.quote(str(path))} --overwrite"
     return "build it with a script in dataset/, build_*_dataset.py (README, Dataset Preparation)"
 
 
@@ -127,13 +127,14 @@ def _load_npy(file: Path, *, mmap: bool, kinds: str = "iu") -> np.ndarray:
     return array
 
 
-def open_set(folder: Path, name: str, metadata: PuzzleDatasetMetadata) -> ExampleSet:
+def open_set(folder: Path, name: str, metadata: PuzzleDatasetMetadata, *, check_tokens: bool = True) -> ExampleSet:
     """Open a set of a split, and check every file of it.
 
     Args:
         folder: of the split.
         name: of the set.
         metadata: of the split.
+        check_tokens: whether to read the token files, gigabytes in ARC, to check every token.
 
     Raises:
         UserError: if a file is missing, damaged, or doesn't fit the metadata and the other files.
@@ -180,7 +181,7 @@ def open_set(folder: Path, name: str, metadata: PuzzleDatasetMetadata) -> Exampl
     if low < 0 or high >= metadata.num_puzzle_identifiers:
         bad = low if low < 0 else high
         raise fail("puzzle_identifiers", f"identifier {bad}", f"0 to {metadata.num_puzzle_identifiers - 1}")
-    for kind, ignored in (("inputs", None), ("labels", metadata.ignore_label_id)):
+    for kind, ignored in (("inputs", None), ("labels", metadata.ignore_label_id)) if check_tokens else ():
         bad_token = _integer_outside(file(kind), arrays[kind], 0, metadata.vocab_size - 1, ignored)
         if bad_token is not None:
             raise fail(kind, f"token {bad_token}", f"0 to {metadata.vocab_size - 1} (vocab_size {metadata.vocab_size})")

@@ -154,8 +154,8 @@ class PuzzleDataset:
         """Iterate over the training batches of one iteration, sets in turn.
 
         Per set: `epochs` random permutations of the groups, one after the other; from each group one random puzzle,
-        and from it as many random distinct examples as it has and the batch still takes. An incomplete last batch is
-        dropped.
+        and from it, in random order, as many examples as it has and the batch still takes. An incomplete last batch
+        is dropped.
 
         Args:
             iteration: decides, with the seed, all random choices.
@@ -172,6 +172,24 @@ class PuzzleDataset:
                 "eval_interval, the epochs of an iteration"
             )
         return self._read_plan(iteration, epochs, start_batch)
+
+    def num_batches(self, epochs: int) -> int | None:
+        """Count the training batches of an iteration.
+
+        Args:
+            epochs: of the iteration.
+
+        Returns:
+            The number; None if it depends on which puzzles are drawn, since they have different numbers of examples.
+        """
+        total = 0
+        for data in self._sets:
+            examples = np.diff(data.puzzle_indices)
+            if examples.min() != examples.max():
+                return None
+            puzzles_of_batch = -(-self.global_batch_size // int(examples[0]))
+            total += epochs * (len(data.group_indices) - 1) // puzzles_of_batch
+        return total
 
     def _read_plan(self, iteration: int, epochs: int, start_batch: int) -> Iterator[Batch]:
         mine = slice(self.rank * self.batch_size, (self.rank + 1) * self.batch_size)
@@ -241,17 +259,15 @@ class _PlannedBatch:
     first: np.ndarray  # (puzzles,) first example
     count: np.ndarray  # (puzzles,) number of examples
     excess: int
-    key: tuple[int, ...]  # seeds the choice among the last puzzle's examples
+    key: tuple[int, ...]  # seeds the order within the puzzles, and with it which examples are left out
 
     def examples(self) -> np.ndarray:
-        """Return the example indices, int64 `[global_batch_size]`."""
-        if len(self.first) == self.count.sum():  # one example a puzzle, as in Sudoku
-            return self.first
+        """Return the example indices, int64 `[global_batch_size]`: puzzle after puzzle, each in random order."""
         ends = np.cumsum(self.count)
-        within = np.arange(ends[-1]) - np.repeat(ends - self.count, self.count)
-        examples = np.repeat(self.first, self.count) + within
-        if not self.excess:
-            return examples
-        last = int(self.count[-1])
-        chosen = np.random.default_rng(self.key).choice(last, last - self.excess, replace=False)
-        return np.concatenate((examples[: ends[-1] - last], self.first[-1] + chosen))
+        total = int(ends[-1])
+        if len(self.first) == total:  # one example a puzzle, as in Sudoku
+            return self.first
+        puzzle = np.repeat(np.arange(len(self.first)), self.count)
+        shuffled = np.random.default_rng(self.key).permutation(total)
+        order = shuffled[np.argsort(puzzle[shuffled], kind="stable")]  # the puzzles in turn again, each one shuffled
+        return (order + (self.first - (ends - self.count))[puzzle])[: total - self.excess]

@@ -78,7 +78,7 @@ class DatasetWriter:
     exception. An interrupted build leaves nothing that a loader accepts, and an existing data set as it was.
 
     Args:
-        output_dir: the folder to make; a data set or an empty folder there is replaced.
+        output_dir: the folder to make; an empty folder there is replaced.
         seq_len: cells of a board.
         vocab_size: number of tokens.
         pad_id: token of padding rows.
@@ -86,6 +86,7 @@ class DatasetWriter:
         kind: what the puzzles are, such as "sudoku".
         box: rows and columns of a Sudoku's box.
         command: the command line that builds this data set, without `--output-dir`.
+        overwrite: whether a data set at `output_dir` is replaced as well.
 
     Attributes:
         identifiers: the puzzle names, index = identifier; a builder that names its puzzles appends to it.
@@ -106,14 +107,15 @@ class DatasetWriter:
         kind: str | None = None,
         box: tuple[int, int] | None = None,
         command: str | None = None,
+        overwrite: bool = False,
     ) -> None:
         self.output_dir = expand_user(output_dir).resolve()
         self.seq_len, self.vocab_size, self.pad_id, self.ignore_label_id = seq_len, vocab_size, pad_id, ignore_label_id
-        self.kind, self.box, self.command = kind, box, command
+        self.kind, self.box, self.command, self.overwrite = kind, box, command, overwrite
         self.identifiers = [BLANK_IDENTIFIER]
         self.test_puzzles: dict[str, Any] = {}
         self._fields: dict[str, ExampleField] | None = None  # as the first call of `add` brings them
-        _refuse_foreign_folder(self.output_dir)
+        _refuse_to_replace(self.output_dir, overwrite)
 
     def __enter__(self) -> DatasetWriter:
         # Named by the process, so that two builds into one folder don't remove each other's files, as `replacing` would
@@ -243,7 +245,7 @@ class DatasetWriter:
         for split, values in metadata.items():  # last: without dataset.json no loader takes the folder for a data set
             text = json.dumps(values.model_dump(exclude_defaults=True))
             (self._partial / split / "dataset.json").write_text(text, encoding="utf-8")
-        _refuse_foreign_folder(self.output_dir)  # again: it may have been filled while the build ran
+        _refuse_to_replace(self.output_dir, self.overwrite)  # again: it may have been filled while the build ran
         move_into_place(self._partial, self.output_dir)
         remove(self.output_dir.with_name(f".{self.output_dir.name}{REPLACED}"))  # of a build killed while it renamed
 
@@ -260,8 +262,8 @@ def _field_format(name: str, array: np.ndarray) -> ExampleField:
     return ExampleField(shape=array.shape[1:], dtype=dtype)
 
 
-def _refuse_foreign_folder(folder: Path) -> None:
-    """Raise UserError unless `folder` is absent, empty or only a data set: replacing it must lose nothing."""
+def _refuse_to_replace(folder: Path, overwrite: bool) -> None:
+    """Raise UserError unless `folder` is absent, empty or, with `overwrite`, only a data set: nothing else is lost."""
     if not folder.exists():
         return
     if not folder.is_dir():
@@ -283,6 +285,8 @@ def _refuse_foreign_folder(folder: Path) -> None:
         raise UserError(
             f"{folder} is not empty and not only a data set (found {found}): give --output-dir a new folder"
         )
+    if not overwrite:
+        raise UserError(f"{folder} is a data set already: --overwrite replaces it, or give --output-dir a new folder")
 
 
 def _process_runs(pid: str) -> bool:

@@ -12,13 +12,14 @@ from pydantic import ConfigDict, ValidationError, create_model
 from common.errors import UserError, describe_validation_error
 
 
-def load(name: str, key: str, example: str = "losses@ACTLossHead") -> Any:
+def load(name: str, key: str, example: str = "losses@ACTLossHead", default_module: str = "") -> Any:
     """Return the class or function that `module@Name` names below the package `models`.
 
     Args:
         name: of the form `module@Name`. No module outside `models` is imported.
         key: where the name stands in the configuration, for the message.
         example: a name that could stand there.
+        default_module: the module of a name without `module@`.
 
     Returns:
         The class or function.
@@ -27,7 +28,9 @@ def load(name: str, key: str, example: str = "losses@ACTLossHead") -> Any:
         UserError: if the name is not of that form, there is no such module, or the module defines no such name, has a
             syntax error or an import that fails.
     """
-    module_path, separator, attribute = name.partition("@")
+    module_path, separator, attribute = name.rpartition("@")
+    if default_module and not separator:
+        module_path, separator = default_module, "@"
     parts = [*module_path.split("."), attribute]
     expected = f"expected module@Name below models, such as {example}"
     if not separator or not all(part.isidentifier() and not part.startswith("_") for part in parts):

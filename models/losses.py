@@ -107,8 +107,7 @@ class ACTLossHead(nn.Module):
     def __init__(self, model: ACTModel, loss_type: str, **options: Any):
         super().__init__()
         self.model = model
-        name = loss_type if "@" in loss_type else f"losses@{loss_type}"
-        token_loss = load(name, "arch.loss.loss_type", "losses@softmax_cross_entropy")
+        token_loss = load(loss_type, "arch.loss.loss_type", "softmax_cross_entropy", default_module="losses")
         self._token_loss = partial(token_loss, **checked_options(token_loss, options, "arch.loss", given=2))
 
     def __call__(

@@ -6,8 +6,10 @@ import base64
 import io
 import json
 import re
+import shutil
 from collections.abc import Callable
 from dataclasses import dataclass
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -16,7 +18,9 @@ import pytest
 from nbclient import NotebookClient
 from PIL import Image
 
+import evaluate
 from dataset.build_arc_dataset import ArcOptions, build
+from tests.helpers.arc_data import make_like_pytorch
 from tests.helpers.arc_source import make_arc
 from tests.helpers.tiny_data import ROOT, TINY_ARCH, run_script
 from utils.arc import __main__ as arc
@@ -96,7 +100,33 @@ def test_it_runs_and_shows_the_score_of_the_command_line(evaluated: Evaluated, c
     assert len(pictures) == 2 * TASKS  # demonstrations and attempts, each drawn once
     for picture in pictures:
         image = Image.open(io.BytesIO(base64.b64decode(picture))).convert("RGB")
-        assert len(image.getcolors(maxcolors=1 << 24)) > 8, "an empty picture"
+        colours = image.getcolors(maxcolors=1 << 24)
+        assert colours is not None
+        assert len(colours) > 8, "an empty picture"
+
+
+def test_a_data_set_of_the_pytorch_code_is_scored_by_evaluate(
+    evaluated: Evaluated, tmp_path: Path, call_script: Callable[..., Any]
+) -> None:
+    """Who evaluates an official checkpoint would get no pass@K, nor a word about it."""
+    data = Path(shutil.copytree(evaluated.data, tmp_path / "data"))
+    shutil.copy(data / "test_puzzles.json", tmp_path / "tasks.json")
+    make_like_pytorch(data)
+    run = Path(evaluated.predictions).parent
+    run_here = partial(call_script, evaluate, f"checkpoint={run}", f"data_path={data}", f"output_path={tmp_path}")
+    for more in ([], [f"test_puzzles={tmp_path / 'tasks.json'}"]):
+        status, printed, err = run_here(*more)
+        assert status == 0, err
+        assert "not scored" not in err
+        assert json.loads(printed.splitlines()[-1]) == json.loads(evaluated.printed.splitlines()[-1])
+    status, _, err = run_here("test_puzzles=nowhere")
+    assert (status, err.count("\n")) == (1, 1)
+    assert err.startswith("error: nowhere is missing; expected a file like test_puzzles.json")
+    (data / "identifiers.json").unlink()
+    status, printed, err = run_here()
+    assert status == 0, err
+    assert "eval/exact_accuracy" in json.loads(printed.splitlines()[-1])
+    assert f"not scored: {data}/identifiers.json is missing" in err
 
 
 @pytest.mark.usefixtures("own_folders")

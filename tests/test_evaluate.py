@@ -112,7 +112,7 @@ def test_predictions_are_the_test_split_in_order_without_padding(
     np.testing.assert_array_equal(trained.predictions("labels"), labels)
     np.testing.assert_array_equal(trained.predictions("puzzle_identifiers"), np.arange(NUM_TEST) % 3)
     preds = trained.predictions("preds")
-    assert (preds.dtype, preds.shape) == (np.uint8, (NUM_TEST, 16))
+    assert (preds.dtype, preds.shape) == (np.dtype(np.uint8), (NUM_TEST, 16))
     assert trained.predictions("inputs").dtype == np.uint8
     assert trained.predictions("labels").dtype == np.int16  # -100 must fit
     for key in ("q_halt_logits", "q_continue_logits"):
@@ -129,7 +129,7 @@ def test_save_outputs_chooses_the_files(trained: Trained, metrics_of: Callable[.
     metrics_of("save_outputs=[logits,preds]")  # replaces the files of the evaluation before
     assert {path.name for path in folder.iterdir()} == {"logits.npy", "preds.npy"}
     logits = trained.predictions("logits")
-    assert (logits.dtype, logits.shape) == (np.float32, (NUM_TEST, 16, 6))
+    assert (logits.dtype, logits.shape) == (np.dtype(np.float32), (NUM_TEST, 16, 6))
     np.testing.assert_array_equal(logits.argmax(-1), trained.predictions("preds"))
 
     shutil.rmtree(folder)
@@ -143,7 +143,7 @@ def test_step_preds_are_what_the_model_thinks_on_the_way(
     """The film of the viewer must be the model's own, and end with the predictions that are scored."""
     metrics_of("save_outputs=[preds,q_halt_logits,q_continue_logits,step_preds]", "max_examples=11")
     steps = trained.predictions("step_preds")
-    assert (steps.dtype, steps.shape) == (np.uint8, (11, 3, 16))
+    assert (steps.dtype, steps.shape) == (np.dtype(np.uint8), (11, 3, 16))
     np.testing.assert_array_equal(steps[:, -1], trained.predictions("preds"))
     for name in ("q_halt_logits", "q_continue_logits"):
         assert trained.predictions(f"step_{name}").dtype == np.float32

@@ -11,6 +11,7 @@ import subprocess
 import sys
 from collections.abc import Callable
 from pathlib import Path
+from typing import Any
 
 import mlx.core as mx
 import numpy as np
@@ -148,15 +149,15 @@ def test_an_architecture_from_elsewhere_is_not_imported(
         (tmp_path / "run" / CONFIG_FILE).write_text(text)
         status, _, err = call_script(evaluate, f"checkpoint={tmp_path / 'run'}", f"data_path={data}")
         assert status == 1
-        assert err.startswith(f"error: arch.name = '{name}'"), err
+        assert err.startswith(f"error: arch.name = '{name}': "), err
     assert not (tmp_path / "ran").exists()
 
 
-def with_config(folder: Path, **changes: object) -> Path:
+def with_config(folder: Path, **changes: Any) -> Path:
     """A copy of a golden checkpoint with other values in its configuration; those of `arch` are merged."""
     shutil.copytree(GOLDEN / "rope_stablemax", folder)
     config = yaml.safe_load((folder / CONFIG_FILE).read_text())
-    changes["arch"] = config["arch"] | changes.get("arch", {})  # type: ignore[operator]
+    changes["arch"] = config["arch"] | changes.get("arch", {})
     (folder / CONFIG_FILE).write_text(yaml.safe_dump(config | changes))
     return folder / "step_8"
 

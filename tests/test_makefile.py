@@ -81,11 +81,11 @@ class Checkout:
 
 
 @pytest.fixture
-def checkout(tmp_path):
+def checkout(tmp_path: Path) -> Checkout:
     return Checkout(tmp_path)
 
 
-def test_make_alone_is_help(checkout):
+def test_make_alone_is_help(checkout: Checkout) -> None:
     """Who types `make` to see what there is would start a long installation."""
     done = checkout.make()
     assert done.returncode == 0
@@ -94,14 +94,14 @@ def test_make_alone_is_help(checkout):
 
 
 @pytest.mark.parametrize("target", ["install", "demo", "check", "test"])
-def test_no_python(checkout, target):
+def test_no_python(checkout: Checkout, target: str) -> None:
     """Without Python the message must say what is needed, not 'command not found'."""
     line = checkout.refuse(target)
     assert "no Python >= 3.10 found" in line
     assert "PYTHON=" in line
 
 
-def test_too_old_python(checkout):
+def test_too_old_python(checkout: Checkout) -> None:
     """Python 3.9 would fail much later, inside pip or at the first `match`."""
     checkout.add_python(version="3.9.18", too_old=1)
     assert "python3: 3.9.18" in checkout.refuse("install")
@@ -110,7 +110,7 @@ def test_too_old_python(checkout):
     assert f"{old}: 3.8.0" in checkout.refuse("install", f"PYTHON={old}")
 
 
-def test_a_newer_python_is_found_beside_an_old_one(checkout):
+def test_a_newer_python_is_found_beside_an_old_one(checkout: Checkout) -> None:
     """macOS and old distributions have an old python3 and a newer python3.12 side by side."""
     checkout.add_python(version="3.9.18", too_old=1)
     checkout.add_python("python3.12")
@@ -119,13 +119,13 @@ def test_a_newer_python_is_found_beside_an_old_one(checkout):
     assert "Python 3.12.1 (python3.12)" in done.stdout
 
 
-def test_missing_ensurepip(checkout):
+def test_missing_ensurepip(checkout: Checkout) -> None:
     """Debian's python3 alone can't make virtual environments; the message must name the package."""
     checkout.add_python(no_ensurepip=1)
     assert "apt install python3-venv" in checkout.refuse("install")
 
 
-def test_second_install_does_nothing_until_requirements_change(checkout):
+def test_second_install_does_nothing_until_requirements_change(checkout: Checkout) -> None:
     """Every `make demo` would wait for pip, or a new requirement would never be installed."""
     checkout.add_python()
     assert checkout.make("install").returncode == 0
@@ -138,7 +138,7 @@ def test_second_install_does_nothing_until_requirements_change(checkout):
     assert checkout.log[2:] == [checkout.log[1]]
 
 
-def test_interrupted_install_starts_again(checkout):
+def test_interrupted_install_starts_again(checkout: Checkout) -> None:
     """A half-filled .venv would pass for a whole one and fail with ModuleNotFoundError."""
     checkout.add_python()
     (checkout.root / "cut-off").touch()
@@ -151,7 +151,7 @@ def test_interrupted_install_starts_again(checkout):
     assert [entry.split()[0] for entry in checkout.log] == ["venv", "pip", "venv", "pip"]
 
 
-def test_removed_python_means_a_new_venv(checkout):
+def test_removed_python_means_a_new_venv(checkout: Checkout) -> None:
     """After an upgrade of the system's Python every command would end with 'No such file or directory'."""
     checkout.add_python()
     checkout.make("install")
@@ -161,7 +161,7 @@ def test_removed_python_means_a_new_venv(checkout):
     assert (checkout.root / ".venv/bin/python").exists()
 
 
-def test_packages_that_another_tool_has_removed_are_installed_again(checkout):
+def test_packages_that_another_tool_has_removed_are_installed_again(checkout: Checkout) -> None:
     """`uv sync` shares .venv with make; a command would end with `No module named ruff` or `mlx`."""
     checkout.add_python()
     assert checkout.make("check").returncode == 0
@@ -179,7 +179,7 @@ def test_packages_that_another_tool_has_removed_are_installed_again(checkout):
     assert not [entry for entry in checkout.log[1:] if entry == "venv"], "the whole .venv was made anew"
 
 
-def test_mlx_switch_is_remembered_and_never_mixed(checkout):
+def test_mlx_switch_is_remembered_and_never_mixed(checkout: Checkout) -> None:
     """mlx[cpu] and mlx[cuda] in one environment overwrite each other's libraries."""
     checkout.add_python()
     assert checkout.make("install", "MLX=cuda13").returncode == 0
@@ -195,7 +195,7 @@ def test_mlx_switch_is_remembered_and_never_mixed(checkout):
     assert "make clean" in checkout.refuse("demo", "MLX=cuda13")
 
 
-def test_somebody_else_s_venv_is_neither_mixed_nor_deleted(checkout):
+def test_somebody_else_s_venv_is_neither_mixed_nor_deleted(checkout: Checkout) -> None:
     """A .venv made with another tool may hold hours of somebody's set-up."""
     checkout.add_python()
     packages = checkout.root / ".venv/lib/python3.12/site-packages"
@@ -205,13 +205,13 @@ def test_somebody_else_s_venv_is_neither_mixed_nor_deleted(checkout):
     assert packages.exists()
 
 
-def test_demo_runs_the_documented_commands(checkout):
+def test_demo_runs_the_documented_commands(checkout: Checkout) -> None:
     """The two commands of the README would do something else than what can be typed by hand, or use W&B unasked."""
     checkout.add_python()
     done = checkout.make("demo", "DEMO_SEED=3")
     assert done.returncode == 0, done.stderr
     build, train, evaluate = checkout.log[2:]
-    assert build == "dataset/build_mini_sudoku_dataset.py --output-dir data/sudoku-6x6 --blanks 6 --seed 3"
+    assert build == "dataset/build_mini_sudoku_dataset.py --output-dir data/sudoku-6x6 --blanks 6 --seed 3 --overwrite"
     assert train.startswith("pretrain.py --config-name cfg_demo seed=3")
     assert train.endswith("WANDB_MODE=disabled")
     assert evaluate.startswith("evaluate.py checkpoint=checkpoints/demo/step_10 ")
@@ -226,7 +226,8 @@ def test_demo_runs_the_documented_commands(checkout):
     ]
     assert checkout.make("demo").returncode == 0
     by_hand = (ROOT / "docs/running.md").read_text().partition("```bash\n")[2].partition("```")[0].splitlines()
-    assert checkout.log[5] == by_hand[0].removeprefix("python ")  # one seed, so one accuracy
+    # one seed, so one accuracy
+    assert checkout.log[5] == by_hand[0].removeprefix("python ") + " --overwrite"
     assert checkout.log[6].startswith("pretrain.py --config-name cfg_demo seed=0 ")
     assert "pretrain.py --config-name cfg_demo " in by_hand[1]
     assert "seed=" not in by_hand[1]
@@ -241,7 +242,7 @@ def test_demo_runs_the_documented_commands(checkout):
     assert len(checkout.log) == 11
 
 
-def test_check_leaves_out_what_is_slow_and_test_nothing(checkout):
+def test_check_leaves_out_what_is_slow_and_test_nothing(checkout: Checkout) -> None:
     """`make check` would take minutes, or `make test` pass without the tests that take minutes."""
     checkout.add_python()
     lint = ["-m ruff check .", "-m ruff format --check .", "-m mypy"]
@@ -252,7 +253,7 @@ def test_check_leaves_out_what_is_slow_and_test_nothing(checkout):
     assert checkout.log[installed + 4 :] == [*lint, "-m tests.helpers.browser", "-m pytest"]
 
 
-def test_clean_keeps_what_the_user_made(checkout):
+def test_clean_keeps_what_the_user_made(checkout: Checkout) -> None:
     """`make clean` would delete data sets and checkpoints that took days."""
     mine = [checkout.root / name for name in ("data/mine/x", "checkpoints/mine/x", "wandb/x", "notes.txt")]
     made = [

@@ -229,8 +229,8 @@ def test_load_weights_starts_from_a_checkpoint(
     still = [f"load_weights={offline_run / 'run' / 'step_16'}", "lr=0", "puzzle_emb_lr=0", "epochs=1"]
     status, _, err = run_here(*train_arguments(data, tmp_path / "run", *still))
     assert status == 0, err
-    before = mx.load(str(offline_run / "run" / "step_16" / "model.safetensors"))
-    after = mx.load(str(tmp_path / "run" / "step_8" / "model.safetensors"))
+    before: Any = mx.load(str(offline_run / "run" / "step_16" / "model.safetensors"))
+    after: Any = mx.load(str(tmp_path / "run" / "step_8" / "model.safetensors"))
     assert before.keys() == after.keys()
     assert all(mx.array_equal(before[name], after[name]) for name in before)
 
@@ -279,7 +279,7 @@ def test_several_test_sets_are_reported_apart(data: Path, tmp_path: Path, run_he
         (["arch.num_heads=5"], "num_heads = 5 does not divide hidden_size = 32"),
         (["arch.hidden_size=30"], "hidden_size / num_heads = 15 is odd"),
         (["arch.name=os@system"], "arch"),
-        (["arch.loss.loss_type=hinge"], "models.losses defines no hinge"),
+        (["arch.loss.loss_type=hinge"], "arch.loss.loss_type = 'hinge': models.losses defines no hinge"),
         (["data_path=data/x"], "no data set at data/x: there is no such folder; build it with a script in dataset/"),
         (["global_batch_size=65"], "don't fill one batch of 65"),
         (["eval_save_outputs=[prediction]"], "'prediction'"),

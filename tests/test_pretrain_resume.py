@@ -95,7 +95,7 @@ def test_an_earlier_step_is_taken_up_again(data: Path, finished: Path, run_here:
     )
     assert status == 0, err
     assert f"resuming {finished / 'step_8'}" in out
-    assert f"{finished / 'step_12'} is set aside as step_12.superseded" in out
+    assert f"{finished / 'step_12'} is renamed to step_12.superseded" in out
     for step in ("step_12", "step_16"):
         assert weights(finished / step) == weights(finished / f"{step}.superseded")
     assert [row["step"] for row in history(finished) if "train/lr" in row] == list(range(1, 17))
@@ -128,6 +128,33 @@ def test_a_run_that_stopped_in_the_middle_of_an_iteration_can_go_on_from_there(
     status, out, err = run_here(*train_arguments(data, tmp_path / "stopped", "resume=auto"))
     assert status == 0, err
     assert weights(tmp_path / "stopped" / "step_16") == weights(finished / "step_16")
+
+
+def test_max_steps_ends_a_run_on_the_way_of_a_longer_one(
+    data: Path, finished: Path, tmp_path: Path, run_here: RunHere
+) -> None:
+    """Where time is short, a piece of a long run would need another schedule, and then could not be continued."""
+    run = tmp_path / "short"
+    for steps, said in ((3, "3 steps"), (11, "11 steps"), (99, "16 steps")):
+        status, out, err = run_here(*train_arguments(data, run, f"max_steps={steps}", "resume=auto"))
+        assert status == 0, err
+        assert f" parameters, {said}, BLAS" in out
+        assert "nothing left" not in out
+        if steps == 11:
+            status, out, _ = run_here(*train_arguments(data, run, "max_steps=11", "resume=auto"))
+            assert (status, "nothing left to do: max_steps = 11 is reached" in out) == (0, True)
+    assert {path.name for path in run.glob("step_*")} == {"step_3", "step_8", "step_11", "step_16"}
+    assert [row["step"] for row in history(run) if "eval/accuracy" in row] == [3, 8, 11, 16]
+    assert weights(run / "step_16") == weights(finished / "step_16")
+
+
+def test_the_first_line_says_how_many_steps_the_data_has(data: Path, tmp_path: Path, run_here: RunHere) -> None:
+    """Incomplete batches at the end of an iteration are dropped: the second schedule has 3 steps, its data 2."""
+    status, out, err = run_here(*train_arguments(data, tmp_path / "run", "global_batch_size=32", "lr_warmup_steps=0"))
+    assert (status, " parameters, 4 steps, BLAS" in out) == (0, True), err
+    status, out, err = run_here(*train_arguments(data, tmp_path / "run2", "global_batch_size=36", "lr_warmup_steps=0"))
+    assert (status, " parameters, 2 steps, BLAS" in out) == (0, True), err
+    assert [row["step"] for row in history(tmp_path / "run2") if "train/lr" in row] == [1, 2]
 
 
 def test_a_vanished_history_and_code_are_no_obstacle(data: Path, finished: Path, run_here: RunHere) -> None:

@@ -59,7 +59,7 @@ class Trained:
         """All of the last checkpoint, by name."""
         files = ("model", "training")
         found = [mx.load(str(self.path / f"step_{self.steps}" / f"{name}.safetensors")) for name in files]
-        return {name: np.array(array) for group in found for name, array in group.items()}  # type: ignore[union-attr]
+        return {name: np.array(array) for group in found for name, array in group.items()}
 
 
 def make_start(data: Path, folder: Path, arch: dict[str, Any]) -> Path:
@@ -128,15 +128,15 @@ def assert_same_run(found: Trained, expected: Trained) -> None:
         assert ours == pytest.approx(theirs, rel=TOLERANCE, abs=TOLERANCE)
         for name in ("train/count", "train/steps", "train/exact_accuracy", "train/q_halt_accuracy"):
             assert ours.get(name) == pytest.approx(theirs.get(name), abs=1e-12)  # whole numbers, divided
-    ours, theirs = found.arrays(), expected.arrays()
-    assert {name: array.shape for name, array in ours.items()} == {name: array.shape for name, array in theirs.items()}
-    for name, array in ours.items():
+    arrays, wanted = found.arrays(), expected.arrays()
+    assert {name: array.shape for name, array in arrays.items()} == {name: a.shape for name, a in wanted.items()}
+    for name, array in arrays.items():
         if name.startswith("carry.z_"):  # the cycles amplify a difference of rounding in the weights
-            np.testing.assert_allclose(array, theirs[name], atol=5e-3, err_msg=name)
+            np.testing.assert_allclose(array, wanted[name], atol=5e-3, err_msg=name)
         elif array.dtype == np.float32:
-            np.testing.assert_allclose(array, theirs[name], atol=TOLERANCE, err_msg=name)
+            np.testing.assert_allclose(array, wanted[name], atol=TOLERANCE, err_msg=name)
         else:
-            np.testing.assert_array_equal(array, theirs[name], err_msg=name)
+            np.testing.assert_array_equal(array, wanted[name], err_msg=name)
 
 
 @pytest.mark.parametrize("ranks", [2, 4])

@@ -193,7 +193,7 @@ def test_every_command_takes_its_first_step(
     monkeypatch.chdir(tmp_path)
     train_step = TrainState.train_step
     trained: set[str] = set()
-    steps: list[tuple[TrainState, float]] = []
+    steps: list[tuple[TrainState, Any]] = []
 
     def first_step(state: TrainState, batch: dict[str, mx.array], flag: float) -> Any:
         before = state.head.model.inner.lm_head.weight
@@ -268,12 +268,13 @@ def test_defaults_are_the_documented_ones() -> None:
     assert config["defaults"][0] == {"arch": "hrm_v1"}
     assert config["defaults"][-1] == "_self_"
     assert config["hydra"]["output_subdir"] is None
-    off = {"eval_max_examples": None, "log_interval": 1, "log_examples": 0, "load_weights": None}
+    off: dict[str, Any] = {"eval_max_examples": None, "log_interval": 1, "log_examples": 0, "load_weights": None}
     off |= {
         "eval_halt": "max",
         "resume": None,
         "checkpoint_interval": None,
         "keep_checkpoints": None,
+        "max_steps": None,
         "on_nonfinite": "stop",
         "rank_timeout": 300,
     }

@@ -127,6 +127,7 @@ class PretrainConfig(BaseModel):
 
     global_batch_size: int = Field(ge=1)
     epochs: int = Field(ge=1)
+    max_steps: int | None = Field(default=None, ge=1)
     eval_interval: int | None = Field(default=None, ge=1)
     checkpoint_every_eval: bool = False
     checkpoint_interval: int | None = Field(default=None, ge=1)

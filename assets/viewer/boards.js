@@ -45,10 +45,16 @@ function showPuzzle() {
     where.push(`${view.rows} × ${view.columns}${view.kind === "sudoku" ? `, ${plural(clues, "clue")}` : ""}`);
   }
   byId("place").textContent = where.join(" · ");
-  const [result, details] = verdict();
-  byId("verdict").firstChild.textContent = result;
-  byId("verdict").lastChild.textContent = details;
-  byId("verdict").className = current.preds ? (count(current.wrong) ? "wrong" : "exact") : "";
+  [current, current.other].forEach((answer, i) => {
+    const line = byId(["verdict", "other-verdict"][i]);
+    line.hidden = i > 0 && !view.scores?.other;
+    const [result, details] = verdict(answer);
+    line.firstChild.textContent = view.scores?.other ? `Run ${i + 1}: ${result}` : result;
+    line.lastChild.textContent = details;
+    line.className = answer.preds ? (count(answer.wrong) ? "wrong" : "exact") : "";
+  });
+  byId("votes").textContent = current.votes && `${ofRunOne("Votes")}: ${current.votes}`;
+  byId("votes").hidden = !current.votes;
   byId("crop-label").hidden = view.kind !== "arc";
   byId("film").hidden = !current.film;
   byId("readout").textContent = "";
@@ -57,24 +63,30 @@ function showPuzzle() {
   list.select(present >= 0 && example < endOfEntry(present) ? present : -1);
 }
 
-/** How the prediction does, and what the model thought of it. */
-function verdict() {
+/** The name of what is known of the first run only, where two are compared. */
+const ofRunOne = (what) => (view.scores?.other ? `Run 1, ${what.toLowerCase()}` : what);
+
+/** How a run's prediction does, and what the model thought of it. */
+function verdict(answer) {
   const { current, scores } = view;
-  if (!current.preds) return [scores ? "No prediction for this example" : "", ""];
-  const wrong = count(current.wrong);
+  if (!answer.preds) return [scores ? "No prediction for this example" : "", ""];
+  const wrong = count(answer.wrong);
   const scored = current.unscored.length - count(current.unscored);
   const details = [];
-  if (current.qHalt !== null)
-    details.push(`q_halt ${signed(current.qHalt)} (${(100 / (1 + Math.exp(-current.qHalt))).toFixed(0)}\u00a0% sure)`);
-  if (current.qContinue !== null) details.push(`q_continue ${signed(current.qContinue)}`);
-  if (current.film?.halted) details.push(current.film.describeHalt());
+  if (answer.qHalt !== null)
+    details.push(`q_halt ${signed(answer.qHalt)} (${(100 / (1 + Math.exp(-answer.qHalt))).toFixed(0)}\u00a0% sure)`);
+  if (answer.qContinue !== null) details.push(`q_continue ${signed(answer.qContinue)}`);
+  if (answer.film?.halted) details.push(answer.film.describeHalt());
+  const [isRight, words] = judge(view.kind, current.inputs, answer.preds, view.columns, view.box) ?? [false, ""];
+  const isOther = wrong && isRight; // right, but not the label's way
+  if (words && !isOther) details.unshift(words);
   return [
-    wrong ? `✗ ${grouped(wrong)} of ${plural(scored, "cell")} wrong` : "✓ Exact",
+    wrong ? `✗ ${grouped(wrong)} of ${plural(scored, "cell")} wrong${isOther ? `, yet ${words}` : ""}` : "✓ Exact",
     details.map((text) => ` · ${text}`).join(""),
   ];
 }
 
-/** The boards of the current example: input, prediction (of a film's step) and label. */
+/** The boards of the current example: input, predictions (of a film's step), label, and ARC's attempts. */
 function boardsAt(step) {
   const { kind, columns, rows, box, current } = view;
   const isArc = kind === "arc" && view.set.seqLen === ARC_SIDE * ARC_SIDE;
@@ -83,30 +95,44 @@ function boardsAt(step) {
   const board = (tokens, area, more) => ({ kind, columns, box, tokens, area: crop ? area : whole, ...more });
   const clue = kind === "sudoku" ? Uint8Array.from(current.inputs, (token) => token > 1) : null;
   const labelArea = crop ? gridArea(current.shownLabels) : whole;
-  const panels = [
-    { title: "Input", role: "input", board: board(current.inputs, crop ? gridArea(current.inputs) : whole, { clue }) },
-  ];
-  if (current.preds) {
-    const { film } = current;
-    const title = film ? `Prediction, step ${step + 1} of ${film.steps}` : "Prediction";
+  const inputArea = crop ? gridArea(current.inputs) : whole;
+  const panels = [{ title: "Input", role: "input", board: board(current.inputs, inputArea, { clue }) }];
+  const label = { title: "Label", role: "label", board: board(current.shownLabels, labelArea, { clue }) };
+  if (view.scores?.other) panels.push(label); // so that the two runs stand side by side also where boards are in pairs
+  [current, current.other].forEach((answer, i) => {
+    if (!answer.preds) return;
+    const { film } = answer;
+    const at = film && (current.film ? Math.min(step, film.steps - 1) : film.steps - 1);
+    const title = view.scores.other ? `Run ${i + 1}` : "Prediction";
     panels.push({
-      title,
-      role: "prediction",
-      board: board(film ? film.tokens(step) : current.preds, crop ? predictionArea(labelArea) : whole, {
+      title: film ? `${title}, step ${at + 1} of ${film.steps}` : title,
+      role: ["prediction", "other-prediction"][i],
+      board: board(film ? film.tokens(at) : answer.preds, crop ? predictionArea(answer, labelArea) : whole, {
         clue,
-        wrong: byId("marks").checked ? (film ? film.wrong[step] : current.wrong) : null,
-        changed: film ? film.changed(step) : null,
+        wrong: byId("marks").checked ? (film ? film.wrong[at] : answer.wrong) : null,
+        changed: film ? film.changed(at) : null,
         unscored: isArc ? current.unscored : null,
       }),
     });
-  }
-  panels.push({ title: "Label", role: "label", board: board(current.shownLabels, labelArea, { clue }) });
+  });
+  if (!view.scores?.other) panels.push(label);
+  const attempts = isArc ? current.attempts : [];
+  attempts.forEach(({ tokens, wrong }, i) => {
+    const which = attempts.length > 1 ? `Attempt ${i + 1}` : "Both attempts";
+    panels.push({
+      title: `${ofRunOne(which)}: ${count(wrong) ? "wrong" : "right"}`,
+      role: `attempt-${i + 1}`,
+      board: board(tokens, crop ? gridArea(tokens) : whole, {
+        wrong: byId("marks").checked ? wrong : null,
+        unscored: current.unscored,
+      }),
+    });
+  });
   return panels;
 }
 
 /** Where to crop a prediction: at the label's grid, and one line further where the model missed the grid's end. */
-function predictionArea(area) {
-  const { film, wrong } = view.current;
+function predictionArea({ film, wrong }, area) {
   const isWrong = (row, column) => (film?.wrong ?? [wrong]).some((flags) => flags[row * ARC_SIDE + column]);
   const range = (from, to) => Array.from({ length: to - from }, (_, i) => from + i);
   const below = area.bottom < ARC_SIDE && range(area.left, area.right).some((column) => isWrong(area.bottom, column));
@@ -124,7 +150,7 @@ function layOut() {
   const [mostRows, mostColumns] = [0, 1].map((axis) => Math.max(...sizes.map((size) => size[axis])));
   const [inOneLine, inPairs] = SMALLEST_CELL[view.kind];
   let cell = (available - GAP * (panels.length - 1)) / allColumns;
-  if (cell < inOneLine) cell = (available - GAP) / (2 * mostColumns);
+  if (cell < (view.scores?.other ? inPairs : inOneLine)) cell = (available - GAP) / (2 * mostColumns);
   if (cell < inPairs) cell = available / mostColumns;
   cell = Math.min(cell, LARGEST_CELL[view.kind], TALLEST_BOARD / mostRows);
   const ratio = window.devicePixelRatio || 1;
@@ -149,7 +175,14 @@ function layOut() {
     });
     return { figure, caption, canvas, text };
   });
-  box.replaceChildren(...view.panels.map(({ figure }) => figure));
+  const figures = view.panels.map(({ figure }) => figure);
+  const runs = figures.filter(({ dataset }) => /prediction$/.test(dataset.role));
+  if (runs.length > 1) {
+    const together = document.createElement("div"); // on one line wherever both fit
+    figures.splice(figures.indexOf(runs[0]), runs.length, together);
+    together.append(...runs);
+  }
+  box.replaceChildren(...figures);
   drawStep(0.25, panels);
 }
 
@@ -210,49 +243,61 @@ function readOut(event, i) {
     `row ${row}, column ${column}: ${KINDS[view.kind].name(token)} (token ${token})${wrong}`;
 }
 
-/** Thumbnails of the puzzle's examples, where it has several: an ARC task's pairs. */
-async function showSiblings() {
-  const { set, example, kind, ticket } = view;
+/** Thumbnails beside the example: those of its puzzle, and for an ARC test example its task's demonstrations. */
+async function showPairs() {
+  const { set, example, split, setName, ticket } = view;
   const puzzle = set.puzzleOf(example);
-  const [start, end] = [
-    set.puzzleIndices[puzzle],
-    Math.min(set.puzzleIndices[puzzle + 1], set.puzzleIndices[puzzle] + MOST_SIBLINGS),
-  ];
-  const section = byId("siblings");
-  section.hidden = end - start < 2;
-  if (section.hidden) return;
-  const key = `${puzzle} ${kind} ${byId("theme-name").textContent} ${byId("crop").checked}`;
-  if (view.siblingsOf !== key) {
-    const [inputs, labels] = await Promise.all([set.inputs.rows(start, end), set.labels.rows(start, end)]);
-    if (ticket !== view.ticket) return;
-    view.siblingsOf = key;
-    const total = set.puzzleIndices[puzzle + 1] - set.puzzleIndices[puzzle];
-    section.querySelector("h3").textContent =
-      `${plural(total, "example")} of this puzzle${total > end - start ? `, the first ${end - start}` : ""}`;
-    section.querySelector("div").replaceChildren(
-      ...Array.from({ length: end - start }, (_, i) => {
-        const button = document.createElement("button");
-        Object.assign(button, { type: "button", ariaLabel: `Example ${start + i}`, onclick: () => show(start + i) });
-        for (const tokens of [inputs, labels]) {
-          const row = tokens.subarray(i * set.seqLen, (i + 1) * set.seqLen).map((token) => Math.max(0, token));
-          button.append(thumbnail(row));
-        }
-        return button;
-      }),
-    );
-  }
-  Array.from(section.querySelectorAll("button"), (button, i) =>
+  const [start, end] = [set.puzzleIndices[puzzle], set.puzzleIndices[puzzle + 1]];
+  const shown = Math.min(end, start + MOST_SIBLINGS);
+  const title = `${plural(end - start, "example")} of this puzzle${end > shown ? `, the first ${shown - start}` : ""}`;
+  await fillPairs("siblings", title, end - start > 1 ? { set, start, end: shown, open: show } : null);
+  Array.from(byId("siblings").querySelectorAll("button"), (button, i) =>
     button.setAttribute("aria-current", start + i === example),
+  );
+  const identifier = set.identifiers[puzzle];
+  const isTask = view.kind === "arc" && view.dataset && split === "test" && titleOf(identifier) !== null;
+  const found = isTask ? await demonstrationsOf(view.dataset, identifier) : null;
+  if (ticket !== view.ticket) return;
+  const open = (other) => attempt(() => chooseSet("train", found.name ?? setName, other));
+  await fillPairs("demonstrations", "Demonstrations", found && { ...found, open });
+}
+
+/** Fill a section with inputs and labels as buttons; `pairs` is null where it stays hidden. Does nothing twice. */
+async function fillPairs(id, title, pairs) {
+  const section = byId(id);
+  section.hidden = !pairs;
+  if (!pairs) return;
+  const { set, start, end, open } = pairs;
+  const { theme } = document.documentElement.dataset;
+  const key = [set.inputs.path, start, view.kind, theme, byId("crop").checked].join(" ");
+  if (view.pairs[id] === key) return;
+  const { ticket } = view;
+  const [inputs, labels] = await Promise.all([set.inputs.rows(start, end), set.labels.rows(start, end)]);
+  if (ticket !== view.ticket) return;
+  view.pairs[id] = key;
+  section.querySelector("h3").textContent = title;
+  section.querySelector("div").replaceChildren(
+    ...Array.from({ length: end - start }, (_, i) => {
+      const button = document.createElement("button");
+      const name = id === "siblings" ? `Example ${start + i}` : `Demonstration ${i + 1}`;
+      Object.assign(button, { type: "button", ariaLabel: name, onclick: () => open(start + i) });
+      for (const tokens of [inputs, labels]) {
+        const row = tokens.subarray(i * set.seqLen, (i + 1) * set.seqLen).map((token) => Math.max(0, token));
+        button.append(thumbnail(row, id === "siblings" ? 72 : 104));
+      }
+      return button;
+    }),
   );
 }
 
-function thumbnail(tokens) {
+/** A small board of at most `size` CSS pixels. */
+function thumbnail(tokens, size) {
   const { kind, columns, rows, box } = view;
   const crop = kind === "arc" && tokens.length === ARC_SIDE * ARC_SIDE && byId("crop").checked;
   const area = crop ? gridArea(tokens) : { top: 0, left: 0, bottom: rows, right: columns };
   const [height, width] = [area.bottom - area.top, area.right - area.left];
   const ratio = window.devicePixelRatio || 1;
-  const cell = Math.max(1, Math.floor((72 * ratio) / Math.max(height, width)));
+  const cell = Math.max(1, Math.floor((size * ratio) / Math.max(height, width)));
   const canvas = document.createElement("canvas");
   Object.assign(canvas, { width: width * cell, height: height * cell });
   canvas.style.width = `${(width * cell) / ratio}px`;
@@ -266,7 +311,8 @@ function thumbnail(tokens) {
 /** The data set (or predictions) and the split on show. */
 const origin = () => [view.dataset?.name ?? view.predictions.name, view.split].filter(Boolean).join(" ");
 
-const headline = () => `${byId("name").textContent} · ${origin()} ${view.example}`;
+const headline = () =>
+  [`${byId("name").textContent} · ${origin()} ${view.example}`, ...(view.scores?.other ? runNames() : [])].join(" · ");
 
 const fileName = (what) => `${origin().replace(/[^\w.-]+/g, "-")}-${view.example}${what}.png`;
 
@@ -290,15 +336,15 @@ async function saveFilm() {
 
 async function saveStrip() {
   const { film } = player;
-  const [input, , label] = boardsAt(0);
+  const panel = (wanted, step) => boardsAt(step).find(({ role }) => role === wanted);
   const steps = Array.from({ length: film.steps }, (_, step) => {
     const wrong = film.wrongCells[step];
     return {
       title: `Step ${step + 1}: ${wrong ? `${wrong} wrong` : "right"}${step === film.halt ? ", halt" : ""}`,
-      board: boardsAt(step)[1].board,
+      board: panel("prediction", step).board,
     };
   });
-  const panels = [input, ...steps, label];
+  const panels = [panel("input", 0), ...steps, panel("label", 0)];
   const perLine = Math.ceil(Math.sqrt(1.6 * panels.length));
   saveBlob(await toPng(drawPicture(headline(), panels, themeColours(), { perLine, flash: 0.25 })), fileName("-strip"));
 }

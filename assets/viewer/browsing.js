@@ -9,19 +9,25 @@ const FILTERS = {
   wrong: "Wrong",
   sure: "Wrong, yet would halt",
   unsure: "Exact, yet would go on",
+  first: "Only run 1 exact",
+  second: "Only run 2 exact",
+  both: "Both runs exact",
+  neither: "Neither run exact",
 };
+const COMPARISONS = { first: [true, false], second: [false, true], both: [true, true], neither: [false, false] };
 
 /**
  * How many cells of each prediction are wrong, counted in the background for the part of a set that has predictions.
  *
  * `count` examples have a prediction, and `wrong[i]` of the first `done` is known. `halts[i]`: whether the model's own
- * rule would halt it after the last step; null if that isn't stored.
+ * rule would halt it after the last step; null if that isn't stored. `other`: the scores of another run, if any.
  */
 class Scores {
-  constructor(set, predictions) {
+  constructor(set, predictions, other = null) {
     Object.assign(this, {
       set,
       predictions,
+      other,
       done: 0,
       exact: 0,
       cells: 0,
@@ -33,7 +39,12 @@ class Scores {
     this.wrong = new Int32Array(this.count);
   }
 
-  /** Count, calling `progress` now and then; ends early once `cancelled` is set. */
+  cancel() {
+    this.cancelled = true;
+    this.other?.cancel();
+  }
+
+  /** Count, calling `progress` now and then; ends early once it is cancelled. */
   async run(progress) {
     const { arrays, steps } = this.predictions;
     const { first, seqLen } = this.set;
@@ -69,6 +80,10 @@ class Scores {
   passes(filter, example) {
     if (example >= this.done) return false;
     const exact = this.wrong[example] === 0;
+    if (filter in COMPARISONS) {
+      const [one, another] = COMPARISONS[filter];
+      return example < this.other.done && exact === one && (this.other.wrong[example] === 0) === another;
+    }
     if (filter === "exact" || filter === "wrong") return exact === (filter === "exact");
     return exact === (filter === "unsure") && Boolean(this.halts[example]) === (filter === "sure");
   }

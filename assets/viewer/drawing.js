@@ -96,32 +96,24 @@ function drawText(context, text, ink, x, y, cell, share, weight = 600) {
   context.fillText(text, x + cell / 2, y + cell * 0.53);
 }
 
-/** Wrong digits have a corner besides their colour; a cross in two tones stands out from any cell's colour. */
+/** Wrong cells have a corner, so that the rest shows what was predicted; in two tones it stands out from any colour. */
 function drawWrong(context, board, colours, x, y, cell) {
-  if (board.kind === "sudoku" || board.kind === "tokens") {
-    context.fillStyle = colours.wrong;
+  const [top, right] = [y + 1, x + cell - 1]; // inside of the lines
+  const corner = (ink, leg) => {
+    context.fillStyle = ink;
     context.beginPath();
-    context.moveTo(x + cell * 0.68, y);
-    context.lineTo(x + cell, y);
-    context.lineTo(x + cell, y + cell * 0.32);
+    context.moveTo(right - leg, top);
+    context.lineTo(right, top);
+    context.lineTo(right, top + leg);
     context.fill();
+  };
+  if (board.kind === "sudoku" || board.kind === "tokens") {
+    corner(colours.wrong, cell * 0.32);
     return;
   }
-  const [near, far] = [cell * 0.34, cell * 0.66];
-  for (const [ink, width] of [
-    ["#000000", cell * 0.22],
-    ["#ffffff", cell * 0.1],
-  ]) {
-    context.strokeStyle = ink;
-    context.lineWidth = Math.max(1, width);
-    context.lineCap = "round";
-    context.beginPath();
-    context.moveTo(x + near, y + near);
-    context.lineTo(x + far, y + far);
-    context.moveTo(x + far, y + near);
-    context.lineTo(x + near, y + far);
-    context.stroke();
-  }
+  const leg = Math.min(14, Math.max(4, cell * 0.46));
+  corner("#000000", leg);
+  corner("#ffffff", leg * 0.66);
 }
 
 function drawChange(context, colours, x, y, cell, flash) {

@@ -67,6 +67,7 @@ async function walkEntry(entry, files) {
 
 const parentOf = (path) => path.slice(0, Math.max(0, path.lastIndexOf("/")));
 const nameOf = (path) => path.slice(path.lastIndexOf("/") + 1);
+const filesIn = (files, folder) => [...files].filter(([path]) => parentOf(path) === folder).map(([, file]) => file);
 const join = (folder, name) => (folder ? `${folder}/${name}` : name);
 
 /** The folders that look like data sets, also damaged ones: those above a train/ or test/ with the format's files. */
@@ -82,12 +83,35 @@ function findDatasets(files) {
   return [...found].sort();
 }
 
-/** The folders of predictions, newest step first. */
+/**
+ * The predictions in a folder: those of the run that was written last come first, of a run those of its last step.
+ *
+ * Each is `{ path, folders }`: a folder for each rank in order; `path` is the folder of a single rank, or a pattern.
+ */
 function findPredictions(files) {
-  const found = new Set();
-  for (const path of files.keys()) if (/^(step_)?preds\.npy$/.test(nameOf(path))) found.add(parentOf(path));
-  const step = (path) => Number(/step_(\d+)/.exec(nameOf(path))?.[1] ?? -1);
-  return [...found].sort((a, b) => step(b) - step(a) || (a < b ? -1 : 1));
+  const found = new Map(); // folder and step → what was found
+  for (const [path, file] of files) {
+    if (!/^(step_)?preds\.npy$/.test(nameOf(path))) continue;
+    const folder = parentOf(path);
+    const [, ofAllRanks, rank] = /^(.*step_\d+_all_preds)\.(\d+)$/.exec(folder) ?? [null, folder, 0];
+    const step = Number(/step_(\d+)/.exec(nameOf(folder))?.[1] ?? -1);
+    const entry = found.get(ofAllRanks) ?? { ranks: new Map(), run: parentOf(folder), step, written: 0 };
+    entry.ranks.set(Number(rank), folder);
+    entry.written = Math.max(entry.written, file.lastModified);
+    found.set(ofAllRanks, entry);
+  }
+  const written = new Map(); // run → when its last predictions were
+  for (const entry of found.values())
+    written.set(entry.run, Math.max(written.get(entry.run) ?? 0, entry.written));
+  return [...found]
+    .sort(([a, one], [b, other]) => {
+      const byRun = written.get(other.run) - written.get(one.run) || (one.run < other.run ? -1 : one.run > other.run);
+      return byRun || other.step - one.step || (a < b ? -1 : 1);
+    })
+    .map(([path, { ranks }]) => {
+      const folders = [...ranks.keys()].sort((a, b) => a - b).map((rank) => ranks.get(rank));
+      return { path: folders.length > 1 ? `${path}.*` : folders[0], folders };
+    });
 }
 
 /** Why nothing was found in a folder: what is there, what was looked for, and how to get it. */
@@ -108,13 +132,13 @@ function explainNothingFound(files, wanted) {
   return `${folder} ${found} (${seen}): expected ${expected}`;
 }
 
-async function readJson(files, path) {
+async function readJson(files, path, again = "build the data set again") {
   const file = files.get(path);
   if (!file) throw new FileProblem(`${path} is missing: not a data set, or an unfinished one; build it again`);
   try {
     return JSON.parse(new TextDecoder().decode(await readBytes(file, path, 0, file.size)));
   } catch (error) {
-    throw error instanceof FileProblem ? error : new FileProblem(`${path} is not valid JSON; build the data set again`);
+    throw error instanceof FileProblem ? error : new FileProblem(`${path} is not valid JSON; ${again}`);
   }
 }
 
@@ -144,6 +168,11 @@ class ExampleSet {
 
   groupOf(puzzle) {
     return lastAtMost(this.groupIndices, puzzle);
+  }
+
+  /** The puzzle identifier of each of the examples [start, stop). */
+  identifiersOf(start, stop) {
+    return Array.from({ length: stop - start }, (_, i) => this.identifiers[this.puzzleOf(start + i)]);
   }
 
   isScored(label) {
@@ -272,45 +301,134 @@ function checkOffsets(offsets, total, members, fail) {
 
 // --------------------------------------------------------------------------------------------------------- predictions
 
-/** A folder of predictions. `arrays`: key → NpyFile, a row for each example; `steps`: of a film, 0 without. */
-class Predictions {
-  static async open(files, folder) {
-    const arrays = {};
-    for (const key of PREDICTION_KEYS) {
-      const path = join(folder, `${key}.npy`);
-      if (files.has(path)) arrays[key] = await NpyFile.open(files.get(path), path);
-    }
-    const [rows, cells] = (arrays.preds ?? arrays.step_preds).shape;
-    const steps = arrays.step_preds?.shape[1] ?? 0;
-    const seqLen = arrays.preds ? cells : arrays.step_preds.shape[2];
-    for (const [key, file] of Object.entries(arrays)) {
-      const perStep = key.startsWith("step_") ? [steps] : [];
-      const perCell = /inputs|labels|preds/.test(key) ? [seqLen] : [];
-      const expected = [rows, ...perStep, ...perCell];
-      if (file.shape.join() !== expected.join() || !rows || !seqLen) {
-        const [found, whole] = [file.shape, expected].map((shape) => shape.join(", "));
-        const wanted = `expected (${whole}), with at least one example; run evaluate.py again`;
-        throw new FileProblem(`${file.path}: shape (${found}), ${wanted}`);
-      }
-      const [fits, wanted] =
-        key === "step_halted"
-          ? [/^[bu]1$/.test(file.type), "bool or uint8"]
-          : [file.isInteger || /q_(halt|continue)_logits/.test(key), "integers"];
-      if (!fits) {
-        throw new FileProblem(`${file.path}: values of type ${file.type}, expected ${wanted}; run evaluate.py again`);
-      }
-    }
-    const run = nameOf(parentOf(folder));
-    const predictions = new Predictions();
-    return Object.assign(predictions, {
-      files,
-      folder,
-      arrays,
-      steps,
-      seqLen,
-      numExamples: rows,
-      name: join(run, nameOf(folder)),
+/** The files of several ranks as one array, used like an NpyFile; `order.placeOf(row)` tells where a row is. */
+class RankedArray {
+  constructor(files, order) {
+    const [{ path, type, array, isInteger, rowLength, shape }] = files;
+    const length = files.reduce((sum, file) => sum + file.length, 0);
+    Object.assign(this, { files, order, path, type, array, isInteger, rowLength, length });
+    this.shape = [length, ...shape.slice(1)];
+    this.size = files.reduce((sum, file) => sum + file.size, 0);
+  }
+
+  /** Rows [start, stop), flat. Each rank's part of them lies in one piece. */
+  async rows(start, stop) {
+    const places = Array.from({ length: stop - start }, (_, i) => this.order.placeOf(start + i));
+    const parts = await Promise.all(
+      this.files.map(async (file, rank) => {
+        const mine = places.filter((place) => place[0] === rank);
+        if (!mine.length) return null;
+        const [first, last] = [mine[0][1], mine[mine.length - 1][1]];
+        return { first, values: await file.rows(first, last + 1) };
+      }),
+    );
+    const { constructor: Values } = parts.find(Boolean).values;
+    const whole = new Values((stop - start) * this.rowLength);
+    places.forEach(([rank, row], i) => {
+      const at = (row - parts[rank].first) * this.rowLength;
+      whole.set(parts[rank].values.subarray(at, at + this.rowLength), i * this.rowLength);
     });
+    return whole;
+  }
+
+  all() {
+    return this.rows(0, this.length);
+  }
+}
+
+/** Rows in the order of the ranks, as long as the data set isn't known. Returns row → [rank, row of its files]. */
+function rankAfterRank(counts) {
+  const starts = [0];
+  for (const count of counts) starts.push(starts[starts.length - 1] + count);
+  return (row) => {
+    const rank = lastAtMost(starts, row);
+    return [rank, row - starts[rank]];
+  };
+}
+
+/**
+ * Rows in the order of the data set: the first `share` rows of each batch are rank 0's, the next ones rank 1's, …; the
+ * last batch of a set may be short. `sizes`: how many examples of each set were evaluated.
+ *
+ * Returns how many rows each rank has then, and row → [rank, row of its files].
+ */
+function dealtToRanks(sizes, share, numRanks) {
+  const batch = share * numRanks;
+  const [firsts, before] = [[0], [new Array(numRanks).fill(0)]]; // by set: its first row, and of each rank's files
+  sizes.forEach((size, i) => {
+    firsts.push(firsts[i] + size);
+    const last = (rank) => Math.min(share, Math.max(0, (size % batch) - rank * share));
+    before.push(before[i].map((rows, rank) => rows + Math.floor(size / batch) * share + last(rank)));
+  });
+  const placeOf = (row) => {
+    const set = lastAtMost(firsts, row);
+    const inSet = row - firsts[set];
+    const rank = Math.floor((inSet % batch) / share);
+    return [rank, before[set][rank] + Math.floor(inSet / batch) * share + (inSet % share)];
+  };
+  return { counts: before[sizes.length], placeOf };
+}
+
+/** One rank's folder: key → NpyFile, a row for each example; all checked against one another. */
+async function openRank(files, folder) {
+  const arrays = {};
+  for (const key of PREDICTION_KEYS) {
+    const path = join(folder, `${key}.npy`);
+    if (files.has(path)) arrays[key] = await NpyFile.open(files.get(path), path);
+  }
+  const [rows, cells] = (arrays.preds ?? arrays.step_preds).shape;
+  const steps = arrays.step_preds?.shape[1] ?? 0;
+  const seqLen = arrays.preds ? cells : arrays.step_preds.shape[2];
+  for (const [key, file] of Object.entries(arrays)) {
+    const perStep = key.startsWith("step_") ? [steps] : [];
+    const perCell = /inputs|labels|preds/.test(key) ? [seqLen] : [];
+    const expected = [rows, ...perStep, ...perCell];
+    if (file.shape.join() !== expected.join() || !seqLen) {
+      const [found, whole] = [file.shape, expected].map((shape) => shape.join(", "));
+      throw new FileProblem(`${file.path}: shape (${found}), expected (${whole}); run evaluate.py again`);
+    }
+    const [fits, wanted] =
+      key === "step_halted"
+        ? [/^[bu]1$/.test(file.type), "bool or uint8"]
+        : [file.isInteger || /q_(halt|continue)_logits/.test(key), "integers"];
+    if (!fits) {
+      throw new FileProblem(`${file.path}: values of type ${file.type}, expected ${wanted}; run evaluate.py again`);
+    }
+  }
+  return { arrays, rows, steps, seqLen };
+}
+
+/**
+ * What an evaluation predicted. `arrays`: key → NpyFile or RankedArray, a row for each example; `steps`: of a film, 0
+ * without; `counts`: the rows of each rank.
+ */
+class Predictions {
+  /** Open what `findPredictions` found. */
+  static async open(files, { path, folders }) {
+    const again = "run evaluate.py again";
+    const missing = folders.findIndex((folder, rank) => folders.length > 1 && !folder.endsWith(`.${rank}`));
+    if (missing >= 0) throw new FileProblem(`${path}: the folder of rank ${missing} is missing; ${again}`);
+    const ranks = await Promise.all(folders.map((folder) => openRank(files, folder)));
+    const [{ arrays, steps, seqLen }] = ranks;
+    const form = (rank) => [rank.steps, rank.seqLen, ...Object.keys(rank.arrays)].join();
+    const other = ranks.findIndex((rank) => form(rank) !== form(ranks[0]));
+    if (other >= 0) {
+      throw new FileProblem(`${folders[other]} holds other files or shapes than ${folders[0]}; ${again}`);
+    }
+    const counts = ranks.map((rank) => rank.rows);
+    const order = { placeOf: rankAfterRank(counts) };
+    if (ranks.length > 1) {
+      for (const key of Object.keys(arrays)) {
+        const parts = ranks.map((rank) => rank.arrays[key]);
+        arrays[key] = new RankedArray(parts, order);
+      }
+    }
+    const numExamples = counts.reduce((sum, rows) => sum + rows);
+    if (!numExamples) throw new FileProblem(`${path} holds no predictions, expected at least one example; ${again}`);
+    const name = join(nameOf(parentOf(path)), nameOf(path));
+    const written = Math.max(...folders.flatMap((folder) => filesIn(files, folder).map((file) => file.lastModified)));
+    const fields = { files, path, written, arrays, steps, seqLen, numExamples, counts, order, name };
+    return Object.assign(new Predictions(), fields);
   }
 
   /** The set that the predictions hold themselves, each example a puzzle and a group; null without inputs or labels. */
@@ -329,35 +447,77 @@ class Predictions {
     });
   }
 
-  /** Find where each set of a data set's test split begins, and check that the predictions are of its puzzles. */
+  /**
+   * Find where each set of a data set's test split begins, put the rows of several ranks into its order, and check that
+   * the predictions are of its puzzles.
+   *
+   * The size of the batches is stored nowhere. But few sizes give each rank as many rows as it has, and of these the
+   * right one has the data set's rows where another rank takes over.
+   */
   async joinTo(dataset) {
     const complain = (what) =>
       new FileProblem(
-        `${this.name} doesn't belong to the data set ${dataset.name}: ${what}; choose the data set that was evaluated`,
+        `${this.name} doesn't belong to the data set ${dataset.name}: ${what}; choose the data set that was evaluated` +
+          (this.counts.length > 1 ? "" : ", or the whole run's folder if several ranks wrote predictions"),
       );
     const metadata = dataset.metadata.test;
     if (!metadata) throw complain("it has no split test");
     if (metadata.seq_len !== this.seqLen)
       throw complain(`predictions of ${this.seqLen} cells, puzzles of ${metadata.seq_len}`);
+    const sets = [];
     let total = 0;
     for (const name of metadata.sets) {
       const set = await dataset.set("test", name);
       set.first = total;
       total += set.numExamples;
-      const rows = Math.min(SAMPLE_ROWS, set.numExamples, this.numExamples - set.first);
-      for (const key of ["inputs", "labels"]) {
-        if (rows <= 0 || !this.arrays[key]) continue;
-        const [mine, theirs] = await Promise.all([
-          this.arrays[key].rows(set.first, set.first + rows),
-          set[key].rows(0, rows),
-        ]);
-        const differs = mine.findIndex(
-          (token, i) => token !== theirs[i] && !(key === "labels" && !set.isScored(token) && !set.isScored(theirs[i])),
-        );
-        if (differs >= 0)
-          throw complain(`${key}.npy differs in example ${set.first + Math.floor(differs / this.seqLen)}`);
-      }
+      sets.push(set);
     }
     if (this.numExamples > total) throw complain(`${this.numExamples} predictions, ${total} test examples`);
+
+    if (this.counts.length === 1) {
+      const difference = await this.differenceFrom(sets);
+      if (difference) throw complain(difference);
+      return;
+    }
+    const sizes = sets.map((set) => Math.max(0, Math.min(set.numExamples, this.numExamples - set.first)));
+    const shares = [];
+    for (let share = 1; share <= this.counts[0]; share++)
+      if (dealtToRanks(sizes, share, this.counts.length).counts.join() === this.counts.join()) shares.push(share);
+    if (!shares.length) throw complain(`no batches give its ranks ${this.counts.join(", ")} rows`);
+    if (shares.length > 1 && !this.arrays.inputs)
+      throw complain("the order of its ranks' rows can't be told without inputs.npy");
+    let difference;
+    for (const share of shares) {
+      this.order.placeOf = dealtToRanks(sizes, share, this.counts.length).placeOf;
+      difference = await this.differenceFrom(sets, share);
+      if (!difference) return;
+    }
+    this.order.placeOf = rankAfterRank(this.counts);
+    throw complain(difference);
+  }
+
+  /** The first file and example that isn't the sets'; "" if a sample is, taken where rows of other ranks would show. */
+  async differenceFrom(sets, share = 0) {
+    for (const set of sets) {
+      const size = Math.min(set.numExamples, this.numExamples - set.first);
+      for (const from of new Set([0, share, size - SAMPLE_ROWS].map((row) => Math.max(0, row)))) {
+        const to = Math.min(size, from + SAMPLE_ROWS);
+        for (const key of ["inputs", "labels", "puzzle_identifiers"]) {
+          if (from >= to || !this.arrays[key]) continue;
+          const [mine, theirs] = await Promise.all([
+            this.arrays[key].rows(set.first + from, set.first + to),
+            key === "puzzle_identifiers" ? set.identifiersOf(from, to) : set[key].rows(from, to),
+          ]);
+          const unscored = (token) => key === "labels" && !set.isScored(token);
+          const differs = mine.findIndex(
+            (token, i) => token !== theirs[i] && !(unscored(token) && unscored(theirs[i])),
+          );
+          if (differs < 0) continue;
+          const row = Math.floor(differs / this.arrays[key].rowLength);
+          return `${key}.npy differs in example ${set.first + from + row}`;
+        }
+      }
+    }
+    return "";
   }
 }

@@ -93,6 +93,10 @@ class NpyFile {
     return this.shape[0] ?? 1;
   }
 
+  get size() {
+    return this.file.size; // bytes
+  }
+
   /** Rows [start, stop), flat, as a typed array; 64-bit integers become doubles. */
   async rows(start, stop) {
     const rowBytes = this.rowLength * this.itemSize;

@@ -14,8 +14,11 @@ const view = {
   split: null,
   setName: null,
   predictions: null,
+  other: null, // another run's predictions, to compare
   set: null,
   names: null,
+  // what else the chosen folders hold: `path` and `open()` of each
+  offered: { datasets: [], predictions: [] },
   // how its puzzles are shown: `recognised` is the kind found, `kind` the one chosen
   recognised: "tokens",
   kind: "tokens",
@@ -24,6 +27,7 @@ const view = {
   box: null,
   // the list
   scores: null,
+  arcScores: null,
   filter: "all",
   entries: { unit: "group", starts: [] },
   // the example: what was read of it, its panels, and tickets that tell whether a later one has been asked for
@@ -31,7 +35,7 @@ const view = {
   current: null,
   panels: [],
   cellPixels: 0,
-  siblingsOf: null,
+  pairs: {}, // what its sections of thumbnails show
   ticket: 0,
   shownTicket: 0,
 };
@@ -74,29 +78,67 @@ function openFiles(files, wanted) {
   performance.mark("open");
   clearProblems();
   return attempt(async () => {
-    const datasets = wanted === "predictions" ? [] : findDatasets(files);
-    const predictions = wanted === "dataset" && datasets.length ? [] : findPredictions(files);
-    if (!datasets.length && !predictions.length) {
-      const other =
-        wanted === "predictions" && findDatasets(files).length
-          ? "; this is a data set, for which there is the other button"
-          : "";
+    const datasets = findDatasets(files).map((path) => ({ path, open: () => Dataset.open(files, path) }));
+    const predictions = offersIn(files);
+    if (!predictions.length && (wanted === "predictions" || !datasets.length)) {
+      const other = datasets.length ? "; this is a data set, for which there is the other button" : "";
       throw new FileProblem(explainNothingFound(files, wanted) + other);
     }
-    if (datasets.length) await openDataset(files, datasets, datasets[0]);
-    if (predictions.length) await openPredictions(files, predictions, predictions[0]);
+    // Whoever adds predictions from a folder that holds everything keeps the data set that they belong to.
+    const open = view.dataset && (wanted === "predictions" || !datasets.length) ? [presentDataset()] : [];
+    const pair = await findPair([...open, ...datasets], predictions);
+    if (predictions.length) view.offered.predictions = predictions;
+    if (datasets.length && pair?.dataset !== view.dataset) view.offered.datasets = datasets;
+    if (pair) {
+      await usePair(pair);
+      return;
+    }
+    if (datasets.length) await openDataset(datasets[0]);
+    if (predictions.length) await openPredictions(predictions[0]);
   });
 }
 
-async function openDataset(files, folders, folder) {
-  const dataset = await Dataset.open(files, folder);
+const offersIn = (files) =>
+  findPredictions(files).map((found) => ({ path: found.path, open: () => Predictions.open(files, found) }));
+
+/** The data set on show, in the form in which those of a folder are offered. */
+const presentDataset = () => ({ path: view.dataset.folder, open: async () => view.dataset });
+
+/** The first of some predictions that belongs to one of some data sets, joined to it; null if none does. */
+async function findPair(datasets, predictions) {
+  const opened = new Map();
+  for (const entry of predictions) {
+    for (const candidate of datasets) {
+      try {
+        if (!opened.has(candidate)) opened.set(candidate, await candidate.open());
+        const found = await entry.open();
+        await found.joinTo(opened.get(candidate));
+        return { dataset: opened.get(candidate), predictions: found };
+      } catch (error) {
+        if (!(error instanceof FileProblem)) throw error; // the next ones may be whole
+      }
+    }
+  }
+  return null;
+}
+
+/** Show a data set and predictions that are joined; where only the predictions change, the example stays. */
+async function usePair({ dataset, predictions }) {
+  const stays = dataset === view.dataset && view.split === "test";
+  if (dataset !== view.dataset) view.other = null;
+  else if (view.other?.path === predictions.path) view.other = view.predictions; // they change places
+  Object.assign(view, { dataset, predictions });
+  await chooseSet("test", stays ? view.setName : dataset.metadata.test.sets[0], stays ? view.example : 0);
+}
+
+async function openDataset(entry) {
+  const dataset = await entry.open();
   const split =
     dataset.splits.includes("test") && (view.predictions || !dataset.splits.includes("train"))
       ? "test"
       : dataset.splits[0];
   await dataset.set(split, dataset.metadata[split].sets[0]); // so that a damaged one doesn't replace what is shown
-  view.dataset = dataset;
-  fillChoices("dataset", folders, folder, (chosen) => openDataset(files, folders, chosen));
+  Object.assign(view, { dataset, other: null });
   if (view.predictions) {
     await attempt(() =>
       view.predictions.joinTo(dataset).catch((error) => {
@@ -108,22 +150,77 @@ async function openDataset(files, folders, folder) {
   await chooseSet(split, dataset.metadata[split].sets[0]);
 }
 
-async function openPredictions(files, folders, folder) {
-  const predictions = await Predictions.open(files, folder);
-  fillChoices("predictions", folders, folder, (chosen) => openPredictions(files, folders, chosen));
+async function openPredictions(entry) {
+  const predictions = await entry.open();
   if (view.dataset) {
     await predictions.joinTo(view.dataset); // those that don't belong to it don't replace what is shown
-    view.predictions = predictions;
-    const isTest = view.split === "test";
-    await chooseSet("test", isTest ? view.setName : view.dataset.metadata.test.sets[0], isTest ? view.example : 0);
+    await usePair({ dataset: view.dataset, predictions });
     return;
   }
   const set = await predictions.ownSet();
   if (!set) {
-    throw new FileProblem(`${folder} lacks inputs.npy or labels.npy: open the data set first, then the predictions`);
+    const first = "open the data set first, then the predictions";
+    throw new FileProblem(`${entry.path} lacks inputs.npy or labels.npy: ${first}`);
   }
-  view.predictions = predictions;
+  Object.assign(view, { predictions, other: null });
   await useSet(set);
+}
+
+/** Change to another of the data sets that were found, with predictions for it if there are any. */
+async function chooseDataset(path) {
+  const { datasets, predictions } = view.offered;
+  const entry = datasets.find((offered) => offered.path === path);
+  const pair = await findPair([entry], predictions);
+  await (pair ? usePair(pair) : openDataset(entry));
+}
+
+/** Change to other predictions that were found, and to their data set if it is another one. */
+async function choosePredictions(path) {
+  const { datasets, predictions } = view.offered;
+  const entry = predictions.find((offered) => offered.path === path);
+  const pair = view.dataset ? await findPair([presentDataset(), ...datasets], [entry]) : null;
+  await (pair ? usePair(pair) : openPredictions(entry));
+}
+
+/** Show another run's predictions beside the present ones, or none for "". They are of the same puzzles. */
+async function chooseOther(path) {
+  const entry = view.offered.predictions.find((offered) => offered.path === path);
+  const other = entry ? Object.assign(await entry.open(), { path }) : null;
+  const { set, predictions } = view;
+  const own = {
+    name: `of ${predictions.name}`,
+    metadata: { test: { seq_len: set.seqLen, sets: ["own"] } },
+    set: async () => set,
+  };
+  await other?.joinTo(view.dataset ?? own);
+  view.other = other;
+  const isPredicted = !view.dataset || view.split === "test";
+  if (isPredicted) await useSet(set, view.example);
+  else await chooseSet("test", view.dataset.metadata.test.sets[0]);
+}
+
+/** Compare with the first predictions of a folder that belong to the puzzles on show, and offer its others as well. */
+function openOther(files) {
+  clearProblems();
+  return attempt(async () => {
+    const found = offersIn(files);
+    if (!found.length) throw new FileProblem(explainNothingFound(files, "predictions"));
+    const { offered } = view;
+    const isTaken = (path) => [view.predictions, ...offered.predictions].some((other) => other.path === path);
+    for (const entry of found) while (isTaken(entry.path)) entry.path += "′"; // a folder of that name in another run
+    offered.predictions = [...offered.predictions, ...found];
+    let problem;
+    for (const { path } of found) {
+      try {
+        await chooseOther(path);
+        return;
+      } catch (error) {
+        problem ??= error;
+      }
+    }
+    offered.predictions = offered.predictions.filter((entry) => !found.includes(entry));
+    throw problem;
+  });
 }
 
 async function chooseSet(split, setName, example = 0) {
@@ -135,13 +232,14 @@ async function chooseSet(split, setName, example = 0) {
 /** Show a set from its first example on, or from the given one. */
 async function useSet(set, example = 0) {
   const metadata = view.dataset?.metadata[view.split];
-  if (view.scores) view.scores.cancelled = true;
+  view.scores?.cancel();
   const predicted = view.predictions && (!view.dataset || view.split === "test");
   Object.assign(view, {
     set,
-    scores: predicted ? new Scores(set, view.predictions) : null,
+    scores: predicted ? new Scores(set, view.predictions, view.other && new Scores(set, view.other)) : null,
     filter: "all",
-    siblingsOf: null,
+    pairs: {},
+    arcScores: null,
   });
   view.names = view.dataset?.names ?? null;
   if (metadata) {
@@ -150,6 +248,8 @@ async function useSet(set, example = 0) {
     const rows = Math.min(SAMPLE_ROWS, set.numExamples);
     view.recognised = kindOfTokens(await set.inputs.rows(0, rows), await set.labels.rows(0, rows), set.seqLen);
   }
+  if (predicted && view.dataset && view.recognised === "arc")
+    view.arcScores = (await attempt(() => ArcScores.find(view.predictions.files, view.predictions))) ?? null;
   byId("search").value = "";
   chooseKind(view.recognised);
   fillControls();
@@ -171,7 +271,8 @@ function chooseKind(kind) {
 }
 
 async function countScores(scores) {
-  await attempt(() => scores.run(() => showScores(scores)));
+  const progress = () => showScores(scores);
+  await attempt(() => Promise.all([scores.run(progress), scores.other?.run(progress)]));
   if (!scores.cancelled && view.scores === scores) {
     showScores(scores);
     list.draw();
@@ -182,39 +283,50 @@ async function countScores(scores) {
 
 /** Read an example and show it. While one is being read, a later call wins. */
 async function show(example) {
-  const { set, scores, predictions } = view;
+  const { set, scores } = view;
   const ticket = ++view.ticket;
   await attempt(async () => {
     const [inputs, labels] = await Promise.all([
       set.inputs.rows(example, example + 1),
       set.labels.rows(example, example + 1),
     ]);
+    const isScored = (label) => set.isScored(label);
+    const answers = await Promise.all([scores, scores?.other].map((one) => readAnswer(one, example, labels, isScored)));
     const current = {
       inputs,
       labels,
       shownLabels: labels.map((label) => (label === IGNORED_LABEL ? 0 : label)),
-      preds: null,
-      film: null,
+      ...answers[0],
+      other: answers[1],
     };
-    const isScored = (label) => set.isScored(label);
-    if (scores && example < scores.count) {
-      const row = set.first + example;
-      current.preds = await readPredictions(predictions, row, row + 1);
-      const { q_halt_logits: halt, q_continue_logits: go } = predictions.arrays;
-      [current.qHalt, current.qContinue] = await Promise.all(
-        [halt, go].map(async (array) => (array ? (await array.rows(row, row + 1))[0] : null)),
-      );
-      if (predictions.steps) current.film = await Film.read(predictions, row, labels, isScored);
-      current.wrong = wrongCells(current.preds, labels, isScored);
-    }
+    const puzzle = set.puzzleOf(example);
+    const [name, input] = [titleOf(set.identifiers[puzzle]), example - set.puzzleIndices[puzzle]];
+    current.votes = (name && view.arcScores?.votes(name, input)) || "";
+    current.attempts = ((name && view.arcScores?.attempts(name, input)) || []).map((tokens) => {
+      return { tokens, wrong: wrongCells(tokens, labels, isScored) };
+    });
     current.unscored = Uint8Array.from(labels, (label) => !isScored(label));
     if (ticket !== view.ticket) return;
     Object.assign(view, { example, current, shownTicket: ticket });
     player.load(current.film);
     showPuzzle();
     warnOfUnknownTokens();
-    await showSiblings();
+    await showPairs();
   });
+}
+
+/** What a run predicted for an example: `preds`, `wrong`, Q values and `film`; `preds` is null where it has nothing. */
+async function readAnswer(scores, example, labels, isScored) {
+  if (!scores || example >= scores.count) return { preds: null, film: null };
+  const { set, predictions } = scores;
+  const row = set.first + example;
+  const { q_halt_logits: halt, q_continue_logits: go } = predictions.arrays;
+  const [preds, qHalt, qContinue, film] = await Promise.all([
+    readPredictions(predictions, row, row + 1),
+    ...[halt, go].map(async (array) => (array ? (await array.rows(row, row + 1))[0] : null)),
+    predictions.steps ? Film.read(predictions, row, labels, isScored) : null,
+  ]);
+  return { preds, qHalt, qContinue, film, wrong: wrongCells(preds, labels, isScored) };
 }
 
 // --------------------------------------------------------------------------------------------------------------- input
@@ -301,7 +413,7 @@ function useTheme(theme) {
   }
   if (!view.current) return;
   drawStep(0.25);
-  attempt(showSiblings);
+  attempt(showPairs);
 }
 
 function savedTheme() {
@@ -321,13 +433,14 @@ function start() {
   byId("help").onclick = () =>
     byId("help").setAttribute("aria-expanded", !(byId("keys").hidden = !byId("keys").hidden));
 
-  for (const kind of ["dataset", "predictions"]) {
+  for (const kind of ["dataset", "predictions", "compare"]) {
     const input = byId(`${kind}-input`);
     byId(`open-${kind}`).onclick = () => input.click();
     input.onchange = () => {
       const files = filesOfInput(input.files);
       input.value = ""; // so that choosing the same folder again counts
-      openFiles(files, kind);
+      if (kind === "compare") openOther(files);
+      else openFiles(files, kind);
     };
   }
   let inside = 0; // dragenter and dragleave come for every element on the way
@@ -346,13 +459,23 @@ function start() {
     attempt(async () => openFiles(await dropped, "either"));
   });
 
+  for (const [id, choose] of [
+    ["dataset", chooseDataset],
+    ["predictions", choosePredictions],
+    ["compare", chooseOther],
+  ]) {
+    byId(id).onchange = (event) => {
+      clearProblems();
+      attempt(() => choose(event.target.value)).then(fillFolders); // a choice that failed goes back
+    };
+  }
   byId("split").onchange = (event) =>
     attempt(() => chooseSet(event.target.value, view.dataset.metadata[event.target.value].sets[0]));
   byId("set").onchange = (event) => attempt(() => chooseSet(view.split, event.target.value));
   byId("kind").onchange = (event) => {
     chooseKind(event.target.value);
     showPuzzle();
-    attempt(showSiblings);
+    attempt(showPairs);
   };
   byId("filter").onchange = (event) => {
     view.filter = event.target.value;
@@ -371,7 +494,7 @@ function start() {
   byId("next").onclick = () => moveExample(1);
   byId("crop").onchange = () => {
     showPuzzle();
-    attempt(showSiblings);
+    attempt(showPairs);
   };
   byId("marks").onchange = () => drawStep(0.25);
   document.addEventListener("keydown", onKey);

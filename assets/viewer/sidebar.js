@@ -12,21 +12,39 @@ function setOptions(select, values, chosen, label = (value) => value) {
   );
 }
 
-/** A choice between several folders that were found; hidden where there is only one. */
-function fillChoices(id, folders, chosen, open) {
-  byId(`${id}-label`).hidden = folders.length < 2;
-  setOptions(byId(id), folders, chosen);
-  byId(id).onchange = (event) => {
-    clearProblems();
-    attempt(() => open(event.target.value));
+/** The choices between folders that were found; one is hidden where there is nothing to choose. */
+function fillFolders() {
+  const present = { dataset: view.dataset?.folder, predictions: view.predictions?.path };
+  const label = (path) => labelOf(path, view.offered.predictions);
+  for (const [id, offered] of [
+    ["dataset", view.offered.datasets],
+    ["predictions", view.offered.predictions],
+  ]) {
+    const paths = offered.map(({ path }) => path);
+    byId(`${id}-label`).hidden = !paths.some((path) => path !== present[id]);
+    if (!paths.includes(present[id])) paths.unshift(present[id] ?? "");
+    setOptions(byId(id), paths, present[id] ?? "", id === "dataset" ? undefined : label);
+  }
+  const others = view.offered.predictions.map(({ path }) => path).filter((path) => path !== present.predictions);
+  byId("compare-label").hidden = !view.predictions || !others.length;
+  byId("open-compare").hidden = !view.predictions;
+  setOptions(byId("compare"), ["", ...others], view.other?.path ?? "", label);
+}
+
+/** Predictions as their run and step, where that tells them from all others that are offered. */
+function labelOf(path, offered) {
+  if (!path) return "none";
+  const short = (of) => {
+    const [run, step] = [nameOf(parentOf(of)), /^step_(\d+)_all_preds\.(\d+|\*)$/.exec(nameOf(of))?.[1]];
+    return run && step ? `${run} · step ${step}` : of;
   };
+  return offered.filter((other) => short(other.path) === short(path)).length > 1 ? path : short(path);
 }
 
 function fillControls() {
   document.querySelector("main").hidden = false;
   byId("welcome").hidden = true;
-  if (!view.dataset) byId("dataset-label").hidden = true;
-  if (!view.predictions) byId("predictions-label").hidden = true;
+  fillFolders();
   const splits = view.dataset?.splits ?? ["predictions"];
   setOptions(byId("split"), splits, view.split ?? "predictions");
   const sets = view.dataset?.metadata[view.split].sets ?? [];
@@ -56,7 +74,7 @@ function showFacts() {
     "Puzzles, groups": `${grouped(set.identifiers.length)}, ${grouped(set.groupIndices.length - 1)}`,
     "Mean examples": metadata?.mean_puzzle_examples?.toFixed(3),
     Identifiers: metadata && `${grouped(metadata.num_puzzle_identifiers)}${unnamed}`,
-    "Stored as": `${type}, ${(set.inputs.file.size / 1e6).toFixed(1)} MB of inputs`,
+    "Stored as": `${type}, ${(set.inputs.size / 1e6).toFixed(1)} MB of inputs`,
     Predictions: predictions && `${predictions.name}: ${plural(predictions.numExamples, "example")}${films}`,
   };
   byId("facts").replaceChildren(
@@ -69,23 +87,33 @@ function showFacts() {
   );
 }
 
-function showScores(scores) {
-  const { count: total, done, exact, cells, wrongCells } = scores;
+/** How many predictions of a run are right, in words. */
+function scoreText({ set, count: total, done, exact, cells, wrongCells }) {
   const counting = done < total ? ` (counted ${grouped(done)} of ${grouped(total)})` : "";
-  const missing = scores.set.numExamples - total;
+  const missing = set.numExamples - total;
   const without = missing ? `; ${plural(missing, "example")} without prediction` : "";
-  byId("score-text").textContent =
+  return (
     `${grouped(exact)} of ${plural(done, "prediction")} exact, ${percent(exact, done)}; ` +
-    `${percent(cells - wrongCells, cells)} of cells right${counting}${without}`;
+    `${percent(cells - wrongCells, cells)} of cells right${counting}${without}`
+  );
+}
+
+/** The runs that are compared, by the names that they have beside the list. */
+const runNames = () =>
+  [view.predictions, view.other].map((run, i) => `Run ${i + 1}, ${labelOf(run.path, view.offered.predictions)}`);
+
+function showScores(scores) {
+  const { done, exact, other } = scores;
+  byId("score-text").textContent = `${other ? `${runNames()[0]}: ` : ""}${scoreText(scores)}`;
+  byId("other-score-text").hidden = !other;
+  if (other) byId("other-score-text").textContent = `${runNames()[1]}: ${scoreText(other)}`;
   document.querySelector("#scores .meter span").style.width = `${(100 * exact) / Math.max(1, done)}%`;
-  const counts = { exact, wrong: done - exact, sure: 0, unsure: 0 };
-  if (scores.halts) {
-    for (let i = 0; i < done; i++) {
-      if (scores.passes("sure", i)) counts.sure++;
-      else if (scores.passes("unsure", i)) counts.unsure++;
-    }
+  const counts = { exact, wrong: done - exact };
+  for (const filter of [...(scores.halts ? ["sure", "unsure"] : []), ...(other ? Object.keys(COMPARISONS) : [])]) {
+    counts[filter] = 0;
+    for (let i = 0; i < done; i++) if (scores.passes(filter, i)) counts[filter]++;
   }
-  const offered = Object.keys(FILTERS).filter((filter) => filter in counts && (scores.halts || !/sure/.test(filter)));
+  const offered = Object.keys(FILTERS).filter((filter) => filter in counts);
   setOptions(
     byId("filter"),
     ["all", ...offered],
@@ -129,25 +157,44 @@ function renderEntry(row, i) {
     entries: { unit, starts },
   } = view;
   if (!row.firstChild) {
-    for (const name of ["name", "detail", "detail score"])
+    for (const name of ["name", "detail", "detail score", "detail score"])
       row.append(Object.assign(document.createElement("span"), { className: name }));
   }
-  const [name, detail, score] = row.children;
+  const [name, detail, ...marks] = row.children;
   const [start, end] = [starts[i], endOfEntry(i)];
   const puzzle = set.puzzleOf(start);
-  name.textContent =
-    titleOf(set.identifiers[puzzle]) ?? (unit === "group" ? `Group ${grouped(i)}` : `Example ${grouped(start)}`);
-  name.title = name.textContent;
+  writeName(
+    name,
+    titleOf(set.identifiers[puzzle]) ?? (unit === "group" ? `Group ${grouped(i)}` : `Example ${grouped(start)}`),
+  );
   const puzzles = unit === "group" ? set.groupIndices[i + 1] - set.groupIndices[i] : 1;
   detail.textContent =
     puzzles > 1 ? plural(puzzles, "puzzle") : end - start > 1 ? plural(end - start, "example") : `#${grouped(start)}`;
+  [scores, scores?.other].forEach((run, i) => markEntry(marks[i], run, start, end));
+}
+
+/** Write how many of the examples [start, end) of an entry a run has right. */
+function markEntry(mark, scores, start, end) {
   const scored = scores ? Math.min(end, scores.done) - start : 0;
+  mark.hidden = scored <= 0;
+  if (mark.hidden) return;
   let exact = 0;
   for (let example = start; example < start + scored; example++) if (!scores.wrong[example]) exact++;
-  score.className = `detail score ${scored > 0 && exact === scored ? "good" : "bad"}`;
-  if (scored <= 0) score.textContent = "";
-  else if (scored > 1) score.textContent = `${grouped(exact)}/${grouped(scored)}`;
-  else score.textContent = exact ? "✓" : `✗ ${scores.wrong[start]}`;
+  mark.className = `detail score ${exact === scored ? "good" : "bad"}`;
+  if (scored > 1) mark.textContent = `${grouped(exact)}/${grouped(scored)}`;
+  else mark.textContent = exact ? "✓" : `✗ ${scores.wrong[start]}`;
+}
+
+/** Write a name that is shortened before its end, where ARC's augmented tasks differ: `…_t3_0123456789`. */
+function writeName(element, name) {
+  if (element.title === name) return;
+  const end = /_t[0-7]_\d{10}$/.exec(name)?.[0] ?? (name.length > 12 ? name.slice(-6) : "");
+  const [start, rest] = ["span", "span"].map((tag) => document.createElement(tag));
+  Object.assign(start, { className: "start", textContent: name.slice(0, name.length - end.length) });
+  start.style.maxWidth = `calc(100% - ${end.length}ch)`;
+  rest.textContent = end;
+  element.replaceChildren(start, rest);
+  element.title = name;
 }
 
 /** A puzzle's name, or null for the blank identifier that puzzles without names share. */

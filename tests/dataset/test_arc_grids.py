@@ -10,7 +10,9 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from dataset import arc_grids
-from dataset.arc_grids import END, FIRST_COLOUR, PAD, SIDE
+from dataset.arc_grids import END, FIRST_COLOUR, PAD, SIDE, restore_grid, tokens_to_grid
+from dataset.symmetries import dihedral, inverse_dihedral
+from tests.helpers.arc_grids import augment_grid, grid_to_tokens
 
 sides = st.integers(1, SIDE)
 seeds = st.integers(0, 2**32 - 1)
@@ -36,11 +38,11 @@ def test_transforms_are_the_published_ones() -> None:
         [[6, 3], [5, 2], [4, 1]],
     ]
     for k, result in enumerate(expected):
-        assert arc_grids.dihedral(grid, k).tolist() == result
+        assert dihedral(grid, k).tolist() == result
         many = np.stack([grid, grid + 1])
-        assert arc_grids.dihedral(many, k)[1].tolist() == (np.array(result) + 1).tolist(), "a stack of grids differs"
+        assert dihedral(many, k)[1].tolist() == (np.array(result) + 1).tolist(), "a stack of grids differs"
     for k in (-1, 8):
-        for function in (arc_grids.dihedral, arc_grids.inverse_dihedral):
+        for function in (dihedral, inverse_dihedral):
             with pytest.raises(ValueError, match=f"transform is {k}, expected 0 to 7"):
                 function(grid, k)
 
@@ -50,10 +52,10 @@ def test_transforms_are_the_published_ones() -> None:
 def test_every_augmentation_can_be_undone(rows: int, cols: int, seed: int, k: int, colours: np.ndarray) -> None:
     """A right answer to an augmented task would be counted as a vote for a wrong one."""
     grid = random_grid(rows, cols, seed)
-    assert np.array_equal(arc_grids.inverse_dihedral(arc_grids.dihedral(grid, k), k), grid)
-    moved = arc_grids.augment_grid(grid, k, colours)
-    assert np.array_equal(moved, colours[arc_grids.dihedral(grid, k)])
-    restored = arc_grids.restore_grid(moved, k, colours)
+    assert np.array_equal(inverse_dihedral(dihedral(grid, k), k), grid)
+    moved = augment_grid(grid, k, colours)
+    assert np.array_equal(moved, colours[dihedral(grid, k)])
+    restored = restore_grid(moved, k, colours)
     assert np.array_equal(restored, grid)
     assert restored.dtype == moved.dtype == np.uint8
 
@@ -102,7 +104,7 @@ def test_a_name_may_hold_what_looks_like_a_suffix() -> None:
 def test_tokens_by_hand() -> None:
     """Models trained elsewhere would read our boards as something else."""
     grid = np.array([[0, 1], [2, 9], [3, 4]], np.uint8)
-    board = arc_grids.grid_to_tokens(grid, 1, 2).reshape(SIDE, SIDE)
+    board = grid_to_tokens(grid, 1, 2).reshape(SIDE, SIDE)
     assert board[:6, :6].tolist() == [
         [0, 0, 0, 0, 0, 0],
         [0, 0, 2, 3, 1, 0],
@@ -114,11 +116,8 @@ def test_tokens_by_hand() -> None:
     assert board.sum() == board[:6, :6].sum()
     assert board.dtype == np.uint8
     assert arc_grids.VOCAB_SIZE == 12
-    full = arc_grids.grid_to_tokens(np.zeros((SIDE, SIDE), np.uint8))
+    full = grid_to_tokens(np.zeros((SIDE, SIDE), np.uint8))
     assert (full == FIRST_COLOUR).all(), "a grid of 30x30 leaves no room for the end marks"
-    for shape, row, col in (((2, 3), 29, 0), ((2, 3), 0, 28), ((1, 1), -1, 0), ((0, 3), 0, 0), ((31, 1), 0, 0)):
-        with pytest.raises(ValueError, match=r"inside 30x30"):
-            arc_grids.grid_to_tokens(np.zeros(shape, np.uint8), row, col)
 
 
 @settings(deadline=None)
@@ -126,11 +125,11 @@ def test_tokens_by_hand() -> None:
 def test_tokens_can_be_read_back(rows: int, cols: int, seed: int) -> None:
     """A perfect prediction would be scored as wrong."""
     grid = random_grid(rows, cols, seed)
-    tokens = arc_grids.grid_to_tokens(grid)
-    back = arc_grids.tokens_to_grid(tokens)
+    tokens = grid_to_tokens(grid)
+    back = tokens_to_grid(tokens)
     assert back.dtype == np.uint8
     assert np.array_equal(back, grid)
-    assert np.array_equal(arc_grids.tokens_to_grid(tokens.astype(np.int32)), grid)
+    assert np.array_equal(tokens_to_grid(tokens.astype(np.int32)), grid)
 
 
 def largest_rectangle(board: np.ndarray) -> tuple[int, int]:
@@ -149,7 +148,8 @@ def test_crop_is_the_largest_rectangle_of_colours() -> None:
     boards = []
     for density in (0.0, 0.002, 0.01, 0.05, 0.3, 1.0):
         for _ in range(8):
-            board = arc_grids.grid_to_tokens(random_grid(*rng.integers(1, 31, 2), seed=int(rng.integers(99))))
+            rows, cols = rng.integers(1, 31, 2)
+            board = grid_to_tokens(random_grid(rows, cols, seed=int(rng.integers(99))))
             noise = rng.random(900) < density
             boards.append(np.where(noise, rng.choice([PAD, END, 5, 12, 200], 900), board))
     tie = np.zeros((SIDE, SIDE), int)
@@ -158,4 +158,4 @@ def test_crop_is_the_largest_rectangle_of_colours() -> None:
     expected = [largest_rectangle(board.reshape(SIDE, SIDE)) for board in boards]
     assert [tuple(shape) for shape in arc_grids.grid_shapes(np.stack(boards)).tolist()] == expected
     assert expected[-2:] == [(1, 4), (0, 0)]
-    assert arc_grids.tokens_to_grid(boards[-1]).shape == (0, 0)
+    assert tokens_to_grid(boards[-1]).shape == (0, 0)

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import configparser
+import hashlib
 import json
 import os
 import re
@@ -274,9 +275,35 @@ def test_same_seed_same_bytes_on_any_file_system(tmp_path: Path, monkeypatch: py
     monkeypatch.chdir(other.parent)
     assert folder_bytes(build(Path("arc"), tmp_path / "b", num_aug=20, seed=1)) == first
     assert folder_bytes(build(Path("arc"), tmp_path / "c", num_aug=20, seed=2)) != first
-    assert folder_bytes(build(Path("arc"), tmp_path / "b", num_aug=20, seed=1)) == first, (
-        "a rebuild over itself differs"
-    )
+    rebuilt = build(Path("arc"), tmp_path / "b", num_aug=20, seed=1, overwrite=True)
+    assert folder_bytes(rebuilt) == first, "a rebuild over itself differs"
+
+
+def test_tasks_without_answers_are_held_back_for_a_submission(tmp_path: Path) -> None:
+    """The tasks of a competition could not be evaluated; or, in the split train, they would teach empty answers."""
+    tasks = make_arc(tmp_path / "arc", training=3, evaluation=2)
+    for task_id, subfolder in (("e1", "evaluation"), ("t1", "training")):
+        pairs = tasks[task_id]["test"]
+        tasks[task_id]["test"] = [{"input": pairs[0]["input"]}, *pairs[1:]]
+        write_task(tmp_path / "arc" / subfolder, task_id, tasks[task_id])
+    with pytest.raises(UserError, match="pair 1 has no 'output': --allow-unsolved builds tasks without"):
+        build(tmp_path / "arc", tmp_path / "out", num_aug=2)
+    options = arc.ArcOptions(dataset_dirs=[str(tmp_path / "arc")], output_dir=str(tmp_path / "out"), num_aug=2)
+    lines = arc.build(options.model_copy(update={"allow_unsolved": True}))
+    assert lines[1] == "2 tasks have no answers: they are in the split test, and no score counts them"
+    out = tmp_path / "out"
+    held_back = ("e0", "e1", "t1")
+    assert json.loads((out / "test_puzzles.json").read_text()) == {task_id: tasks[task_id] for task_id in held_back}
+    names = json.loads((out / "identifiers.json").read_text())
+    labels, identifiers = load(out, "test", "labels"), load(out, "test", "puzzle_identifiers")
+    offsets = load(out, "test", "puzzle_indices")
+    for puzzle, identifier in enumerate(identifiers):
+        pairs = tasks[names[identifier][:2]]["test"]
+        known = [bool(labels[offsets[puzzle] + number].any()) for number in range(len(pairs))]
+        assert known == ["output" in pair for pair in pairs]
+    assert load(out, "train", "labels").any(axis=1).all()
+    test = PuzzleDataset(out, "test", global_batch_size=6)
+    assert sum(int((batch.labels == -100).all(axis=1).sum()) for batch in test.eval_batches()) >= 6
 
 
 def test_data_set_trains_and_evaluates_through_the_loader(tmp_path: Path) -> None:
@@ -459,6 +486,39 @@ def test_submodules_are_the_published_ones() -> None:
         check=True,
     ).stdout.split("\n")
     assert listed[:-1] == [f"160000 {commit} 0\tdataset/raw-data/{name}" for name, (_, commit) in expected.items()]
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize(
+    ("folders", "tasks", "groups", "mean", "test_mean", "rows", "checksum"),
+    [
+        (arc.ARC_1_DIRS, 960, 400, 4.1541667, 1.0475, 419, "31a99763b5747880"),
+        (["dataset/raw-data/ARC-AGI-2/data"], 1120, 120, 4.1669643, 1.3916667, 167, "decf104162b6016a"),
+    ],
+    ids=["ARC-1", "ARC-2"],
+)
+def test_the_published_tasks_are_the_published_data_set(
+    folders: list[str],
+    tasks: int,
+    groups: int,
+    mean: float,
+    test_mean: float,
+    rows: int,
+    checksum: str,
+    tmp_path: Path,
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    """As many steps, and the same test puzzles, as in the PyTorch code. Only where the submodules are fetched."""
+    monkeypatch.chdir(ROOT)
+    if not all(Path(folder).is_dir() for folder in folders):
+        pytest.skip("the submodules are not fetched")
+    out = build([Path(folder) for folder in folders], tmp_path / "out", num_aug=0)
+    for split, expected in (("train", (tasks, mean)), ("test", (groups, test_mean))):
+        values = json.loads((out / split / "dataset.json").read_text())
+        assert (values["total_groups"], round(values["mean_puzzle_examples"], 7)) == expected
+    tokens = np.concatenate([load(out, "test", kind) for kind in ("inputs", "labels")], axis=1)
+    assert tokens.shape == (rows, 1800)
+    assert hashlib.sha256(b"".join(sorted(row.tobytes() for row in tokens))).hexdigest().startswith(checksum)
 
 
 @pytest.mark.slow

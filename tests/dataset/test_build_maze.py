@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 from collections import deque
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import pytest
@@ -72,7 +73,7 @@ def source(tmp_path: Path) -> Path:
     return folder
 
 
-def build(source: Path, out: Path, **options: object) -> Path:
+def build(source: Path, out: Path, **options: Any) -> Path:
     maze.build(maze.MazeOptions(source_repo=str(source), output_dir=str(out), **options))
     return out
 
@@ -200,13 +201,13 @@ def test_empty_file_and_bad_options_are_one_line(source: Path, tmp_path: Path) -
 def test_readme_command_with_the_hub(source: Path, tmp_path: Path) -> None:
     """The README's line would not work as typed."""
     with serve_hub("sapientinc/maze-30x30-hard-1k", source, "dataset") as hub:
-        env = {"HF_ENDPOINT": hub.address, "HF_HOME": str(tmp_path / "cache")}
+        env: Any = {"HF_ENDPOINT": hub.address, "HF_HOME": str(tmp_path / "cache")}
         result = run_script("python dataset/build_maze_dataset.py", tmp_path, **env)
         assert result.returncode == 0, result.stderr
     data = PuzzleDataset(tmp_path / "data" / "maze-30x30-hard-1k", "train", global_batch_size=3)
     assert (data.num_examples, data.metadata.kind) == (9, "maze")
     (tmp_path / "source" / "train.csv").unlink()
-    result = run_script("python dataset/build_maze_dataset.py --source-repo source --aug", tmp_path)
+    result = run_script("python dataset/build_maze_dataset.py --source-repo source --aug --overwrite", tmp_path)
     assert_one_line_error(result, "source/train.csv is missing")
 
 
@@ -228,8 +229,8 @@ def test_every_answer_is_a_shortest_path(side: int, min_path: int | None, n: int
         boards = [load(out, split, kind) for kind in ("inputs", "labels")]
         assert boards[0].shape == boards[1].shape == (n, side * side)
         for question, answer in zip(*boards, strict=True):
-            texts = ["".join(MAZE_CHARACTERS[token - 1] for token in cells) for cells in (question, answer)]
-            lengths.append(assert_shortest_path(*texts, side))
+            asked, answered = ("".join(MAZE_CHARACTERS[token - 1] for token in cells) for cells in (question, answer))
+            lengths.append(assert_shortest_path(asked, answered, side))
     assert min(lengths) >= (side if min_path is None else min_path)
     assert len(set(lengths)) > 2, "all paths are equally long"
 

@@ -15,6 +15,11 @@ from dataset.build_options import BuildOptions
 from dataset.build_sudoku_dataset import SudokuOptions
 
 
+def test_the_recorded_command_does_not_overwrite() -> None:
+    """The same puzzles would have other bytes; and who repeats the command elsewhere would lose a data set."""
+    assert ArcOptions(overwrite=True).command("build_arc_dataset.py") == "python dataset/build_arc_dataset.py"
+
+
 @pytest.mark.parametrize(
     ("script", "options"),
     [

@@ -12,6 +12,7 @@ import sys
 import time
 from collections import Counter
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import pytest
@@ -38,7 +39,7 @@ COLS = [{9 * r + c for r in range(9)} for c in range(9)]
 BOXES = [{9 * r + c for r in range(b, b + 3) for c in range(d, d + 3)} for b in (0, 3, 6) for d in (0, 3, 6)]
 
 
-def build(source: Path, out: Path, **options: object) -> Path:
+def build(source: Path, out: Path, **options: Any) -> Path:
     sudoku.build(sudoku.SudokuOptions(source_repo=str(source), output_dir=str(out), **options))
     return out
 
@@ -162,7 +163,7 @@ def test_subsample_takes_distinct_training_puzzles_only(
     original = {tuple(tokens(question)) for question, _, _ in sudoku_rows(12, seed=1)}
     chosen = Counter[tuple[int, ...]]()
     for seed in range(30):
-        out = build(source, tmp_path / "out", subsample_size=5, seed=seed)
+        out = build(source, tmp_path / "out", subsample_size=5, seed=seed, overwrite=True)
         train = {tuple(row) for row in load(out, "train", "inputs").tolist()}
         assert len(train) == 5
         assert train <= original
@@ -269,7 +270,7 @@ def test_no_puzzle_is_hard_enough(source: Path, tmp_path: Path) -> None:
 def test_readme_commands_with_the_hub(tmp_path: Path) -> None:
     """The README's two lines would not work as typed: downloads, defaults and output folders included."""
     with serve_hub("sapientinc/sudoku-extreme", make_source(tmp_path / "hub"), "dataset") as hub:
-        env = {"HF_ENDPOINT": hub.address, "HF_HOME": str(tmp_path / "cache")}
+        env: Any = {"HF_ENDPOINT": hub.address, "HF_HOME": str(tmp_path / "cache")}
         for command, folder, examples in (
             (
                 "python dataset/build_sudoku_dataset.py --output-dir data/sudoku-extreme-1k-aug-1000"
@@ -286,17 +287,21 @@ def test_readme_commands_with_the_hub(tmp_path: Path) -> None:
             assert data.metadata.command == " ".join(command.replace(f"--output-dir {folder}", "").split())
             assert PuzzleDataset(tmp_path / folder, "test", global_batch_size=1).num_examples == 7
             assert "100%" in result.stderr, "no progress was shown"
-        result = run_script("python dataset/build_sudoku_dataset.py --source-repo nobody/nothing", tmp_path, **env)
+        result = run_script(
+            "python dataset/build_sudoku_dataset.py --overwrite --source-repo nobody/nothing", tmp_path, **env
+        )
         assert_one_line_error(result, "nobody/nothing", "HTTP 404", "--source-repo", "folder")
         hub.refusals["/datasets/some"] = GATED
-        result = run_script("python dataset/build_sudoku_dataset.py --source-repo some/puzzles", tmp_path, **env)
+        result = run_script(
+            "python dataset/build_sudoku_dataset.py --overwrite --source-repo some/puzzles", tmp_path, **env
+        )
         assert_one_line_error(result, "some/puzzles", "on request", "hf auth login", "--source-repo", "folder")
 
 
 @pytest.mark.slow
 def test_no_network_is_one_line(tmp_path: Path) -> None:
     """Without a network the user would get a page of HTTP tracebacks."""
-    env = {"HF_HUB_OFFLINE": "1", "HF_HOME": str(tmp_path / "cache")}
+    env: Any = {"HF_HUB_OFFLINE": "1", "HF_HOME": str(tmp_path / "cache")}
     result = run_script("python dataset/build_sudoku_dataset.py", tmp_path, **env)
     assert_one_line_error(result, "sapientinc/sudoku-extreme", "network", "train.csv and test.csv")
     assert not (tmp_path / "data" / "sudoku-extreme-full").exists()
@@ -342,7 +347,7 @@ def test_failure_in_the_middle_leaves_nothing(source: Path, tmp_path: Path, monk
     """A later command would take half a data set for a whole one; or the old one would be lost."""
     add = common.DatasetWriter.add
 
-    def add_then_fail(self: common.DatasetWriter, split: str, *args: np.ndarray, **kwargs: np.ndarray) -> None:
+    def add_then_fail(self: common.DatasetWriter, split: str, *args: Any, **kwargs: Any) -> None:
         if split == "test":
             raise OSError(28, "No space left on device")
         add(self, split, *args, **kwargs)
@@ -356,7 +361,7 @@ def test_failure_in_the_middle_leaves_nothing(source: Path, tmp_path: Path, monk
     with monkeypatch.context() as patch:
         patch.setattr(common.DatasetWriter, "add", add_then_fail)
         with pytest.raises(OSError, match="No space left"):
-            build(source, tmp_path / "out", num_aug=2)
+            build(source, tmp_path / "out", num_aug=2, overwrite=True)
     assert folder_bytes(tmp_path / "out") == before
     assert sorted(path.name for path in tmp_path.iterdir()) == ["out", "source"]
 
@@ -367,7 +372,7 @@ def test_kill_in_the_middle_leaves_the_old_data_set_and_no_litter(source: Path, 
     out = build(source, tmp_path / "out")
     before = folder_bytes(out)
     script = ROOT / "dataset" / "build_sudoku_dataset.py"
-    options = ["--source-repo", str(source), "--output-dir", str(out), "--num-aug", "100000"]
+    options = ["--source-repo", str(source), "--output-dir", str(out), "--num-aug", "100000", "--overwrite"]
     with subprocess.Popen([sys.executable, str(script), *options], stderr=subprocess.DEVNULL) as process:
         deadline = time.monotonic() + 60
         partial = tmp_path / f".out.partial-{process.pid}"
@@ -381,7 +386,7 @@ def test_kill_in_the_middle_leaves_the_old_data_set_and_no_litter(source: Path, 
     assert folder_bytes(out) == before
     with pytest.raises(UserError, match="half-built"):
         PuzzleDataset(partial, "train", global_batch_size=1)
-    build(source, out, num_aug=1)
+    build(source, out, num_aug=1, overwrite=True)
     assert sorted(path.name for path in tmp_path.iterdir()) == ["out", "source"]
     assert PuzzleDataset(out, "train", global_batch_size=1).num_examples == 24
 
@@ -401,6 +406,19 @@ def test_a_build_beside_a_running_one_leaves_it_alone(source: Path, tmp_path: Pa
     assert running.is_dir()
 
 
+def test_a_data_set_is_replaced_only_on_demand(source: Path, tmp_path: Path) -> None:
+    """A command typed once more would destroy the data set that a training run of days belongs to."""
+    out = build(source, tmp_path / "out")
+    before = folder_bytes(out)
+    with pytest.raises(UserError) as caught:
+        build(source, out, num_aug=1)
+    expected = f"{out} is a data set already: --overwrite replaces it, or give --output-dir a new folder"
+    assert str(caught.value) == expected
+    assert folder_bytes(out) == before
+    build(source, out, num_aug=1, overwrite=True)
+    assert folder_bytes(out) == folder_bytes(build(source, tmp_path / "other", num_aug=1))
+
+
 @pytest.mark.parametrize("stray", ["notes.txt", "train/notes.txt", "train"])
 def test_a_folder_with_other_things_is_never_replaced(stray: str, source: Path, tmp_path: Path) -> None:
     """A mistyped --output-dir would delete the user's files."""
@@ -411,7 +429,7 @@ def test_a_folder_with_other_things_is_never_replaced(stray: str, source: Path, 
     (out / stray).write_text("mine")
     before = folder_bytes(out)
     with pytest.raises(UserError, match="not empty and not only a data set"):
-        build(source, out)
+        build(source, out, overwrite=True)
     assert folder_bytes(out) == before
 
 
@@ -420,7 +438,7 @@ def test_output_dir_may_be_a_link_to_another_disk(source: Path, tmp_path: Path) 
     (tmp_path / "disk" / "real").mkdir(parents=True)
     (tmp_path / "link").symlink_to(tmp_path / "disk" / "real")
     for num_aug in (0, 1):
-        build(source, tmp_path / "link", num_aug=num_aug)
+        build(source, tmp_path / "link", num_aug=num_aug, overwrite=True)
         assert (tmp_path / "link").is_symlink()
         examples = PuzzleDataset(tmp_path / "disk" / "real", "train", global_batch_size=1).num_examples
         assert examples == 12 * (1 + num_aug)

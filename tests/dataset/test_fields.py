@@ -6,6 +6,7 @@ import json
 from collections.abc import Callable
 from pathlib import Path
 from types import SimpleNamespace
+from typing import Any
 
 import numpy as np
 import pytest
@@ -190,8 +191,8 @@ def test_without_fields_the_fingerprint_is_the_one_in_older_checkpoints(tmp_path
 
 def test_padding_needs_no_more_than_sizes() -> None:
     """Shapes could not be known without a data set."""
-    sizes = SimpleNamespace(seq_len=4, pad_id=7, blank_identifier_id=3)
-    arrays = padding_arrays(sizes, 2)  # type: ignore[arg-type]
+    sizes: Any = SimpleNamespace(seq_len=4, pad_id=7, blank_identifier_id=3)
+    arrays = padding_arrays(sizes, 2)
     assert {name: array.tolist() for name, array in arrays.items()} == {
         "inputs": [[7] * 4] * 2,
         "labels": [[-100] * 4] * 2,

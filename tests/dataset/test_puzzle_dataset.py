@@ -9,6 +9,7 @@ import tracemalloc
 from collections import Counter
 from collections.abc import Callable, Iterable
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import pytest
@@ -17,7 +18,7 @@ from hypothesis import strategies as st
 
 from common.errors import UserError
 from dataset.dataset_files import read_rows
-from dataset.puzzle_dataset import Batch, PuzzleDataset
+from dataset.puzzle_dataset import Batch, PuzzleDataset, _PlannedBatch
 from tests.helpers.sources import example_numbers, write_split
 
 GENERAL_REMEDY = "; build it with a script in dataset/, build_*_dataset.py (README, Dataset Preparation)"
@@ -40,7 +41,9 @@ def same(a: list[Batch], b: list[Batch]) -> bool:
 
 def read_literally(batches: list[list[int]], groups: list[list[int]], size: int, epochs: int) -> None:
     """Check one set's training batches (as example numbers) by walking through them one group at a time."""
-    puzzle_of, start_of, group_of = {}, [], []
+    puzzle_of: dict[int, int] = {}
+    start_of: list[int] = []
+    group_of: list[int] = []
     for group, puzzles in enumerate(groups):
         for examples in puzzles:
             start_of.append(len(puzzle_of))
@@ -131,6 +134,68 @@ def test_no_group_puzzle_or_example_is_preferred(tmp_path: Path) -> None:
     assert abs(picks[8] / (picks[8] + picks[9]) - 0.5) < 0.08
 
 
+def test_examples_of_a_puzzle_stand_in_random_order(tmp_path: Path) -> None:
+    """The published code shuffles them: with a fixed order, what comes first in a task would always come first."""
+    write_split(tmp_path / "train", [[3], [1, 1], [4]])
+    orders: dict[int, Counter[tuple[int, ...]]] = {0: Counter(), 5: Counter()}
+    firsts_of_four = Counter[tuple[int, ...]]()
+    data, small = (PuzzleDataset(tmp_path, "train", global_batch_size=size) for size in (8, 2))
+    for iteration in range(1200):
+        (batch,) = rows(data.train_batches(iteration, epochs=1))
+        for first, count in ((0, 3), (5, 4)):
+            orders[first][tuple(example for example in batch if first <= example < first + count)] += 1
+        pairs = rows(small.train_batches(iteration, epochs=1))
+        firsts_of_four.update(tuple(pair) for pair in pairs if min(pair) >= 5)
+    assert len(orders[0]) == 6
+    assert all(abs(times - 200) < 60 for times in orders[0].values())  # 4.6 standard deviations
+    assert len(orders[5]) == 24
+    assert all(abs(times - 50) < 33 for times in orders[5].values())
+    assert len(firsts_of_four) == 12, "which examples a full batch leaves out, and their order, are random too"
+    average = sum(firsts_of_four.values()) / 12
+    assert all(abs(times - average) < 5 * average**0.5 for times in firsts_of_four.values())
+
+
+@settings(max_examples=40, deadline=None)
+@given(
+    examples=st.integers(1, 5),
+    groups=st.lists(st.integers(1, 3), min_size=1, max_size=8),
+    size=st.integers(1, 12),
+    epochs=st.integers(1, 6),
+)
+def test_the_number_of_batches_is_known_where_all_puzzles_are_of_one_size(
+    examples: int, groups: list[int], size: int, epochs: int, tmp_path_factory: pytest.TempPathFactory
+) -> None:
+    """A run's first line would announce steps that its data doesn't have."""
+    path = tmp_path_factory.mktemp("data")
+    write_split(path / "train", [[examples] * puzzles for puzzles in groups], set_names=("one", "two"))
+    data = PuzzleDataset(path, "train", global_batch_size=size)
+    expected = data.num_batches(epochs)
+    assert expected == (len(list(data.train_batches(0, epochs=epochs))) if expected else 0)
+    write_split(path / "other" / "train", [[1, 2], [1]])
+    assert PuzzleDataset(path / "other", "train", global_batch_size=1).num_batches(epochs) is None
+
+
+@given(st.lists(st.integers(1, 6), min_size=1, max_size=12), st.integers(0, 5), st.integers(0, 2**40))
+def test_a_planned_batch_is_one_shuffle_read_puzzle_by_puzzle(counts: list[int], excess: int, seed: int) -> None:
+    """Taken literally, for each puzzle in turn; a mistake in the offsets would mix the examples of two tasks."""
+    excess = min(excess, counts[-1] - 1)
+    firsts = [100 * number for number in range(len(counts))]
+    found = _PlannedBatch(np.array(firsts), np.array(counts), excess, (seed, 0, 0, 0, 1)).examples()
+    drawn = [(puzzle, place) for puzzle, count in enumerate(counts) for place in range(count)]
+    shuffled = [drawn[i] for i in np.random.default_rng((seed, 0, 0, 0, 1)).permutation(len(drawn))]
+    expected = [firsts[puzzle] + place for turn in range(len(counts)) for puzzle, place in shuffled if puzzle == turn]
+    if max(counts) == 1:  # nothing to shuffle, and nothing is drawn
+        expected = firsts
+    assert found.tolist() == expected[: len(expected) - excess]
+
+
+def test_the_order_of_puzzles_with_one_example_is_fixed(tmp_path: Path) -> None:
+    """Runs on Sudoku or mazes that are resumed, or repeated with an earlier seed, would see other batches."""
+    write_split(tmp_path / "train", [[1, 1], [1], [1, 1, 1], [1], [1]])
+    data = PuzzleDataset(tmp_path, "train", global_batch_size=3, seed=4)
+    assert rows(data.train_batches(1, epochs=3)) == [[2, 5, 7], [6, 0, 7], [2, 6, 5], [0, 2, 6], [7, 0, 4]]
+
+
 @pytest.mark.parametrize("num_ranks", [2, 3, 6])
 def test_ranks_share_the_batches_of_one(num_ranks: int, tmp_path: Path) -> None:
     """A run on several devices would train on, or evaluate, other examples than a run on one."""
@@ -178,9 +243,9 @@ def test_skipped_batches_are_not_read(tmp_path: Path, monkeypatch: pytest.Monkey
     read = PuzzleDataset._read
     reads: list[int] = []
 
-    def counting(self: PuzzleDataset, data: object, examples: np.ndarray) -> Batch:
+    def counting(self: PuzzleDataset, data: Any, examples: np.ndarray) -> Batch:
         reads.append(len(examples))
-        return read(self, data, examples)  # type: ignore[arg-type]
+        return read(self, data, examples)
 
     monkeypatch.setattr(PuzzleDataset, "_read", counting)
     next(data.train_batches(0, epochs=400, start_batch=900))
@@ -252,8 +317,8 @@ def sudoku_like(folder: Path, groups: int, copies: int, seq_len: int = 81) -> Pa
     np.save(folder / "all__puzzle_identifiers.npy", np.zeros(n, np.int32))
     np.save(folder / "all__puzzle_indices.npy", np.arange(n + 1, dtype=np.int32))
     np.save(folder / "all__group_indices.npy", np.arange(0, n + 1, copies, dtype=np.int32))
-    values = {"pad_id": 0, "ignore_label_id": 0, "blank_identifier_id": 0, "vocab_size": 11, "seq_len": seq_len}
-    values |= {"num_puzzle_identifiers": 1, "total_groups": groups, "mean_puzzle_examples": 1.0}
+    values: dict[str, Any] = {"pad_id": 0, "ignore_label_id": 0, "blank_identifier_id": 0, "vocab_size": 11}
+    values |= {"seq_len": seq_len, "num_puzzle_identifiers": 1, "total_groups": groups, "mean_puzzle_examples": 1.0}
     (folder / "dataset.json").write_text(json.dumps({**values, "sets": ["all"]}))
     return folder
 
@@ -316,8 +381,8 @@ def change(kind: str, at: int | tuple[int, int], value: int) -> Callable[[Path],
     return apply
 
 
-def save(kind: str, array: object) -> Callable[[Path], None]:
-    return lambda folder: np.save(folder / f"all__{kind}.npy", array)  # type: ignore[arg-type]
+def save(kind: str, array: Any) -> Callable[[Path], None]:
+    return lambda folder: np.save(folder / f"all__{kind}.npy", array)
 
 
 def truncate(file: str, keep: int) -> Callable[[Path], None]:
@@ -378,13 +443,12 @@ BROKEN: dict[str, tuple[Callable[[Path], None], list[str]]] = {
 
 def test_the_kind_may_be_known_unknown_or_absent(tmp_path: Path) -> None:
     """A data set built before, or by somebody else's builder, could no longer be trained on."""
-    for number, (recorded, kind, box) in enumerate(
-        [
-            ({}, None, None),
-            ({"kind": "knights"}, "knights", None),
-            ({"kind": "sudoku", "box": [1, 2]}, "sudoku", (1, 2)),
-        ]
-    ):
+    cases: list[tuple[dict[str, Any], str | None, tuple[int, int] | None]] = [
+        ({}, None, None),
+        ({"kind": "knights"}, "knights", None),
+        ({"kind": "sudoku", "box": [1, 2]}, "sudoku", (1, 2)),
+    ]
+    for number, (recorded, kind, box) in enumerate(cases):
         write_split(tmp_path / str(number) / "train", ARC_LIKE, **recorded)
         metadata = PuzzleDataset(tmp_path / str(number), "train", global_batch_size=4).metadata
         assert (metadata.kind, metadata.box) == (kind, box)
@@ -402,7 +466,7 @@ def test_broken_file_is_refused_by_name(name: str, tmp_path: Path) -> None:
     with pytest.raises(UserError) as caught:
         PuzzleDataset(path, "train", global_batch_size=4)
     readable = name not in ("no metadata", "unreadable metadata")
-    remedy = f"; build it with {command} --output-dir '{path}'" if readable else GENERAL_REMEDY
+    remedy = f"; build it with {command} --output-dir '{path}' --overwrite" if readable else GENERAL_REMEDY
     for part in [str(folder), *parts, remedy]:
         assert part in str(caught.value)
     assert "\n" not in str(caught.value)
@@ -453,7 +517,7 @@ def test_a_missing_data_set_or_split_tells_how_to_build_it(tmp_path: Path) -> No
     with pytest.raises(UserError) as caught:
         PuzzleDataset(path, "test", global_batch_size=4)
     assert "no split 'test'" in str(caught.value)
-    assert str(caught.value).endswith(f"; build it with {command} --output-dir {path}")
+    assert str(caught.value).endswith(f"; build it with {command} --output-dir {path} --overwrite")
 
 
 def test_a_training_set_below_one_batch_is_an_error(tmp_path: Path) -> None:

@@ -120,7 +120,9 @@ def ranks_of(
             process.wait()
 
 
-def run_ranks(script: str, arguments: list[str], folder: Path, num_ranks: int, **environment: str) -> RankProcesses:
+def run_ranks(
+    script: str | Path, arguments: list[str], folder: Path, num_ranks: int, **environment: str
+) -> RankProcesses:
     """Run a script to its good end."""
     with ranks_of(script, arguments, folder, num_ranks, **environment) as ranks:
         assert ranks.wait() == [0] * num_ranks, [ranks.output(rank) for rank in range(num_ranks)]

@@ -42,7 +42,7 @@ def sudoku_rows(n: int, *, seed: int = 0, blanks: int = 45) -> list[tuple[str, s
     return rows
 
 
-def maze_rows(n: int, seed: int) -> list[tuple[str, str, int]]:
+def maze_rows(n: int, seed: int) -> list[Any]:
     """n (question, answer, rating) of 30x30 mazes."""
     texts = [
         ["".join(MAZE_CHARACTERS[value] for value in board.ravel()) for board in boards]

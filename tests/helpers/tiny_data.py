@@ -90,7 +90,9 @@ def run_script(
 
     W&B is off unless `environment` says otherwise; None unsets a variable.
     """
-    variables = {name: value for name, value in os.environ.items() if not name.startswith("WANDB")}
+    variables: dict[str, str | None] = {
+        name: value for name, value in os.environ.items() if not name.startswith("WANDB")
+    }
     variables |= {"PYTHONPATH": str(ROOT), "WANDB_MODE": "disabled"} | environment
     return subprocess.run(
         [sys.executable, str(ROOT / script), *arguments],

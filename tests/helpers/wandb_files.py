@@ -11,7 +11,7 @@ from typing import Any
 from wandb.proto import wandb_internal_pb2
 
 
-def wandb_records(path: Path) -> Iterator[wandb_internal_pb2.Record]:
+def wandb_records(path: Path) -> Iterator[Any]:
     """The records of a .wandb file: after 7 bytes, blocks of 32 KiB as in LevelDB's log format."""
     content, block_size, header_size = path.read_bytes(), 32 * 1024, 7
     whole, first, _, last = 1, 2, 3, 4  # types of a piece
@@ -26,7 +26,7 @@ def wandb_records(path: Path) -> Iterator[wandb_internal_pb2.Record]:
         position += header_size + length
         pieces = piece if kind in (whole, first) else pieces + piece
         if kind in (whole, last):
-            record = wandb_internal_pb2.Record()
+            record = wandb_internal_pb2.Record()  # type: ignore[attr-defined]
             record.ParseFromString(pieces)
             yield record
 

@@ -136,5 +136,5 @@ def test_the_target_of_q_continue_is_not_differentiated() -> None:
 
 
 def test_unknown_loss_is_refused() -> None:
-    with pytest.raises(UserError, match=r"arch.loss.loss_type = 'losses@hinge': models.losses defines no hinge"):
+    with pytest.raises(UserError, match=r"arch.loss.loss_type = 'hinge': models.losses defines no hinge"):
         ACTLossHead(None, "hinge")  # type: ignore[arg-type]

@@ -35,6 +35,12 @@ class FakeRun:
         self.exit_code = exit_code
 
 
+def run_of(tracker: Tracker) -> FakeRun:
+    run: Any = tracker.run
+    assert isinstance(run, FakeRun)
+    return run
+
+
 @pytest.fixture
 def wandb_init(monkeypatch: pytest.MonkeyPatch) -> list[dict[str, Any]]:
     """The calls of wandb.init, which succeed unless `error` is set on the function."""
@@ -74,10 +80,9 @@ def test_the_environment_decides_the_mode(
     assert (call["id"], call["resume"]) == (None, None)
     assert not {"mode", "init_timeout"} & call["settings"].model_fields_set
     assert (call["project"], call["name"], call["config"]) == ("p", "r", config.model_dump())
-    assert isinstance(tracker.run, FakeRun)
-    assert tracker.run.rows == [(3, {"train/lr": 0.1})]
+    assert run_of(tracker).rows == [(3, {"train/lr": 0.1})]
     assert logged(history) == [{"step": 3, "train/lr": 0.1}]
-    assert tracker.run.exit_code == 0
+    assert run_of(tracker).exit_code == 0
     assert capsys.readouterr().err == ""
 
 
@@ -110,8 +115,7 @@ def test_a_run_that_raises_is_marked_as_failed(history: History, error: Exceptio
     tracker = Tracker(with_names(pretrain_config()), None, history)
     with pytest.raises(type(error)), tracker:
         raise error
-    assert isinstance(tracker.run, FakeRun)
-    assert tracker.run.exit_code == exit_code
+    assert run_of(tracker).exit_code == exit_code
 
 
 def test_a_resumed_run_goes_on_as_the_same_and_repeats_nothing(
@@ -124,8 +128,7 @@ def test_a_resumed_run_goes_on_as_the_same_and_repeats_nothing(
             tracker.log({"train/lr": step / 10}, step)
         tracker.log_examples([{name: np.ones(16, np.int32) for name in ("inputs", "labels", "preds")}], sizes(), 7)
     assert (wandb_init[0]["id"], wandb_init[0]["resume"], tracker.run_id) == ("abc123", "allow", "abc123")
-    assert isinstance(tracker.run, FakeRun)
-    assert tracker.run.rows == [(8, {"train/lr": 0.8})]
+    assert run_of(tracker).rows == [(8, {"train/lr": 0.8})]
     assert [row["step"] for row in logged(history)] == [6, 7, 8]  # this file was cut at the checkpoint
 
 
@@ -136,8 +139,7 @@ def test_an_evaluation_after_the_last_logged_step_is_not_lost(
     wandb.init.step = 9  # type: ignore[attr-defined]
     with Tracker(with_names(pretrain_config()), "abc123", history, step=8) as tracker:
         tracker.log({"eval/accuracy": 0.5}, 8)
-    assert isinstance(tracker.run, FakeRun)
-    assert tracker.run.rows == [(9, {"eval/accuracy": 0.5})]
+    assert run_of(tracker).rows == [(9, {"eval/accuracy": 0.5})]
     assert "which stay" not in capsys.readouterr().err
 
 
@@ -155,8 +157,7 @@ def test_a_run_taken_up_far_back_says_what_wandb_keeps(
 def test_no_examples_log_no_picture(history: History) -> None:
     tracker = Tracker(with_names(pretrain_config()), None, history)
     tracker.log_examples([], sizes(), 1)
-    assert isinstance(tracker.run, FakeRun)
-    assert not tracker.run.rows
+    assert not run_of(tracker).rows
 
 
 def test_disabled_leaves_nothing_behind(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:

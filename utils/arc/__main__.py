@@ -2,7 +2,7 @@
 
     python -m utils.arc "predictions=checkpoints/<project>/<run>/step_<N>_all_preds.*" submission=submission.json
 
-Prints pass@K as a table and as one line of JSON; writes the ARC Prize's submission and a table of all tasks if asked.
+Prints pass@K as a table and as one line of JSON. Options write the ARC Prize's submission and a table of all tasks.
 """
 
 from __future__ import annotations
@@ -38,14 +38,19 @@ class ArcConfig(BaseModel):
         default=None, description="a file for the ARC Prize's submission with two attempts; null: none"
     )
     table: str | None = Field(default=None, description="a CSV file for a table of all tasks; null: none")
+    test_puzzles: str | None = Field(
+        default=None,
+        description="the tasks, a file like test_puzzles.json or a folder of raw ones; null: those of the data set",
+    )
 
 
 @errors.one_line
 def main() -> None:
-    """Score what the command line names."""
+    """Score the predictions that the command line names."""
     config = parse(sys.argv[1:], ArcConfig, "python -m utils.arc", predictions="<folder or pattern>")
     folders = find_folders(config.predictions)
-    score = score_predictions(folders, config.data_path or read_trained_config(folders[0].parent).data_path)
+    data_path = config.data_path or read_trained_config(folders[0].parent).data_path
+    score = score_predictions(folders, data_path, config.test_puzzles)
     if config.submission is not None:
         write_submission(score, Path(config.submission))
     if config.table is not None:

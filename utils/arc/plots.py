@@ -1,4 +1,4 @@
-"""Pictures of ARC tasks in the usual palette, for the notebook. The only module that needs matplotlib."""
+"""Pictures of ARC tasks in the usual palette, for the notebook; needs matplotlib."""
 
 from __future__ import annotations
 
@@ -29,7 +29,7 @@ def draw_grid(axes: Axes, grid: np.ndarray, title: str) -> None:
 
 
 def draw_demonstrations(score: TaskScore) -> Figure:
-    """The pairs that show what the task is about: inputs above, outputs below."""
+    """Draw the demonstration pairs of a task: inputs above, outputs below."""
     pairs = score.task.train
     figure, panels = plt.subplots(
         2, len(pairs), squeeze=False, figsize=(_PANEL_INCHES * len(pairs), 2 * _PANEL_INCHES), layout="constrained"
@@ -42,7 +42,7 @@ def draw_demonstrations(score: TaskScore) -> Figure:
 
 
 def draw_attempts(score: TaskScore, attempts: int = 2) -> Figure:
-    """For each test input a row: input, answer, and the best candidates with their votes."""
+    """Draw a row for each test input: input, answer, and the best candidates with their votes."""
     figure, panels = plt.subplots(
         len(score.inputs),
         2 + attempts,
@@ -50,7 +50,7 @@ def draw_attempts(score: TaskScore, attempts: int = 2) -> Figure:
         figsize=(_PANEL_INCHES * (2 + attempts), _PANEL_INCHES * len(score.inputs)),
         layout="constrained",
     )
-    verdict = "solved" if score.solved(attempts) else "not solved"
+    verdict = "solved" if score.solved(attempts) else "not solved" if score.task.has_answers else "no answer known"
     figure.suptitle(f"{score.task.task_id}: {verdict} with {attempts} attempts", fontsize=10)
     for row, result in zip(panels, score.inputs, strict=True):
         draw_grid(row[0], result.input, "input")

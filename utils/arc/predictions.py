@@ -17,30 +17,33 @@ from common.files import expand_user
 from dataset.arc_grids import FIRST_COLOUR, SEQ_LEN, SIDE, grid_shapes
 from dataset.symmetries import inverse_dihedral, relabel
 
-KEYS = ("inputs", "puzzle_identifiers", "preds", "q_halt_logits")  # what evaluate.py must have saved
+KEYS = ("inputs", "puzzle_identifiers", "preds", "q_halt_logits")  # the arrays that scoring needs
 PIECE_ROWS = 1 << 14  # rows worked on at once: bounds memory, 15 MB for each array of tokens
 
 
 def encode_grid(grid: np.ndarray) -> bytes:
-    """The key of a grid, colours `[rows, cols]` with sides of at most 30 (0 for the empty grid)."""
+    """Return the key of a grid, colours `[rows, cols]` with sides of at most 30 (0 for the empty grid)."""
     return bytes(grid.shape) + grid.astype(np.uint8).tobytes()
 
 
 def decode_grid(key: bytes) -> np.ndarray:
-    """The grid of a key: colours uint8 `[rows, cols]`."""
+    """Return the grid of a key, colours uint8 `[rows, cols]`."""
     return np.frombuffer(key, np.uint8, offset=2).reshape(key[0], key[1])
 
 
 def restored_grids(tokens: np.ndarray, k: np.ndarray, colours: np.ndarray) -> list[bytes]:
-    """The keys of the grids at the top left of some boards, with each board's augmentation undone.
+    """Cut out the grids at the top left of some boards, and undo each board's augmentation.
 
-    What is cut out is the largest rectangle of colours by area, the one with the fewest rows if several are equally
-    large, as in the PyTorch code: see `arc_grids.grid_shapes`. It is the empty grid where the first token is no colour.
+    A grid is the largest rectangle of colours by area, of several the one with the fewest rows, as in the PyTorch code:
+    see `arc_grids.grid_shapes`. It is empty where the first token is no colour.
 
     Args:
         tokens: integers `[n, 900]`, a model's or the data set's.
         k: the dihedral transforms that were applied, `[n]`.
         colours: the colour permutations that were applied, uint8 `[n, 10]`; entry c is the new colour of colour c.
+
+    Returns:
+        The key of each grid.
     """
     if not len(tokens):
         return []
@@ -68,11 +71,10 @@ def restored_grids(tokens: np.ndarray, k: np.ndarray, colours: np.ndarray) -> li
 
 
 def find_folders(patterns: Sequence[str]) -> list[Path]:
-    """The prediction folders that some paths or patterns such as `run/step_1000_all_preds.*` name, each once.
+    """Find the prediction folders that paths or patterns such as `run/step_1000_all_preds.*` name, each once.
 
     Raises:
-        UserError: if one of them names no folder.
-        UserError: if one begins with `~` and a user who is not known.
+        UserError: if one of them names no folder, or begins with an unknown `~user`.
     """
     folders: dict[Path, Path] = {}
     for pattern in patterns:
@@ -95,7 +97,14 @@ def find_folders(patterns: Sequence[str]) -> list[Path]:
 
 @dataclass(frozen=True)
 class Piece:
-    """Some rows of a prediction folder: tokens `[n, 900]` and `[n, 900]`, identifiers `[n]`, logits `[n]`."""
+    """Some rows of a prediction folder.
+
+    Attributes:
+        inputs: tokens, integer `[n, 900]`.
+        preds: tokens, integer `[n, 900]`.
+        puzzle_identifiers: integer `[n]`.
+        q_halt_logits: float `[n]`.
+    """
 
     inputs: np.ndarray
     preds: np.ndarray
@@ -105,6 +114,9 @@ class Piece:
 
 def read_predictions(folder: Path) -> Iterator[Piece]:
     """Stream a prediction folder.
+
+    Yields:
+        Its rows, in chunks of `PIECE_ROWS`.
 
     Raises:
         UserError: if a file is missing, damaged, of another shape, or shorter than the others.

@@ -1,4 +1,4 @@
-"""An ARC score as text: pass@K, and how the votes for a task fell."""
+"""An ARC score as text: pass@K, and the votes for a task."""
 
 from __future__ import annotations
 
@@ -6,7 +6,7 @@ from utils.arc.scoring import ArcScore, TaskScore
 
 
 def format_score(score: ArcScore) -> str:
-    """A small table of pass@K, under what was scored and any notes on it."""
+    """Format a table of pass@K, below the numbers of tasks and predictions and the notes."""
     inputs = sum(len(task.inputs) for task in score.tasks.values())
     lines = [f"ARC: {len(score.tasks):,} tasks, {inputs:,} test inputs, {score.predictions:,} predictions"]
     lines += [f"  {note}" for note in score.notes]
@@ -15,10 +15,11 @@ def format_score(score: ArcScore) -> str:
 
 
 def format_votes(score: TaskScore, candidates: int = 5) -> str:
-    """How the votes for a task fell: a line for each of the first candidates of each test input."""
+    """Format the votes for a task: a line for each of the first candidates of each test input."""
     lines = []
     for number, result in enumerate(score.inputs, start=1):
         rank = "not among the candidates" if result.rank is None else f"candidate {result.rank}"
+        rank = rank if result.answer.size else "not known"
         lines.append(
             f"{score.task.task_id}, test input {number}: {result.predictions:,} predictions, "
             f"{len(result.candidates):,} candidates, the answer is {rank}"

@@ -1,30 +1,30 @@
 """ARC scores: predictions for a task's augmented copies are mapped back, vote for an answer, and are ranked.
 
 The rules are the published ones. Candidates of a test input rank by (votes, mean halting probability), highest first;
-pass@K asks whether one of the first K is the answer, for all test inputs of a task. What those rules leave open: of
-candidates equal in both, the one that the lowest puzzle identifier voted for comes first (the task itself before its
-augmentations, as in the order of the data set), then the one with fewer rows, then columns, then lower colours. Test
-inputs of a task that are equal share their predictions. An empty grid is a candidate like others, and never right.
+pass@K is the share of tasks for which one of the first K is the answer, for all test inputs. Tasks without answers are
+not counted. Left open by the rules: of candidates equal in both, the one that the lowest puzzle identifier voted for
+comes first (the task itself before its augmentations, as in the order of the data set), then the one with fewer rows,
+then columns, then lower colours. Equal test inputs of a task share their predictions. An empty grid is a candidate like
+others, and never right.
 """
 
 from __future__ import annotations
 
-import json
 from collections import Counter
 from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
 
 import numpy as np
 
 from common.errors import UserError
 from dataset.arc_grids import parse_augmentation_name
-from dataset.arc_tasks import Pair, Task, parse_task
+from dataset.arc_tasks import Pair, Task
 from utils.arc.predictions import Piece, decode_grid, encode_grid, find_folders, read_predictions, restored_grids
+from utils.arc.tasks import PADDING_IDENTIFIER, evaluation_tasks, read_names
 
 PASS_K = (1, 2, 10, 100, 1000)
-PADDING_IDENTIFIER = 0
+NAMED_TASKS = 10  # in a note
 # Halting probabilities are summed as integers of this unit, so that the order of rows, and with it the number of ranks,
 # changes no sum.
 _UNIT = 2.0**-40
@@ -32,7 +32,13 @@ _UNIT = 2.0**-40
 
 @dataclass(frozen=True)
 class Candidate:
-    """An answer that some predictions agree on: `mean_q_halt` is the mean of sigmoid(q_halt) over them."""
+    """An answer that some predictions agree on.
+
+    Attributes:
+        key: of the grid, see `encode_grid`.
+        votes: the number of these predictions.
+        mean_q_halt: the mean of sigmoid(q_halt) over them.
+    """
 
     key: bytes
     votes: int
@@ -46,20 +52,27 @@ class Candidate:
 
 @dataclass(frozen=True)
 class InputScore:
-    """What became of a test input. `candidates`: best first; `rank`: the answer's place among them, from 1, if any."""
+    """The score of a test input.
 
-    input: np.ndarray  # (rows, cols) colours uint8
-    answer: np.ndarray  # (rows, cols)
+    Attributes:
+        input: colours uint8 `[rows, cols]`.
+        answer: colours uint8 `[rows, cols]`; `[0, 0]` if it is not known.
+        candidates: best first.
+        rank: the answer's place among them, from 1, or None.
+    """
+
+    input: np.ndarray
+    answer: np.ndarray
     candidates: list[Candidate]
     rank: int | None
 
     @property
     def predictions(self) -> int:
-        """How many predictions voted."""
+        """Number of predictions that voted."""
         return sum(candidate.votes for candidate in self.candidates)
 
     def share(self, candidate: Candidate) -> float:
-        """A candidate's part of the votes."""
+        """Return a candidate's share of the votes, from 0 to 1."""
         return candidate.votes / self.predictions
 
 
@@ -71,15 +84,19 @@ class TaskScore:
     inputs: list[InputScore]
 
     def solved(self, k: int) -> bool:
-        """Whether one of the first k candidates is right, for every test input."""
+        """Return whether one of the first k candidates is right, for every test input."""
         return all(test.rank is not None and test.rank <= k for test in self.inputs)
 
 
 @dataclass(frozen=True)
 class ArcScore:
-    """`pass_at`: K to the part of all tasks that are solved with K attempts; `tasks`: by id.
+    """The score of all tasks.
 
-    `predictions`: how many voted; `notes`: a line for each thing about the predictions that is not as it should be.
+    Attributes:
+        pass_at: for each K the share of tasks that are solved with K attempts.
+        tasks: by id.
+        predictions: number of predictions that voted.
+        notes: a line for each irregularity of the predictions.
     """
 
     pass_at: dict[int, float]
@@ -88,18 +105,21 @@ class ArcScore:
     notes: list[str]
 
 
-def score_predictions(folders: Sequence[str | Path], data_path: str | Path) -> ArcScore:
+def score_predictions(
+    folders: Sequence[str | Path], data_path: str | Path, test_puzzles: str | Path | None = None
+) -> ArcScore:
     """Score saved predictions of an ARC data set.
 
     Args:
         folders: prediction folders, one for each rank, or patterns such as `run/step_1000_all_preds.*`.
-        data_path: the data set, which holds `identifiers.json` and `test_puzzles.json`.
+        data_path: the data set, which holds `identifiers.json`.
+        test_puzzles: the tasks, a file or folder; None means those of the data set, as in `evaluation_tasks`.
 
     Raises:
         UserError: if a folder or file is missing or damaged, or the predictions are of another data set.
     """
-    names = _read_names(Path(data_path) / "identifiers.json")
-    tasks = read_evaluation_tasks(Path(data_path) / "test_puzzles.json")
+    names = read_names(Path(data_path))
+    tasks, origin = evaluation_tasks(Path(data_path), names, test_puzzles)
     ballot = _Ballot(names, tasks)
     for folder in find_folders([str(folder) for folder in folders]):
         for piece in read_predictions(folder):
@@ -116,16 +136,19 @@ def score_predictions(folders: Sequence[str | Path], data_path: str | Path) -> A
     for task_id, task in tasks.items():
         inputs = [_score_input(pair, ranked[ballot.slot(task_id, pair)]) for pair in task.test]
         scores[task_id] = TaskScore(task, inputs)
+    with_answers = [score for score in scores.values() if score.task.has_answers]
     return ArcScore(
-        pass_at={k: sum(score.solved(k) for score in scores.values()) / len(scores) for k in PASS_K},
+        pass_at={k: sum(score.solved(k) for score in with_answers) / len(with_answers) for k in PASS_K}
+        if with_answers
+        else {},
         tasks=scores,
         predictions=ballot.voters,
-        notes=_notes(scores, ballot),
+        notes=_notes(scores, ballot, origin),
     )
 
 
 class _Ballot:
-    """The votes for each slot: a slot is a distinct test input of a task, so equal test inputs share one."""
+    """The votes for each slot. A slot is a distinct test input of a task; equal test inputs share one."""
 
     def __init__(self, names: list[str], tasks: dict[str, Task]):
         self._names, self._tasks = names, tasks
@@ -138,12 +161,12 @@ class _Ballot:
         self.of_other_tasks = self.of_other_inputs = 0
 
     def slot(self, task_id: str, pair: Pair) -> int:
-        """Where the votes for the output of a task's test pair are counted."""
+        """Return the slot of a task's test pair."""
         return self._slots[_slot_key(task_id, pair)]
 
     def count(self, piece: Piece) -> None:
         """Count the votes of some predictions. Padding rows have none."""
-        # What the names say, once for each puzzle; `puzzle` leads from a row to it.
+        # The names are parsed once for each puzzle; `puzzle` is the index of a row's puzzle.
         identifiers, puzzle = np.unique(piece.puzzle_identifiers, return_inverse=True)
         task_ids, transforms, colours = zip(
             *(parse_augmentation_name(self._names[identifier]) for identifier in identifiers), strict=True
@@ -174,11 +197,11 @@ class _Ballot:
 
     @property
     def voters(self) -> int:
-        """How many predictions have voted."""
+        """Number of predictions that have voted."""
         return sum(map(len, self._voters))
 
     def repeated(self) -> int:
-        """How many votes a puzzle has cast beyond one for each test input."""
+        """Count the votes of puzzles beyond one for each test input."""
         if not self._voters:
             return 0
         distinct, counts = np.unique(np.concatenate(self._voters), return_counts=True)
@@ -190,7 +213,7 @@ def _slot_key(task_id: str, pair: Pair) -> tuple[str, bytes]:
 
 
 def _probabilities(logits: np.ndarray) -> list[int]:
-    """sigmoid(logits) in units of 2^-40; not-a-number, of a model that diverged, counts as 0."""
+    """Compute sigmoid(logits) in units of 2^-40; NaN, of a model that diverged, counts as 0."""
     numbers = np.where(np.isnan(logits), -np.inf, logits).astype(np.float64)
     return np.rint(np.exp(-np.logaddexp(0.0, -numbers)) / _UNIT).astype(np.int64).tolist()
 
@@ -201,59 +224,25 @@ def _rank(entries: dict[bytes, list[int]]) -> list[Candidate]:
 
 
 def _score_input(pair: Pair, candidates: list[Candidate]) -> InputScore:
-    key = encode_grid(pair[1])
-    rank = next((place for place, candidate in enumerate(candidates, start=1) if candidate.key == key), None)
+    places = {candidate.key: place for place, candidate in enumerate(candidates, start=1)}
+    rank = places.get(encode_grid(pair[1])) if pair[1].size else None  # an unknown answer is no empty candidate
     return InputScore(*pair, candidates, rank)
 
 
-def _notes(scores: dict[str, TaskScore], ballot: _Ballot) -> list[str]:
-    """What a user should know before trusting the score."""
+def _notes(scores: dict[str, TaskScore], ballot: _Ballot, origin: str) -> list[str]:
+    """List what may make the score wrong."""
     notes = []
     if ballot.of_other_tasks:
-        notes.append(f"{ballot.of_other_tasks:,} predictions left out: they belong to no task of test_puzzles.json")
+        notes.append(f"{ballot.of_other_tasks:,} predictions left out: they belong to no task of {origin}")
     if ballot.of_other_inputs:
         notes.append(f"{ballot.of_other_inputs:,} predictions left out: their inputs are no test inputs of their tasks")
     if repeated := ballot.repeated():
-        notes.append(
-            f"{repeated:,} predictions are further ones for the same puzzle: are there folders of several steps?"
-        )
+        notes.append(f"{repeated:,} predictions are repeated for the same puzzle: give the folders of one step only")
     if missing := [task_id for task_id, score in scores.items() if not all(test.candidates for test in score.inputs)]:
         notes.append(f"{len(missing):,} tasks lack predictions and count as unsolved, such as {missing[0]}")
+    if unknown := [task_id for task_id, score in scores.items() if not score.task.has_answers]:
+        more = f" and {len(unknown) - NAMED_TASKS:,} more" if len(unknown) > NAMED_TASKS else ""
+        notes.append(
+            f"{len(unknown):,} tasks have no answers and don't count: {', '.join(unknown[:NAMED_TASKS])}{more}"
+        )
     return notes
-
-
-# ---------------------------------------------------------------------------------------------------- the data set
-
-
-def read_evaluation_tasks(path: Path) -> dict[str, Task]:
-    """The tasks of a `test_puzzles.json`, by id.
-
-    Raises:
-        UserError: if it is missing or no such file.
-        UserError: if a task in it is none; task and pair are named.
-    """
-    tasks = _read_json(path)
-    if not isinstance(tasks, dict) or not tasks:
-        raise UserError(f"{path} holds no tasks; build the data set again with dataset/build_arc_dataset.py")
-    return {
-        task_id: parse_task(f"{path}: task {task_id}", task_id, raw, is_evaluation=True)
-        for task_id, raw in tasks.items()
-    }
-
-
-def _read_names(path: Path) -> list[str]:
-    names = _read_json(path)
-    if not isinstance(names, list) or not names or not all(isinstance(name, str) for name in names):
-        raise UserError(f"{path} holds no list of puzzle names; build the data set again")
-    return names
-
-
-def _read_json(path: Path) -> Any:
-    try:
-        return json.loads(path.read_bytes())
-    except FileNotFoundError:
-        raise UserError(
-            f"{path} is missing; data_path must be an ARC data set made by dataset/build_arc_dataset.py"
-        ) from None
-    except ValueError as error:
-        raise UserError(f"{path} is not JSON ({error}); build the data set again") from error

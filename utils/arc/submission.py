@@ -1,4 +1,4 @@
-"""Write an ARC score to files: the two attempts that the ARC Prize asks for, and a table of all tasks."""
+"""Files of an ARC score: the ARC Prize's submission with two attempts, and a table of all tasks."""
 
 from __future__ import annotations
 
@@ -11,7 +11,7 @@ from common.errors import UserError
 from common.files import replacing
 from utils.arc.scoring import PASS_K, ArcScore, Candidate, InputScore, TaskScore
 
-NO_ANSWER = [[0]]  # what is handed in where there are no predictions: a smallest grid
+NO_ANSWER = [[0]]  # the attempt where there are no predictions: a smallest grid
 SHOWN_CANDIDATES = 3
 
 Grid = list[list[int]]
@@ -20,7 +20,7 @@ Grid = list[list[int]]
 def attempts(result: InputScore) -> tuple[Grid, Grid]:
     """Choose the two best candidates for a test input.
 
-    A submission can't hold empty grids, so the next candidate stands in for one; a single candidate is given twice.
+    A submission can't hold empty grids: they are skipped. A single candidate is given twice.
 
     Args:
         result: the test input's candidates.
@@ -33,7 +33,7 @@ def attempts(result: InputScore) -> tuple[Grid, Grid]:
 
 
 def write_submission(score: ArcScore, path: Path) -> None:
-    """Write `submission.json` as the ARC Prize reads it: task id -> for each test input its two attempts, in order.
+    """Write the ARC Prize's `submission.json`: task id -> for each test input its two attempts, in order.
 
     Args:
         score: of all tasks.
@@ -52,10 +52,10 @@ def write_submission(score: ArcScore, path: Path) -> None:
 def write_table(score: ArcScore, path: Path) -> None:
     """Write a CSV table with a row for each task.
 
-    Columns: `task`; `test_inputs`; `solved_at_<K>`, 1 or 0; `predictions`, votes in all. Then, with an entry for each
-    test input, joined by `;`: `answer_rank`, the answer's place among the candidates, and `answer_votes` (empty where
-    nothing voted for it); `candidates`, how many there are; and for the first three `votes_<i>`, `share_<i>` (of the
-    test input's votes) and `q_halt_<i>` (mean halting probability).
+    Columns: `task`; `test_inputs`; `solved_at_<K>`, 1 or 0, empty for a task without answers; `predictions`,
+    votes in all. Then, with an entry for each test input, joined by `;`: `answer_rank`, the answer's place among the
+    candidates, and `answer_votes` (empty where nothing voted for it); `candidates`, how many there are; and for the
+    first three `votes_<i>`, `share_<i>` (of the test input's votes) and `q_halt_<i>` (mean halting probability).
 
     Args:
         score: of all tasks.
@@ -76,7 +76,7 @@ def write_table(score: ArcScore, path: Path) -> None:
 
 def _row(task: TaskScore) -> list[str]:
     of_inputs = [_columns(result) for result in task.inputs]
-    solved = [str(int(task.solved(k))) for k in PASS_K]
+    solved = [str(int(task.solved(k))) if task.task.has_answers else "" for k in PASS_K]
     predictions = sum(result.predictions for result in task.inputs)
     joined = [";".join(entries) for entries in zip(*of_inputs, strict=True)]
     return [task.task.task_id, str(len(task.inputs)), *solved, str(predictions), *joined]

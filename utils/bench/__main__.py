@@ -3,8 +3,8 @@
     python -m utils.bench [arch=hrm_v1] [quick=true] [out=before.json] [against=before.json]
 
 The bound is the time that the matmuls of a step would take alone, at the rate at which this machine does matmuls of
-these shapes. Every time is the least of several rounds, which take turns. On a CPU that others use as well the clock
-says little, but the same ratio in processor time does: both are given. Prints a table; `out=` gets the numbers as JSON.
+these shapes. Every time is the least of several alternating rounds. On a CPU that others use as well, wall time is not
+reliable; so the ratio is given in processor time too. Prints a table; `out=` gets the numbers as JSON.
 """
 
 from __future__ import annotations
@@ -23,9 +23,9 @@ from common.errors import UserError, one_line
 from utils.bench import measure
 from utils.command_line import parse
 
-DEFAULT_ARCH = "hrm_v1"  # also of records that name none
+DEFAULT_ARCH = "hrm_v1"  # also of records without an arch
 ROUNDS, QUICK_ROUNDS = 5, 2
-NOTABLE = 5.0  # a step that is slower by more per cent is pointed out
+NOTABLE = 5.0  # a step that is slower by more per cent is marked
 _GIGA = 1e9
 
 
@@ -42,12 +42,12 @@ class BenchConfig(BaseModel):
 
 @one_line
 def main() -> None:
-    """Measure, print and compare as the command line says."""
+    """Measure, print and compare."""
     config = parse(sys.argv[1:], BenchConfig, "python -m utils.bench")
     measure.check_arch(config.arch)
     earlier = read_record(config.against) if config.against is not None else None
     if config.out is not None and not Path(config.out).resolve().parent.is_dir():
-        raise UserError(f"out={config.out} can't be written: there is no such folder")
+        raise UserError(f"out={config.out} can't be written: its folder does not exist")
     record: dict[str, Any] = {"arch": config.arch, "machine": measure.machine(), "shapes": {}}
     for name in list(measure.SHAPES)[: 1 if config.quick else None]:
         print(f"measuring {name} …", file=sys.stderr)
@@ -66,7 +66,7 @@ def main() -> None:
 
 
 def report(record: dict[str, Any]) -> str:
-    """Make the table."""
+    """Format the table of a record."""
     m = record["machine"]
     lines = [
         f"{m['name']} ({m['device']}, {m['cores']} cores, {m['streams']} streams), {m['system']}, mlx {m['mlx']}, "
@@ -101,7 +101,7 @@ def report(record: dict[str, Any]) -> str:
 
 
 def compare(record: dict[str, Any], earlier: dict[str, Any]) -> str:
-    """Write one line for each step that both records have: the change, pointed out where it is a notable loss."""
+    """Format one line for each step that both records have: the change, marked where it is a notable loss."""
     lines = [f"compared with {earlier['machine']['date']}, load average {float(earlier['load_average']):.1f}:"]
     whole = [
         ("arch", earlier.get("arch", DEFAULT_ARCH), record.get("arch", DEFAULT_ARCH)),
@@ -127,7 +127,7 @@ def read_record(path: str) -> dict[str, Any]:
     """Read a file that `out=` wrote.
 
     Raises:
-        UserError: if it is none.
+        UserError: if it can't be read, or is no such file.
     """
     try:
         record: dict[str, Any] = json.loads(Path(path).read_text())
@@ -136,7 +136,7 @@ def read_record(path: str) -> dict[str, Any]:
             raise ValueError("it has no shapes")
     except (OSError, ValueError, TypeError, LookupError, AttributeError, ArithmeticError) as error:
         raise UserError(
-            f"against={path} can't be compared with: {type(error).__name__}: {error}; expected what out= wrote"
+            f"against={path} can't be read: {type(error).__name__}: {error}; expected a file that out= wrote"
         ) from error
     return record
 

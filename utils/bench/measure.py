@@ -1,4 +1,4 @@
-"""What a step takes on this machine, measured: time, memory, its matmuls alone, and what Python adds around it."""
+"""Measurements of a step on this machine: time, memory, its matmuls alone, and the share of Python around it."""
 
 from __future__ import annotations
 
@@ -47,7 +47,7 @@ def check_arch(arch: str) -> None:
     """Check that `arch` is a file of config/arch.
 
     Raises:
-        UserError: if it is none; the message lists them.
+        UserError: if there is no such file; the message lists those there are.
     """
     names = sorted(path.stem for path in (_ROOT / "config" / "arch").glob("*.yaml"))
     if arch not in names:
@@ -92,13 +92,13 @@ def _state_and_batch(config: PretrainConfig, name: str) -> tuple[TrainState, dic
 
 
 def first_step(arch: str, name: str) -> float:
-    """Seconds of the first training step of this process: building the graph, compiling it, and the step itself."""
+    """Measure the first training step of this process, in seconds: building the graph, compiling it, and the step."""
     state, batch = _state_and_batch(bench_config(arch, SHAPES[name][2]), name)
     return seconds(lambda: (state.train_step(batch), state.carry, state.arrays)).wall
 
 
 def first_step_without_kernels(arch: str, name: str) -> float:
-    """`first_step` in a process of its own that finds no kernels compiled by an earlier one."""
+    """Measure `first_step` in a process of its own, without kernels that an earlier one has compiled."""
     code = "import sys; from utils.bench.measure import first_step; print(first_step(*sys.argv[1:]))"
     with tempfile.TemporaryDirectory() as folder:
         found = subprocess.run(
@@ -115,9 +115,14 @@ def first_step_without_kernels(arch: str, name: str) -> float:
 
 
 def step_products(state: TrainState, batch: dict[str, mx.array]) -> dict[str, Counter[Product]]:
-    """Count the matmuls of a training step, `train`, and of an evaluation step, `eval`, in their graphs.
+    """Count the matmuls of a training step and of an evaluation step in their graphs.
 
-    `state` is used up: tracing leaves its modules with tracers.
+    Args:
+        state: can't be used afterwards: tracing leaves tracers in its modules.
+        batch: int32 arrays `inputs` `[b, s]`, `labels` `[b, s]`, `puzzle_identifiers` `[b]`.
+
+    Returns:
+        The counts of `train` and `eval`.
 
     Raises:
         UserError: if MLX can't export one of the graphs.
@@ -126,7 +131,7 @@ def step_products(state: TrainState, batch: dict[str, mx.array]) -> dict[str, Co
     step = make_train_step(state.head, state.optimizer, state.random, state.config, Ranks())
 
     def train(*arguments: Any) -> Any:
-        carry, metrics, _, *rest = step(*arguments)  # the outputs between them are for whoever asks for them
+        carry, metrics, _, *rest = step(*arguments)  # without the outputs, which the training loop doesn't compute
         return carry, metrics, rest, state.arrays
 
     scalars = mx.zeros(()), mx.zeros(()), mx.zeros(())  # both rates and the signal
@@ -141,7 +146,7 @@ def step_products(state: TrainState, batch: dict[str, mx.array]) -> dict[str, Co
 
 @contextlib.contextmanager
 def _wandb_offline(folder: str) -> Iterator[None]:
-    """Have W&B record in `folder`, whatever the environment says, and say nothing."""
+    """Let W&B record in `folder` within the block, offline and without output, whatever its environment."""
     wanted = {"WANDB_MODE": "offline", "WANDB_DIR": folder, "WANDB_SILENT": "true"}
     before = {name: os.environ.get(name) for name in wanted}
     os.environ.update(wanted)
@@ -156,10 +161,13 @@ def _wandb_offline(folder: str) -> Iterator[None]:
 
 
 def host_share(state: TrainState, seq_len: int, vocab_size: int, steps: int) -> dict[str, float]:
-    """Shares of the training loop's time in which nothing is computed: `loader`, `python` and `logging`.
+    """Measure the shares of the training loop's time in which nothing is computed.
 
-    The loop is that of pretrain.py with log_interval = 1 and W&B offline. What Python does while the device is at work
-    is not among them.
+    The loop is that of pretrain.py with log_interval = 1 and W&B offline. Python's work while the device computes is
+    not counted.
+
+    Returns:
+        The shares of `loader`, `python` and `logging`, from 0 to 1.
     """
     spent = dict.fromkeys(("loader", "python", "logging"), 0.0)
     config, batch = state.config, state.config.global_batch_size
@@ -195,7 +203,16 @@ def host_share(state: TrainState, seq_len: int, vocab_size: int, steps: int) -> 
 
 
 def measure(arch: str, name: str, rounds: int) -> dict[str, Any]:
-    """Measure everything that the table says of one of SHAPES."""
+    """Measure all numbers of the table for one of SHAPES.
+
+    Args:
+        arch: a file of config/arch.
+        name: of SHAPES.
+        rounds: how many.
+
+    Returns:
+        The numbers by name, in seconds and MiB, in JSON's types.
+    """
     seq_len, vocab_size, batch = SHAPES[name]
     config = bench_config(arch, batch)
     products = step_products(*_state_and_batch(config, name))
@@ -250,7 +267,7 @@ def measure(arch: str, name: str, rounds: int) -> dict[str, Any]:
 
 
 def machine() -> dict[str, Any]:
-    """What a record was measured on, and when."""
+    """Describe the machine of a record, with the date and the load."""
     return {
         "date": date.today().isoformat(),
         "device": "gpu" if on_gpu() else "cpu",

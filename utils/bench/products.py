@@ -1,4 +1,4 @@
-"""The time that the matmuls of a step would take by themselves: a bound that no implementation gets below."""
+"""The time that the matmuls of a step would take alone: a bound that no implementation can beat."""
 
 from __future__ import annotations
 
@@ -16,12 +16,12 @@ from models.kernels.streams import cpu_streams, on_gpu, plain_forms
 
 _MATMULS = ("Matmul", "AddMM")  # names of MLX's primitives
 _SAME_LAYOUT = ("AsType", "Broadcast")  # primitives whose results lie in memory as their argument does
-_LEAST_SECONDS = 0.02  # products that are over sooner are repeated within one measurement
-_MOST_BYTES = 256 << 20  # of results that are held meanwhile
+_LEAST_SECONDS = 0.02  # shorter products are repeated within one measurement
+_MOST_BYTES = 256 << 20  # of the results that are held meanwhile
 
 
 class Seconds(NamedTuple):
-    """How long something took: by the clock, and in time of all cores that worked on it."""
+    """A duration: wall time, and processor time of all cores."""
 
     wall: float
     cpu: float
@@ -39,12 +39,12 @@ def seconds(function: Callable[[], Any]) -> Seconds:
 
 
 def least(found: Sequence[Seconds]) -> Seconds:
-    """Take the least of each."""
+    """Return the least wall time and the least processor time."""
     return Seconds(min(s.wall for s in found), min(s.cpu for s in found))
 
 
 def total(found: Sequence[Seconds]) -> Seconds:
-    """Add them up."""
+    """Return the sums of wall time and of processor time."""
     return Seconds(sum(s.wall for s in found), sum(s.cpu for s in found))
 
 
@@ -52,8 +52,14 @@ def total(found: Sequence[Seconds]) -> Seconds:
 class Product:
     """`batch` matmuls of `[m, k]` with `[k, n]`.
 
-    `layout` says for each of the two whether it lies transposed in memory, `t`, or not, `n`: x Wᵀ of a forward pass is
-    `nt`, the gradient of x `nn`, that of W `tn`.
+    Attributes:
+        batch: how many.
+        m: rows of the left operand.
+        k: columns of the left operand, rows of the right one.
+        n: columns of the right operand.
+        layout: for each operand `t` if it is transposed in memory, else `n`: x Wᵀ of a forward pass is `nt`, the
+            gradient of x `nn`, that of W `tn`.
+        dtype: of both.
     """
 
     batch: int
@@ -72,12 +78,15 @@ class Product:
 def traced(function: Callable[..., Any], *arguments: Any) -> list[dict[str, Any]]:
     """List the primitives of the graph that a function builds, as `mx.export_function` describes them.
 
-    Nothing is computed, and what the results don't need is not in the list. Modules whose state the function changes
-    are left with tracers.
+    Nothing is computed, and primitives that the results don't need are not in the list. Modules whose state the
+    function changes are left with tracers.
 
     Args:
         function: takes and returns trees of arrays.
-        arguments: what it is called with.
+        arguments: of the function.
+
+    Returns:
+        The descriptions, in the order of the graph.
     """
     found: list[dict[str, Any]] = []
     names, arrays = zip(*tree_flatten(arguments), strict=True)
@@ -93,7 +102,7 @@ def traced(function: Callable[..., Any], *arguments: Any) -> list[dict[str, Any]
 
 
 def matmuls(function: Callable[..., Any], *arguments: Any) -> Counter[Product]:
-    """Count the matmuls in the graph of `function(*arguments)`, as `traced` finds it; convolutions are left out."""
+    """Count the matmuls in the graph of `function(*arguments)`, as `traced` lists it; convolutions are left out."""
     counts: Counter[Product] = Counter()
     inner: dict[str, int] = {}  # by array: the axis, counted from the end, whose elements are neighbours in memory
     for node in traced(function, *arguments):
@@ -111,7 +120,7 @@ def matmuls(function: Callable[..., Any], *arguments: Any) -> Counter[Product]:
 
 
 class ProductTimer:
-    """Measures products, dealt out to the streams of a CPU as the model deals out its rows.
+    """A timer of products, divided between the streams of a CPU as the model divides its rows.
 
     Args:
         products: what to measure; each gets random operands once.
@@ -131,7 +140,7 @@ class ProductTimer:
 
 
 def _operands(p: Product) -> list[tuple[mx.Stream | None, mx.array, mx.array]]:
-    """For each stream its share of both operands, whole in memory, and already seen as `[m, k]` and `[k, n]`."""
+    """Draw for each stream its share of both operands, contiguous in memory, as views `[m, k]` and `[k, n]`."""
     left_transposed, right_transposed = (letter == "t" for letter in p.layout)
     axis = "batch" if p.batch > 1 else "k" if left_transposed else "m"
     size = getattr(p, axis)

@@ -1,7 +1,7 @@
-"""The configuration beside a trained model, whichever code wrote it: what its weights need, and bounds on the rest.
+"""The configuration beside a trained model, whichever code wrote it: the keys that its weights need, and bounds.
 
-A file from elsewhere could ask for a model that fills memory or takes hours to build. The bounds hold for any
-architecture; each refuses what no weights on this machine could be for.
+A file from elsewhere could describe a model that fills memory or takes hours to build. The bounds hold for any
+architecture, and are beyond all models that fit on one machine.
 """
 
 from __future__ import annotations
@@ -15,8 +15,8 @@ from common.errors import UserError, describe_validation_error, shown
 from utils.config import CONFIG_FILE, ArchConfig
 from utils.plain_yaml import read_yaml
 
-# Of widths, the largest numbers there are; published: 512. Products of two fit the 31 bits of an MLX shape: beyond them
-# MLX ends the process. Fractions are bounded too, since a model may take 1e9 for an integer.
+# Widths are the largest numbers; published: 512. Products of two fit the 31 bits of an MLX shape: beyond them MLX ends
+# the process. Fractions are bounded too, since a model may take 1e9 for an integer.
 _MAX_NUMBER = 16_384
 _MAX_THETA = 1e12  # the base of rotary positions is no size
 _MAX_BLOCKS = 4096  # applied one after the other in one outer step, all in one graph; MLX crashes on deeper ones
@@ -26,9 +26,13 @@ _KEY_LENGTH = 40  # of a part of a key in a message
 
 
 class TrainedConfig(BaseModel):
-    """What a trained model's configuration has to hold for its weights to be used; the other keys are the training's.
+    """The keys of a trained model's configuration that its weights need; the other keys are ignored.
 
-    The bound on `global_batch_size` keeps a file from elsewhere from asking for more memory than there is.
+    Attributes:
+        arch: the architecture and its loss head.
+        data_path: the data set.
+        global_batch_size: bounded, because a large one needs more memory than there is.
+        seed: of the training.
     """
 
     model_config = ConfigDict(extra="ignore", coerce_numbers_to_str=True)
@@ -49,7 +53,7 @@ def read_trained_config(folder: Path) -> TrainedConfig:
         The model, its data set and what evaluation needs of the training.
 
     Raises:
-        UserError: if it is missing, not plain YAML, lacks the model or its data set, or is beyond the bounds.
+        UserError: if it is missing, not plain YAML, lacks the model or its data set, or exceeds a bound.
     """
     path = folder / CONFIG_FILE
     try:
@@ -61,11 +65,11 @@ def read_trained_config(folder: Path) -> TrainedConfig:
 
 
 def check_bounds(arch: dict[str, object], origin: str) -> None:
-    """Check that no value of an architecture is beyond what a model can have.
+    """Check the values of any architecture against bounds.
 
     Args:
-        arch: its keys and values, of any architecture.
-        origin: the file that they are from.
+        arch: its keys and values.
+        origin: where they are from, for the message.
 
     Raises:
         UserError: naming the key and the bound.
@@ -95,7 +99,7 @@ def check_bounds(arch: dict[str, object], origin: str) -> None:
 
 
 def _leaves(key: str, value: object) -> Iterator[tuple[str, object]]:
-    """All values within `value`, itself included, each with its dotted key."""
+    """Yield `value` and all values nested in it, each with its dotted key."""
     yield key, value
     if isinstance(value, dict):
         for name, item in value.items():
@@ -107,7 +111,7 @@ def _leaves(key: str, value: object) -> Iterator[tuple[str, object]]:
 
 
 def _number(value: object) -> int | float | None:
-    """A number, or a text that pydantic would take for one: YAML has `1e9` for a text."""
+    """Return a number, or the number in a text that pydantic accepts as one: YAML reads `1e9` as a text."""
     if isinstance(value, str):
         for kind in (int, float):
             try:

@@ -1,5 +1,7 @@
-"""Checkpoints on the Hugging Face hub: the configuration and the one weights file of a model repository, brought into
-the hub's cache, and nothing else of it: code that lies beside them is neither downloaded nor run."""
+"""Checkpoints on the Hugging Face hub: downloads the configuration and the weights file of a model repository.
+
+Nothing else of it is downloaded, and no code of it is run.
+"""
 
 from __future__ import annotations
 
@@ -22,10 +24,11 @@ _NAMES_IN_MESSAGE = 8
 
 @dataclass(frozen=True)
 class HubCheckpoint:
-    """A checkpoint in the hub's cache: its two files.
+    """The two files of a checkpoint in the hub's cache, under the paths that they have in the repository.
 
-    Beneath their folder the files have the names that they have in the repository; so the weights file
-    `step_<N>/model.safetensors` stands in a step folder, with the configuration in the folder above.
+    Attributes:
+        weights: the weights; a `step_<N>/model.safetensors` is in a step folder below the configuration's.
+        config: the configuration.
     """
 
     weights: Path
@@ -33,14 +36,14 @@ class HubCheckpoint:
 
     @property
     def commit(self) -> str:
-        """The commit that the files are from, 40 hexadecimal digits: their folder in the cache has that name."""
+        """The commit that the files are from, 40 hexadecimal digits: the name of their folder in the cache."""
         return self.config.parent.name
 
 
 def is_hub_id(text: str) -> bool:
-    """Whether `text` has the form `owner/name` or `owner/name@revision`.
+    """Return whether `text` has the form `owner/name` or `owner/name@revision`.
 
-    So has many a relative path: what exists on this machine should be taken before the hub is asked.
+    Many relative paths have it too: check first whether the path exists.
     """
     match = _CHECKPOINT_ID.fullmatch(text)
     return match is not None and ".." not in text
@@ -49,10 +52,9 @@ def is_hub_id(text: str) -> bool:
 def fetch_checkpoint(hub_id: str) -> HubCheckpoint:
     """Download `all_config.yaml` and the weights of a model repository on the hub, or take them from the hub's cache.
 
-    The weights are `checkpoint` (as in the official repositories), else the `step_<N>` with the largest N (a file, as
-    the PyTorch code writes it, or a folder with `model.safetensors`), else `model.safetensors`, else the only
-    `*.safetensors`. If the hub can't be reached, what an earlier call brought into the cache is used, with a line on
-    stderr. Progress goes to stderr.
+    The weights are `checkpoint` (as in the official repositories), else the `step_<N>` with the largest N (a file of
+    the PyTorch code, or a folder with `model.safetensors`), else `model.safetensors`, else the only `*.safetensors`. If
+    the hub can't be reached, the files of an earlier call are used, with a line on stderr. Progress goes to stderr.
 
     Args:
         hub_id: `owner/name`, or `owner/name@revision` with a branch, a tag or a commit hash.
@@ -61,7 +63,7 @@ def fetch_checkpoint(hub_id: str) -> HubCheckpoint:
         The two files, in the hub's cache.
 
     Raises:
-        UserError: if the two can't be had; it names the reason and the remedy.
+        UserError: if one of the two is missing or can't be downloaded; it names the reason and the remedy.
     """
     match = _CHECKPOINT_ID.fullmatch(hub_id)
     if match is None or not is_hub_id(hub_id):
@@ -90,7 +92,7 @@ def fetch_checkpoint(hub_id: str) -> HubCheckpoint:
             f"{hub_id}: the repository holds no {lacking}, only {_enumerate(files)}; give one that holds a trained HRM"
         )
     try:
-        # By its name first: so the cache learns which commit the name stands for, and answers without a network.
+        # By the revision's name first: the cache then records its commit, and works without a network.
         with quiet_hub():
             config = Path(hf_hub_download(repo, CONFIG_FILE, revision=revision))
             return HubCheckpoint(Path(hf_hub_download(repo, weights, revision=config.parent.name)), config)
@@ -100,9 +102,9 @@ def fetch_checkpoint(hub_id: str) -> HubCheckpoint:
 
 
 def _choose_weights(names: Iterable[str]) -> str | None:
-    """Choose the weights file among the files of a repository; None if there is none, or more than one to choose from.
+    """Choose the weights file among the files of a repository; None if there is none, or no single one.
 
-    Only a name of one of the few known forms is ever returned, so none can lead out of the folder.
+    Only names of these few forms are returned, so none can lead out of the folder.
     """
     names = set(names)
     if "checkpoint" in names:
@@ -121,7 +123,7 @@ def _find_in_cache(repo: str, revision: str) -> HubCheckpoint | None:
     from huggingface_hub import try_to_load_from_cache
 
     config = try_to_load_from_cache(repo, CONFIG_FILE, revision=revision)
-    if not isinstance(config, str):  # None, or the mark of a file that is known not to exist
+    if not isinstance(config, str):  # None, or the mark of a file that does not exist on the hub
         return None
     folder = Path(config).parent
     weights = _choose_weights(path.relative_to(folder).as_posix() for path in folder.rglob("*") if path.is_file())

@@ -1,5 +1,7 @@
-"""What a checkpoint knows besides its arrays: where the run stands, how it was configured, and the checksums by which
-damage is recognised. One JSON file, itself under a checksum."""
+"""The content of a checkpoint besides its arrays: the run's position, its configuration, and checksums of the files.
+
+One JSON file, with a checksum of its own.
+"""
 
 from __future__ import annotations
 
@@ -27,11 +29,11 @@ _HASH_BYTES = 4 << 20
 
 
 class DamagedCheckpointError(UserError):
-    """A step folder that is not what was written there. The message names the file and what is wrong with it."""
+    """A step folder whose content is not what was written. The message names the file and what is wrong with it."""
 
 
 class Evaluated(BaseModel):
-    """An evaluation: at which step, and what it found."""
+    """An evaluation: its step and its metrics."""
 
     model_config = ConfigDict(extra="forbid")
 
@@ -40,8 +42,10 @@ class Evaluated(BaseModel):
 
     @property
     def quality(self) -> tuple[float, float]:
-        """What makes one evaluation better than another: exact accuracy, then the loss of the tokens; means over the
-        sets of the data set. NaN is the worst of all."""
+        """The order of evaluations, higher is better: exact accuracy, then the negative token loss, NaN last.
+
+        Both are means over the sets of the data set.
+        """
         means = []
         for name in ("exact_accuracy", "lm_loss"):
             values = [value for key, value in self.metrics.items() if key.rpartition("/")[2] == name]
@@ -51,11 +55,16 @@ class Evaluated(BaseModel):
 
 
 class Progress(BaseModel):
-    """Where a run stands in its data, and what it found on its way.
+    """The position of a run in its data, and its evaluations so far. An iteration ends with an evaluation.
 
-    `iteration` counts the stretches from one evaluation to the next; the one under way has `iteration_epochs` epochs,
-    comes after `epochs_done`, and `batches` of it have been trained on. `evaluated`: the step of the last evaluation.
-    `stopped` says why `stop_when` ended the run.
+    Attributes:
+        iteration: number of the present iteration.
+        epochs_done: epochs of the iterations before it.
+        iteration_epochs: epochs of it.
+        batches: batches of it that have been trained on.
+        evaluated: the step of the last evaluation.
+        best: the best evaluation.
+        stopped: why `stop_when` ended the run, or None.
     """
 
     model_config = ConfigDict(extra="forbid")
@@ -69,11 +78,11 @@ class Progress(BaseModel):
     stopped: str | None = None
 
     def finished(self, epochs: int) -> bool:
-        """Whether a run of so many epochs has nothing left to do."""
+        """Return whether a run of `epochs` epochs has nothing left to do."""
         return self.epochs_done >= epochs or self.stopped is not None
 
     def next_iteration(self, epochs_per_iteration: int, epochs: int) -> None:
-        """Go on to the next iteration of a run of `epochs`, the last of which may be shorter."""
+        """Begin the next iteration of a run of `epochs` epochs; the last iteration may be shorter."""
         self.epochs_done += self.iteration_epochs
         self.iteration += 1
         self.iteration_epochs = max(1, min(epochs_per_iteration, epochs - self.epochs_done))
@@ -90,8 +99,18 @@ class FileRecord(BaseModel):
 class CheckpointRecord(BaseModel):
     """The content of `checkpoint.json`.
 
-    `config`: the configuration in use; `data`: fingerprints of the two splits; `train_metrics`: of
-    `TrainMetrics.record`; `history_bytes`: how much of the run's `metrics.jsonl` was written; `files`: the other files.
+    Attributes:
+        format: of this record.
+        step: steps taken.
+        saved_at: date and time, UTC.
+        config: the configuration in use.
+        data: fingerprints of the two splits.
+        progress: the position in the data.
+        train_metrics: of `TrainMetrics.record`.
+        history_bytes: length of the run's `metrics.jsonl`.
+        wandb_run_id: of the W&B run.
+        versions: of `current_versions`.
+        files: size and checksum of the other files.
     """
 
     model_config = ConfigDict(extra="forbid")
@@ -110,9 +129,11 @@ class CheckpointRecord(BaseModel):
 
 
 def current_versions() -> dict[str, str]:
-    """List what the numbers of a run may depend on: this code, Python, MLX, numpy, operating system and processor.
+    """List the versions that the numbers of a run may depend on.
 
-    `commit` is the repository's, with `-dirty` where tracked files differ from it; without a repository it is left out.
+    Returns:
+        `hrm-mlx`, this code's version; `commit`, the repository's, with `-dirty` where tracked files differ from it,
+        left out without a repository; `python`, `platform`, `machine`, `mlx` and `numpy`.
     """
     return {
         "hrm-mlx": __version__,
@@ -124,7 +145,7 @@ def current_versions() -> dict[str, str]:
     }
 
 
-@functools.cache  # asked for at each checkpoint
+@functools.cache  # used at each checkpoint
 def _commit() -> dict[str, str]:
     repository = Path(__file__).resolve().parents[2]
     if not (repository / ".git").exists():  # a copy without its history may lie within another repository
@@ -138,7 +159,7 @@ def _commit() -> dict[str, str]:
 
 
 def record_text(record: CheckpointRecord) -> str:
-    """The file's content."""
+    """Return the content of the file."""
     values = record.model_dump()
     return json.dumps({"sha256": _checksum(values), "record": values}, indent=1)
 
@@ -151,7 +172,7 @@ def read_record(folder: Path) -> CheckpointRecord:
     """Read the record of a step folder.
 
     Raises:
-        DamagedCheckpointError: if it is missing, not as it was written, or of a format not known here.
+        DamagedCheckpointError: if it is missing, damaged, or of an unknown format.
     """
     path = folder / RECORD_FILE
     try:
@@ -163,9 +184,9 @@ def read_record(folder: Path) -> CheckpointRecord:
     except OSError as error:
         raise DamagedCheckpointError(f"{path} can't be read: {error.strerror}") from error
     except (ValueError, TypeError, KeyError, RecursionError) as error:
-        raise DamagedCheckpointError(f"{path} is damaged: it is not the JSON that was written") from error
+        raise DamagedCheckpointError(f"{path} is damaged: it is not valid JSON with a record and its sha256") from error
     if not intact:
-        raise DamagedCheckpointError(f"{path} is damaged: its checksum does not fit its content")
+        raise DamagedCheckpointError(f"{path} is damaged: its checksum does not match its content")
     try:
         return CheckpointRecord.model_validate(values)
     except ValidationError as error:
@@ -177,14 +198,17 @@ def verify(folder: Path, *names: str) -> CheckpointRecord:
 
     Args:
         folder: the step folder.
-        names: the files that matter; all of them if none is named.
+        names: the files to compare; none means all.
+
+    Returns:
+        The record.
 
     Raises:
-        DamagedCheckpointError: naming the first file that is missing or not as it was written.
+        DamagedCheckpointError: naming the first file that is missing or damaged.
     """
     record = read_record(folder)
     if STEP_FOLDER.fullmatch(folder.name) and step_of(folder) != record.step:
-        raise DamagedCheckpointError(f"{folder} holds step {record.step}; rename it to what it was, step_{record.step}")
+        raise DamagedCheckpointError(f"{folder} holds step {record.step}; rename it to step_{record.step}")
     for name, expected in record.files.items():
         if names and name not in names:
             continue
@@ -207,7 +231,7 @@ def verify(folder: Path, *names: str) -> CheckpointRecord:
 
 
 def step_of(folder: Path) -> int:
-    """The N of a folder named `step_<N>`.
+    """Return the N of a folder named `step_<N>`.
 
     Raises:
         UserError: if the folder has another name.
@@ -219,7 +243,7 @@ def step_of(folder: Path) -> int:
 
 
 def step_folders(checkpoint_path: Path) -> list[Path]:
-    """The step folders of a run, newest first."""
+    """List the step folders of a run, newest first."""
     if not checkpoint_path.is_dir():
         return []
     folders = [child for child in checkpoint_path.iterdir() if STEP_FOLDER.fullmatch(child.name) and child.is_dir()]

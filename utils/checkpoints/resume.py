@@ -1,5 +1,4 @@
-"""Where a run is taken up again: which checkpoint `resume` names, whether it is whole, and whether the configuration
-and the data set are still those of its run."""
+"""Resuming: finds and verifies the checkpoint that `resume` names, and compares configuration and data with its run."""
 
 from __future__ import annotations
 
@@ -11,6 +10,7 @@ from typing import Any
 from tqdm import tqdm
 
 from common.errors import UserError
+from dataset.metadata import PuzzleDatasetMetadata
 from utils.checkpoints.record import (
     TRAINING_FILE,
     WEIGHTS_FILE,
@@ -29,17 +29,21 @@ from utils.config import CONFIG_FILE, ArchConfig, PretrainConfig, parse_pretrain
 from utils.train.metrics import TrainMetrics
 from utils.train.state import TrainState
 
-# Keys that decide what the checkpoint's arrays mean; those of arch are among them too.
+# Keys that the checkpoint's arrays depend on, as on those of arch
 _FIXED = {"global_batch_size", "seed", "optimizer.name"}
-# Keys that say where a run lies or begins, not what it does
+# Keys of where a run begins and its folder, on which no number depends
 _FREE = {"resume", "load_weights", "checkpoint_path"}
 
 
 @dataclass(frozen=True)
 class ResumePoint:
-    """A checkpoint that is whole: its step folder and its record.
+    """An undamaged checkpoint to continue from.
 
-    `in_the_way`: later step folders, and why each has to go aside (`damaged`, `superseded`) before the run goes on.
+    Attributes:
+        folder: its step folder.
+        record: its record.
+        in_the_way: later step folders to rename before the run goes on, each with the reason, `damaged` or
+            `superseded`.
     """
 
     folder: Path
@@ -48,10 +52,10 @@ class ResumePoint:
 
 
 def with_saved_names(config: PretrainConfig) -> PretrainConfig:
-    """Fill in what a configuration with `resume` leaves open (folder, names, `arch.forward_dtype`) as the run has it.
+    """Fill in what a configuration with `resume` leaves open (folder, names, `arch.forward_dtype`) from the run's own.
 
     Raises:
-        UserError: if `resume` names no step folder, or `resume=auto` does not say of which run.
+        UserError: if `resume` names no step folder, or the run's folder is not given with `resume=auto`.
     """
     if config.resume is None:
         return config
@@ -75,9 +79,7 @@ def with_saved_names(config: PretrainConfig) -> PretrainConfig:
 def _run_folder(config: PretrainConfig) -> Path:
     if config.resume == "auto":
         if config.checkpoint_path is None and config.run_name is None:
-            raise UserError(
-                "resume=auto needs checkpoint_path=<the run's folder>, the one that the run was started with"
-            )
+            raise UserError("resume=auto needs checkpoint_path=<the run's folder>, as the run was started")
         return with_names(config).run_folder
     folder = Path(str(config.resume))
     if not folder.is_dir():
@@ -92,9 +94,12 @@ def _run_folder(config: PretrainConfig) -> Path:
 
 
 def find_resume_point(config: PretrainConfig) -> ResumePoint | None:
-    """Check the checkpoint that `resume` names; None if there is no `resume`, or `resume=auto` finds no step folder.
+    """Find and verify the checkpoint that `resume` names. Nothing is changed on the disk.
 
-    `resume=auto` takes the newest whole one, and says which later ones are damaged. Nothing is changed here.
+    `resume=auto` takes the newest undamaged one, and warns of later ones that are damaged.
+
+    Returns:
+        The checkpoint; None without `resume`, or if `resume=auto` finds no step folder.
 
     Raises:
         UserError: if the checkpoint is damaged, or with `resume=auto` all are.
@@ -113,7 +118,7 @@ def find_resume_point(config: PretrainConfig) -> ResumePoint | None:
         try:
             return ResumePoint(folder, verify(folder), tuple((other, "damaged") for other in damaged))
         except DamagedCheckpointError as error:
-            tqdm.write(f"warning: {error}; the checkpoint before it is tried", file=sys.stderr)
+            tqdm.write(f"warning: {error}; trying the checkpoint before it", file=sys.stderr)
             damaged.append(folder)
     if damaged:
         names = ", ".join(folder.name for folder in damaged)
@@ -125,24 +130,24 @@ def find_resume_point(config: PretrainConfig) -> ResumePoint | None:
 
 
 def make_way(point: ResumePoint) -> None:
-    """Set aside, as `step_<N>.<why>`, what is in the way of a run that is about to go on, and say so."""
+    """Rename the step folders in the way of a run that goes on to `step_<N>.<why>`, and print each."""
     for folder, why in point.in_the_way:
-        tqdm.write(f"{folder} is set aside as {set_aside(folder, why).name}")
+        tqdm.write(f"{folder} is renamed to {set_aside(folder, why).name}")
 
 
 def check_same_run(config: PretrainConfig, data: dict[str, str], point: ResumePoint) -> list[str]:
     """Compare a configuration and the fingerprints of the data set with those of a checkpoint.
 
     Args:
-        config: the configuration, names and dtype filled in.
+        config: the configuration, with names and dtype filled in.
         data: fingerprints of the splits.
-        point: the checkpoint to be continued.
+        point: the checkpoint to continue from.
 
     Returns:
         The harmless changes, of the configuration and of versions, each as `key: old → new`.
 
     Raises:
-        UserError: if something differs that the checkpoint's arrays depend on, naming the keys.
+        UserError: if keys or data differ that the checkpoint's arrays depend on; it names them.
     """
     old = _flat(parse_pretrain_config(point.record.config, str(point.folder)).model_dump())
     new = _flat(config.model_dump())
@@ -154,7 +159,7 @@ def check_same_run(config: PretrainConfig, data: dict[str, str], point: ResumePo
     if refused:
         fitting = "if they fit the changed model, " if any(change.startswith("arch.") for change in refused) else ""
         raise UserError(
-            f"{point.folder} can't be continued, because this differs: {'; '.join(refused)}. Type the run's whole "
+            f"{point.folder} can't be continued, because this differs: {'; '.join(refused)}; type the run's whole "
             f"command again, with resume added, or start a new run from its weights, {fitting}with "
             f"load_weights={point.folder}"
         )
@@ -163,8 +168,24 @@ def check_same_run(config: PretrainConfig, data: dict[str, str], point: ResumePo
     return [_change(key, old, new) for key in changed] + [_change(name, then, now) for name in differing]
 
 
+def changed_order(point: ResumePoint, metadata: PuzzleDatasetMetadata) -> list[str]:
+    """List what differs, to the next evaluation, in the batches of a run that version 0.1 began.
+
+    Args:
+        point: the checkpoint to be continued.
+        metadata: of the train split.
+    """
+    by_this_version = "hrm-mlx" in point.record.versions  # recorded since 0.2
+    if by_this_version or not point.record.progress.batches or metadata.mean_puzzle_examples == 1:
+        return []
+    return ["the order of the examples within a puzzle, which now is random; up to the next evaluation"]
+
+
 def progress_from(point: ResumePoint, config: PretrainConfig) -> Progress:
-    """Where a run goes on. An iteration under way keeps its length; changed intervals and bounds hold from then on."""
+    """Return the position from which a run goes on.
+
+    An iteration under way keeps its length; changed intervals and bounds apply after it.
+    """
     progress = point.record.progress.model_copy(deep=True)
     saved = parse_pretrain_config(point.record.config, str(point.folder))
     if config.stop_when != saved.stop_when:
@@ -175,7 +196,7 @@ def progress_from(point: ResumePoint, config: PretrainConfig) -> Progress:
 
 
 def restore(point: ResumePoint, state: TrainState, metrics: TrainMetrics) -> None:
-    """Put the arrays and sums of a checkpoint in place. Only rank 0 reads it; the others get the arrays."""
+    """Restore the arrays and metrics of a checkpoint. Only rank 0 reads it; the others get the arrays from it."""
     if state.ranks.first:
         load_weights(state.head, read_safetensors(point.folder / WEIGHTS_FILE), str(point.folder))
     share_weights(state.head, state.ranks)
@@ -189,7 +210,7 @@ def _change(key: str, old: dict[str, Any], new: dict[str, Any]) -> str:
 
 
 def _flat(values: dict[str, Any], prefix: str = "") -> dict[str, Any]:
-    """Nested keys joined by dots, as on the command line."""
+    """Join nested keys by dots, as on the command line."""
     flat: dict[str, Any] = {}
     for key, value in values.items():
         if isinstance(value, dict):

@@ -1,4 +1,4 @@
-"""The folder of a run, `checkpoints/<project>/<run>`: one process at a time works in it, after putting it in order."""
+"""The folder of a run, `checkpoints/<project>/<run>`: locked by one process, which clears what a killed run left."""
 
 from __future__ import annotations
 
@@ -19,10 +19,10 @@ _REPOSITORY = Path(__file__).resolve().parents[2]
 
 
 class RunFolder:
-    """A context manager that keeps other runs out of a run's folder from `claim` to its end.
+    """Context manager that keeps other runs out of a run's folder from `claim` to its end.
 
     Args:
-        path: the folder; nothing happens to it before `claim`.
+        path: the folder; nothing in it changes before `claim`.
     """
 
     def __init__(self, path: Path):
@@ -30,10 +30,10 @@ class RunFolder:
         self._lock: int | None = None
 
     def claim(self) -> None:
-        """Make the folder where it is missing, lock it, and clear what a killed run left in it. May be repeated.
+        """Make the folder if it is missing, lock it, and remove what a killed run left in it. May be repeated.
 
         Raises:
-            UserError: if it can't be made or written to, or another process holds it.
+            UserError: if it can't be made or written to, or another process has locked it.
         """
         if self._lock is not None:
             return
@@ -44,7 +44,7 @@ class RunFolder:
             raise UserError(f"checkpoint_path {self.path} can't be used: {error.strerror}") from error
         self._lock = lock
         try:
-            fcntl.flock(lock, fcntl.LOCK_EX | fcntl.LOCK_NB)  # the system lets go of it when the process ends
+            fcntl.flock(lock, fcntl.LOCK_EX | fcntl.LOCK_NB)  # the system releases it when the process ends
         except BlockingIOError:
             self._release()
             raise UserError(
@@ -55,7 +55,7 @@ class RunFolder:
         _tidy(self.path)
 
     def refuse_earlier_steps(self) -> None:
-        """Raise UserError if the folder holds the steps of an earlier run, which must not be mixed with others."""
+        """Raise UserError if the folder has the steps of an earlier run, with which new ones must not be mixed."""
         earlier = step_folders(self.path)
         if earlier:
             raise UserError(
@@ -64,7 +64,7 @@ class RunFolder:
             )
 
     def save_code(self) -> None:
-        """Copy the source of the package `models` beside the weights that it made, into `code/`."""
+        """Copy the source of the package `models` into `code/`, beside the weights."""
         target = self.path / CODE_FOLDER
         shutil.rmtree(target, ignore_errors=True)
         shutil.copytree(_REPOSITORY / "models", target / "models", ignore=shutil.ignore_patterns("__pycache__"))
@@ -84,7 +84,7 @@ class RunFolder:
 
 
 def set_aside(folder: Path, why: str) -> Path:
-    """Rename `step_<N>` to `step_<N>.<why>`, under which nothing takes it for a checkpoint; returns the new path."""
+    """Rename `step_<N>` to `step_<N>.<why>`, which is no checkpoint's name, and return the new path."""
     target = folder.with_name(f"{folder.name}.{why}")
     number = 1
     while target.exists():
@@ -94,7 +94,7 @@ def set_aside(folder: Path, why: str) -> Path:
 
 
 def _tidy(path: Path) -> None:
-    """Finish renamings of step folders that were cut off, and remove what was not finished."""
+    """Finish interrupted renames of step folders, and remove incomplete ones."""
     for child in path.glob(".step_*_all_preds.*"):
         predictions = child.with_name(child.stem.removeprefix("."))
         if child.suffix == REPLACED and not predictions.exists():

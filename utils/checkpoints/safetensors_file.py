@@ -1,5 +1,7 @@
-"""Write and read `.safetensors` files: eight bytes that count the header, the header in JSON, then the tensors.
-`mx.save_safetensors` can neither hash what it writes nor run beside training; `mx.load` trusts what it reads."""
+"""Writer and reader of `.safetensors` files: the header's length in eight bytes, the header in JSON, then the tensors.
+
+`mx.save_safetensors` can neither hash what it writes nor run beside training; `mx.load` does not check what it reads.
+"""
 
 from __future__ import annotations
 
@@ -47,13 +49,12 @@ _REMEDY = "copy or download the file again"
 
 
 def write_safetensors(path: Path, tensors: Mapping[str, HostTensor], metadata: Mapping[str, str] | None = None) -> str:
-    """Write `tensors` to `path` and down to the disk.
+    """Write tensors to a file, and sync it to the disk.
 
-    Contiguous tensors are not copied. Needs no MLX, and leaves the interpreter to other threads while it hashes and
-    writes.
+    Contiguous tensors are not copied. Uses no MLX, and releases the interpreter while it hashes and writes.
 
     Args:
-        path: the file, which is replaced if it is there.
+        path: the file, which is replaced if it exists.
         tensors: of any shape and of the types that the format has, under their names.
         metadata: texts for the header.
 
@@ -62,7 +63,7 @@ def write_safetensors(path: Path, tensors: Mapping[str, HostTensor], metadata: M
 
     Raises:
         OSError: as the system reports it; what was written so far stays.
-        ValueError: if a tensor has the name or a type that the format doesn't provide for.
+        ValueError: if the format lacks the type of a tensor, or reserves its name.
     """
     if _METADATA in tensors:
         raise ValueError(f"a tensor can't be named {_METADATA}")
@@ -108,7 +109,7 @@ def read_safetensors(path: Path) -> dict[str, StoredTensor]:
         Where each tensor lies, under its name, in the order of the header.
 
     Raises:
-        UserError: if the file can't be read, or is not a sound file of this format.
+        UserError: if the file can't be read, or is not a valid file of this format.
     """
     header, start, size = _read_header(path)
     header.pop(_METADATA, None)
@@ -122,16 +123,16 @@ def read_safetensors(path: Path) -> dict[str, StoredTensor]:
 
 
 def read_metadata(path: Path) -> dict[str, str]:
-    """Read the texts that a file has beside its tensors.
+    """Read the texts in a file's header.
 
     Args:
         path: a `.safetensors` file.
 
     Returns:
-        What its `__metadata__` holds, empty if there is none.
+        Its `__metadata__`, empty if there is none.
 
     Raises:
-        UserError: if the file can't be read, or its header isn't one of this format.
+        UserError: if the file can't be read, or its header isn't valid.
     """
     metadata = _read_header(path)[0].get(_METADATA)
     if not isinstance(metadata, dict):
@@ -140,7 +141,7 @@ def read_metadata(path: Path) -> dict[str, str]:
 
 
 def _read_header(path: Path) -> tuple[dict[str, object], int, int]:
-    """The header as it stands, the offset at which the tensors begin, and the size of the file."""
+    """Return the header, the offset at which the tensors begin, and the size of the file."""
     try:
         with open(path, "rb") as file:
             size = os.fstat(file.fileno()).st_size
@@ -181,7 +182,7 @@ def _stored_tensor(path: Path, name: str, entry: object, start: int, size: int) 
         raise refuse(f"is described by {shown(entry)}, expected dtype, shape and data_offsets")
     code, shape, offsets = entry.get("dtype"), entry.get("shape"), entry.get("data_offsets")
     if not isinstance(code, str) or code not in _TYPES:
-        raise UserError(f"{path}: tensor {shown(name)} has dtype {shown(code)}; known are {', '.join(_TYPES)}")
+        raise UserError(f"{path}: tensor {shown(name)} has dtype {shown(code)}, expected one of {', '.join(_TYPES)}")
     if not _is_counts(shape) or len(shape) > MAX_DIMENSIONS or any(axis > MAX_SIZE for axis in shape):
         raise refuse(f"has shape {shown(shape)}, expected at most {MAX_DIMENSIONS} sizes of 0 to {MAX_SIZE:,}")
     if not _is_counts(offsets) or len(offsets) != 2 or not offsets[0] <= offsets[1]:

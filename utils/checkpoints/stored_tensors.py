@@ -1,5 +1,7 @@
-"""Tensors in host memory, on their way into a file (`HostTensor`), and tensors that lie in a file (`StoredTensor`).
-With both, gigabytes move with one copy in memory, and opening a file yields no more than where its numbers are."""
+"""Tensors in host memory, to be written (`HostTensor`), and tensors in a file (`StoredTensor`).
+
+Gigabytes are moved with a single copy in memory, and opening a file reads only where its numbers are.
+"""
 
 from __future__ import annotations
 
@@ -15,8 +17,7 @@ import numpy as np
 
 from common.errors import UserError
 
-# MLX's names of the types, each with the numpy type that its bytes are handled as: numpy knows no bfloat16.
-# float64 occurs in files only.
+# MLX's names of the types, each with the numpy type for its bytes: numpy has no bfloat16. float64 occurs in files only.
 NUMPY_TYPES: dict[str, np.dtype] = {
     name: np.dtype("uint16" if name == "bfloat16" else name)
     for name in (
@@ -26,14 +27,16 @@ NUMPY_TYPES: dict[str, np.dtype] = {
 }
 MAX_DIMENSIONS = 32  # numpy's limit before its version 2; state dicts need four
 MAX_SIZE = 2**31 - 1  # of one axis: MLX counts them in 32 bits
-_READ_BYTES = 64 << 20  # a piece, after which Ctrl-C is heard; larger ones aren't faster
+_READ_BYTES = 64 << 20  # between two checks for Ctrl-C; larger chunks aren't faster
 
 
 @dataclass(frozen=True)
 class HostTensor:
     """A snapshot of an array in host memory, which any thread may read without MLX.
 
-    `dtype` is MLX's name of the type; `data` has its shape, maybe not contiguous, and for bfloat16 the type uint16.
+    Attributes:
+        dtype: MLX's name of the type.
+        data: of the array's shape, maybe not contiguous; for bfloat16 of type uint16.
     """
 
     dtype: str
@@ -41,9 +44,9 @@ class HostTensor:
 
 
 def host_tensor(array: mx.array) -> HostTensor:
-    """Evaluate `array`, in the calling thread, and share its memory without a copy.
+    """Evaluate an array, in the calling thread, and share its memory without a copy.
 
-    What becomes of `array` afterwards, a change in place included, doesn't reach the result.
+    Later changes of `array`, in place too, don't reach the result.
 
     Args:
         array: of any shape, and of a type that files have.
@@ -52,13 +55,13 @@ def host_tensor(array: mx.array) -> HostTensor:
         The snapshot, of the same shape and type.
 
     Raises:
-        ValueError: if files have no name for its type (float64, complex64).
+        ValueError: if files lack its type (float64, complex64).
     """
     dtype = str(array.dtype).rpartition(".")[2]
     if dtype not in NUMPY_TYPES or dtype == "float64":
         raise ValueError(f"an array of type {dtype} can't be stored")
     # numpy holds on to the Python object whose memory it shares. `array[i] = x` and `array += x` give that object other
-    # memory, or write into the old, which MLX then believes to be nobody's: hence an object of our own.
+    # memory, or write into the old, which MLX then treats as unused: hence an object of our own.
     own = array.view(mx.uint16 if dtype == "bfloat16" else array.dtype)
     mx.eval(own)
     return HostTensor(dtype, np.asarray(own))
@@ -66,10 +69,17 @@ def host_tensor(array: mx.array) -> HostTensor:
 
 @dataclass(frozen=True)
 class StoredTensor:
-    """A tensor in a file: `shape` and `strides` count elements, `offset` the bytes from the file's start.
+    """A tensor in a file.
 
-    `dtype` is MLX's name of the type, or float64. What makes one checks that the whole of it lies in the file, that it
-    has at most `MAX_DIMENSIONS` axes of at most `MAX_SIZE`, and that no stride is negative.
+    The readers that make one check that all of it is in the file, that it has at most `MAX_DIMENSIONS` axes of at most
+    `MAX_SIZE`, and that no stride is negative.
+
+    Attributes:
+        path: the file.
+        dtype: MLX's name of the type, or float64.
+        shape: sizes of the axes.
+        strides: in elements.
+        offset: in bytes from the file's start.
     """
 
     path: Path
@@ -93,7 +103,7 @@ class StoredTensor:
 
     @property
     def contiguous(self) -> bool:
-        """Whether the elements lie in the file as they do in a dense tensor in row-major order."""
+        """Whether the elements are in the order of a dense tensor in row-major order."""
         dense = zip(self.shape, self.strides, dense_strides(self.shape), strict=True)
         return all(stride == wanted for size, stride, wanted in dense if size != 1)
 
@@ -165,5 +175,5 @@ class StoredTensor:
 
 
 def dense_strides(shape: tuple[int, ...]) -> tuple[int, ...]:
-    """The strides, in elements, of a contiguous tensor in row-major order."""
+    """Compute the strides, in elements, of a contiguous tensor in row-major order."""
     return tuple(prod(shape[axis + 1 :]) for axis in range(len(shape)))

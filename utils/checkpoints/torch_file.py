@@ -1,8 +1,8 @@
-"""Read the state dict in a file of `torch.save` without PyTorch, and without running anything that the file asks for.
+"""Reader of state dicts in files of `torch.save`, without PyTorch, and without running anything that is in them.
 
 Such a file is a zip of uncompressed entries: `<root>/data.pkl` describes the tensors, `<root>/data/<key>` are their
-numbers. Here only the description and the zip's directory are read, so that gigabytes open at once; a `StoredTensor`
-reads its own numbers later. As in PyTorch, their checksums are not compared: a flipped bit in a weight shows nowhere.
+numbers. Only the description and the zip's directory are read here, so that gigabytes open at once; a `StoredTensor`
+reads its own numbers later. As in PyTorch, their checksums are not compared: a flipped bit in a weight goes unnoticed.
 """
 
 from __future__ import annotations
@@ -46,9 +46,9 @@ _BYTES = "torch.storage.UntypedStorage"
 _DTYPES = {f"torch.{name}": name for name in NUMPY_TYPES}
 _KNOWN = frozenset({ORDERED_DICT, _TENSOR, _TENSOR_OF_NEW_TYPE, _PARAMETER, _BYTES, *_STORAGES, *_DTYPES})
 
-_MAX_TENSORS = 4_000  # the HRM has some 60
-# All tensors together may take this many times the file's size in memory. Weights that are tied, or views of one
-# storage, count each time; without a bound a small file could name its storage 4,000 times over.
+_MAX_TENSORS = 4_000  # HRM has some 60
+# All tensors together may take this many times the file's size in memory. Tied weights, and views of one storage, count
+# each time; without a bound a small file could use its storage 4,000 times.
 _MAX_EXPANSION = 2
 
 _LEGACY_MAGIC = b"\x80\x02\x8a\nl\xfc\x9cF\xf9 j\xa8P\x19."  # the pickled number that PyTorch wrote before its 1.6
@@ -66,7 +66,7 @@ def read_torch_file(path: Path) -> dict[str, StoredTensor]:
         Where each tensor lies, under its name and in the order of the state dict.
 
     Raises:
-        UserError: if the file can't be read, is damaged, is something else, or asks for anything but tensors.
+        UserError: if the file can't be read, is damaged or of another kind, or holds anything but tensors.
     """
     try:
         with open(path, "rb") as file:
@@ -98,7 +98,7 @@ def _read(path: Path, file: BinaryIO) -> dict[str, StoredTensor]:
 
 
 def _other_kind(head: bytes) -> str:
-    """Recognise what a file that is no zip is instead, and name the remedy."""
+    """Return what a file that is no zip is instead, and the remedy."""
     if not head:
         return f"is empty; {_REMEDY_COPY}"
     if head.startswith(_LEGACY_MAGIC) or head[257:262] == b"ustar":
@@ -115,7 +115,7 @@ def _other_kind(head: bytes) -> str:
 
 
 def _root(names: list[str]) -> str:
-    """Find the folder in the zip that everything lies in.
+    """Find the folder in the zip that everything is in.
 
     Raises:
         StateDictError: if there is not exactly one, with what the zip holds instead.
@@ -134,7 +134,7 @@ def _root(names: list[str]) -> str:
 
 
 def _read_whole(file: BinaryIO, span: Span, limit: int, name: str) -> bytes:
-    """Read a small entry and compare its CRC; PyTorch writes 0 where it is told to leave checksums out."""
+    """Read a small entry and compare its CRC, which is 0 where PyTorch was to leave checksums out."""
     if span.size > limit:
         raise ZipError(f"its {name} has {span.size:,} bytes, expected at most {limit:,}")
     file.seek(span.offset)
@@ -183,7 +183,7 @@ def _tensor(path: Path, call: Call, data: dict[str, Span]) -> StoredTensor:
         kind, arguments = arguments[6], arguments[:6] + arguments[7:]
         dtype = _DTYPES.get(kind.name) if isinstance(kind, Global) else None
         if dtype is None:
-            raise StateDictError(f"is of type {describe(kind)}; known are {', '.join(_DTYPES)}")
+            raise StateDictError(f"is of type {describe(kind)}, expected one of {', '.join(_DTYPES)}")
     elif function != _TENSOR or len(arguments) not in (6, 7):
         raise StateDictError(f"is made by {function} from {len(arguments)} things")
     storage, first, shape, strides, requires_grad, hooks, *rest = arguments

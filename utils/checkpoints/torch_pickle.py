@@ -1,5 +1,7 @@
-"""Take a pickle apart without doing what it asks for: calls and references become records, nothing is imported,
-no class is made, no function is called. Only the instructions are known that PyTorch writes."""
+"""Parser of pickles that executes nothing: calls and references become records.
+
+Nothing is imported, no class is made, no function is called. Only the instructions that PyTorch writes are accepted.
+"""
 
 from __future__ import annotations
 
@@ -12,18 +14,18 @@ from common.errors import shown
 
 ORDERED_DICT = "collections.OrderedDict"
 
-# Against files that only want to fill memory. PyTorch takes some 25 instructions and 200 bytes a tensor, and the HRM
-# has some 60. Each instruction makes at most one small object; nothing here calls itself, so depth needs no limit.
+# Against files made to fill memory. PyTorch takes some 25 instructions and 200 bytes a tensor, and HRM has some 60.
+# Each instruction makes at most one small object; nothing here calls itself, so depth needs no limit.
 MAX_PICKLE_BYTES = 1 << 20
 MAX_INSTRUCTIONS = 100_000
 
-_PROTOCOL = 2  # PyTorch's, in all its versions, unless it is told otherwise
+_PROTOCOL = 2  # PyTorch's default in all its versions
 _CONSTANTS = {"NONE": None, "NEWTRUE": True, "NEWFALSE": False}
 _MARK = object()  # on the stack, where a tuple or several items begin; nothing below the last one is in reach
 
 
 class StateDictError(ValueError):
-    """What keeps a file from being a plain state dict, in words to be put behind the file's name."""
+    """Why a file is not a plain state dict, in words that follow the file's name."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -35,7 +37,7 @@ class Global:
 
 @dataclass(frozen=True, slots=True)
 class Call:
-    """A call of `function` with `arguments` that the pickle asks for. It isn't made."""
+    """A call of `function` with `arguments` in the pickle. It isn't made."""
 
     function: str
     arguments: tuple[object, ...]
@@ -49,7 +51,7 @@ class Reference:
 
 
 def describe(value: object) -> str:
-    """Name the kind of a value from a pickle, without its content."""
+    """Return the kind of a value from a pickle in words, without its content."""
     if isinstance(value, Global):
         return f"the name {shown(value.name)}"
     names: dict[type, str] = {
@@ -67,14 +69,14 @@ def parse_pickle(data: bytes, known: Set[str]) -> object:
 
     Args:
         data: a pickle of protocol 2, of at most `MAX_PICKLE_BYTES`.
-        known: the only names, as `module.name`, that it may mention.
+        known: the names, as `module.name`, that it may contain.
 
     Returns:
         A value of dict, OrderedDict, list, tuple, str, int, float, bool, None, `Global`, `Call` and `Reference`. The
         keys of its dicts are str.
 
     Raises:
-        StateDictError: if it is damaged, has too many instructions, mentions another name or holds another instruction.
+        StateDictError: if it is damaged, has too many instructions, another name or another instruction.
     """
     machine = _Machine(known)
     for number, (name, argument, at) in enumerate(_instructions(data)):
@@ -87,7 +89,7 @@ def parse_pickle(data: bytes, known: Set[str]) -> object:
 
 
 def _instructions(data: bytes) -> Iterator[tuple[str, object, int]]:
-    """The instructions up to STOP, each with its argument decoded and its place."""
+    """Yield the instructions up to STOP, each with its decoded argument and its position."""
     try:
         for opcode, argument, at in pickletools.genops(data):
             yield opcode.name, argument, at or 0
@@ -189,12 +191,12 @@ class _Machine:
     def known_global(self, argument: str) -> Global:
         full = argument.replace(" ", ".", 1)  # module and name, as pickletools joins them
         if full not in self.known:
-            raise StateDictError(f"its pickle asks for {shown(full)}, a name that is not known here; nothing was run")
+            raise StateDictError(f"its pickle has the name {shown(full)}, which no state dict needs; nothing was run")
         return Global(full)
 
     def plain_text(self, text: str) -> str:
         try:
-            text.encode()  # pickletools lets through halves of characters, which no file or terminal takes
+            text.encode()  # pickletools lets halves of characters through, which can't be written anywhere
         except UnicodeEncodeError as error:
             raise StateDictError(f"its pickle holds a text that is not UTF-8: {shown(text)}") from error
         return text
@@ -209,7 +211,7 @@ class _Machine:
         return OrderedDict()
 
     def build(self, state: object, target: object) -> None:
-        """Give an object attributes: state dicts have one, the versions of their modules, which nobody needs."""
+        """Set attributes of an object: state dicts have one, the versions of their modules, which is ignored."""
         if type(target) is not OrderedDict or type(state) is not dict or state.keys() != {"_metadata"}:
             raise StateDictError(f"its pickle sets attributes of {describe(target)}")
 

@@ -1,5 +1,7 @@
-"""Weights from wherever they lie into a model: finding the file that a `checkpoint=` or `load_weights=` names, and
-checking names and shapes before a single number is read."""
+"""Weights of any source into a model: finds the file that `checkpoint=` or `load_weights=` names, and checks it.
+
+Names and shapes are compared before a number is read.
+"""
 
 from __future__ import annotations
 
@@ -40,8 +42,12 @@ _STEP_IN_METADATA = re.compile(r"[0-9]{1,15}")
 class WeightsSource:
     """A file of weights and what belongs to it.
 
-    `name`: for messages. `file`: the weights. `config_folder`: the folder of their `all_config.yaml`. `output_folder`:
-    where predictions go unless the user says otherwise. `step`: at which they were saved, 0 if nothing says so.
+    Attributes:
+        name: for messages.
+        file: the weights.
+        config_folder: the folder of their `all_config.yaml`.
+        output_folder: the default folder for predictions.
+        step: at which they were saved, 0 if unknown.
     """
 
     name: str
@@ -51,12 +57,12 @@ class WeightsSource:
     step: int
 
     def tensors(self) -> dict[str, StoredTensor]:
-        """Where the tensors lie, under the names of the PyTorch `state_dict` without torch.compile's prefix.
+        """Find the tensors, under the names of the PyTorch `state_dict` without torch.compile's prefix.
 
         Raises:
-            UserError: if the file is damaged or of a kind not known here.
+            UserError: if the file is damaged or of an unknown kind.
         """
-        # What has no name that tells is taken for a file of PyTorch's, whose reader knows what else it may be.
+        # Any other name may be a PyTorch file; its reader recognises what else it may be.
         stored = read_safetensors(self.file) if self.file.suffix == ".safetensors" else read_torch_file(self.file)
         plain = {name.removeprefix(COMPILED_PREFIX): tensor for name, tensor in stored.items()}
         if len(plain) < len(stored):
@@ -65,24 +71,23 @@ class WeightsSource:
 
 
 def find_weights(checkpoint: str) -> WeightsSource:
-    """The weights that `checkpoint` names, in this order of preference.
+    """Find the weights that `checkpoint` names, in this order of preference.
 
     - a step folder of this code, checked against its record;
     - a folder with `all_config.yaml`: a run of this code, whose newest step is taken, or a copy of an official
       repository, with its PyTorch file;
-    - a file: `.safetensors`, or written by `torch.save`; `all_config.yaml` lies beside it;
+    - a file: `.safetensors`, or written by `torch.save`, with `all_config.yaml` beside it;
     - `owner/name` or `owner/name@revision` on the Hugging Face hub.
 
     Raises:
-        UserError: if there is nothing of the kind, or it is damaged.
-        UserError: if it begins with `~` and a user who is not known.
+        UserError: if there is none of these, or it is damaged.
     """
     path = expand_user(checkpoint)
     if path.is_dir():
         return _in_run(path) if (path / CONFIG_FILE).is_file() else _step_folder(path)
     if path.is_file():
         return _step_folder(path.parent) if (path.parent / RECORD_FILE).is_file() else _file(path)
-    if is_hub_id(checkpoint) and not _TORCH_STEP.fullmatch(path.name):  # `run/step_5` is a path that has a mistake
+    if is_hub_id(checkpoint) and not _TORCH_STEP.fullmatch(path.name):  # `run/step_5` is a mistyped path
         try:
             found = fetch_checkpoint(checkpoint)
         except UserError as error:
@@ -94,12 +99,12 @@ def find_weights(checkpoint: str) -> WeightsSource:
         return WeightsSource(name, found.weights, found.config.parent, HUB_OUTPUT / repository, step)
     raise UserError(
         f"checkpoint {checkpoint} is neither a folder or file here nor owner/name on the Hugging Face hub; expected "
-        "something like checkpoints/<project>/<run>/step_<N>"
+        "a path such as checkpoints/<project>/<run>/step_<N>"
     )
 
 
 def _in_run(folder: Path) -> WeightsSource:
-    """The newest weights of a run, which may be under way and pruning its checkpoints."""
+    """Find the newest weights of a run, which may be under way and pruning its checkpoints."""
     while True:
         newest = _newest_in(folder)
         try:
@@ -110,7 +115,7 @@ def _in_run(folder: Path) -> WeightsSource:
 
 
 def _newest_in(folder: Path) -> Path:
-    """The newest step in a folder with a configuration: a step folder, or a file of PyTorch's."""
+    """Find the newest step in a folder with a configuration: a step folder, or a PyTorch file."""
     steps = step_folders(folder)
     if steps:
         return steps[0]
@@ -128,7 +133,7 @@ def _step_in_name(path: Path) -> int:
 
 
 def _step_of_file(path: Path) -> int:
-    """The step at which a file of weights was saved, as an exported file or a PyTorch file's name says it, or 0."""
+    """Return the step of a file of weights, from an exported file's header or a PyTorch file's name, or 0."""
     if path.suffix != ".safetensors":
         return _step_in_name(path)
     step = read_metadata(path).get("step", "")
@@ -151,17 +156,18 @@ def _file(path: Path) -> WeightsSource:
 def load_weights(
     head: ACTLossHead, tensors: Mapping[str, StoredTensor], origin: str, config_folder: Path | None = None
 ) -> None:
-    """Read tensors into a model, which keeps its own dtypes. Its present weights are let go before they are computed,
-    if nobody has asked for them: a table of 2 GB never exists twice.
+    """Read tensors into a model, which keeps its own dtypes.
+
+    Initial weights that have not been evaluated yet are never computed, so that a table of 2 GB doesn't exist twice.
 
     Args:
         head: the model.
-        tensors: one for each of its parameters and buffers.
-        origin: where they come from, for the messages.
-        config_folder: of the `all_config.yaml` that names the data set they were trained on, likewise.
+        tensors: one for each of its parameters and buffers, by name.
+        origin: where they are from, for the messages.
+        config_folder: of the `all_config.yaml` that names the data set of their training, for the messages.
 
     Raises:
-        UserError: if names or shapes are not those of `head`; nothing is read then.
+        UserError: if names or shapes are not those of `head`; then nothing is read.
     """
     own = dict(tree_flatten(head.parameters()))
     for names, verdict in ((own.keys() - tensors.keys(), "lacks"), (tensors.keys() - own.keys(), "has the unexpected")):
@@ -203,14 +209,14 @@ def _trained_on(config_folder: Path | None, before: str) -> str:
 
 
 def share_weights(head: ACTLossHead, ranks: Ranks) -> None:
-    """Give the models of all ranks the weights of rank 0's."""
+    """Set the weights of the models on all ranks to those of rank 0."""
     if ranks.size > 1:
         for name, array in dict(tree_flatten(head.parameters())).items():
             head.load_weights([(name, ranks.share(array))], strict=False)
 
 
 def start_from(checkpoint: str, head: ACTLossHead, ranks: Ranks) -> None:
-    """Put the weights that `checkpoint` names in place of a model's, on all ranks. Only rank 0 reads them."""
+    """Load the weights that `checkpoint` names into a model, on all ranks. Only rank 0 reads them."""
     if ranks.first:
         source = find_weights(checkpoint)
         load_weights(head, source.tensors(), source.name, source.config_folder)

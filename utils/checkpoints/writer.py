@@ -1,5 +1,8 @@
-"""Writing checkpoints: `<checkpoint_path>/step_<N>/` with the weights, everything else that the next step depends on,
-and a record with checksums. Written in the background, beside its place, and renamed into it when it is whole."""
+"""Writer of checkpoints: `<checkpoint_path>/step_<N>/` with the weights, all else that the next step depends on, and a
+record with checksums.
+
+Written in the background, beside its place, and renamed when it is complete.
+"""
 
 from __future__ import annotations
 
@@ -33,9 +36,12 @@ PRUNED = ".pruned"  # suffix of a folder that is being removed
 
 @dataclass(frozen=True)
 class Snapshot:
-    """The state of a run at one step, held still while the run goes on.
+    """The state of a run at one step, which stays while the run goes on.
 
-    `weights`, `training`: the arrays of the two files. `record`: the rest, still without `files`.
+    Attributes:
+        weights: the arrays of the weights file.
+        training: the arrays of the other file.
+        record: the rest, still without `files`.
     """
 
     weights: Mapping[str, HostTensor]
@@ -44,18 +50,25 @@ class Snapshot:
 
 
 def write_checkpoint(snapshot: Snapshot, checkpoint_path: Path) -> Path:
-    """Write a step folder, on the disk by the time this returns; returns it. One of the same step is replaced.
+    """Write a step folder, and sync it to the disk. One of the same step is replaced.
 
-    The folder is written under another name, its record last. What bears the name `step_<N>` is therefore whole, and
-    so is a `.step_<N>.partial` with an intact record: its renaming was cut off (`run_folder.py` makes up for it).
+    The folder is written under another name, its record last. So a folder named `step_<N>` is complete, and so is a
+    `.step_<N>.partial` with an undamaged record: its rename was interrupted (`run_folder.py` finishes it).
+
+    Args:
+        snapshot: the content.
+        checkpoint_path: the run's folder.
+
+    Returns:
+        The folder.
 
     Raises:
-        OSError: if it can't be written; what was written of it is removed.
+        OSError: if it can't be written; what was written is removed.
     """
     record = snapshot.record
     folder = checkpoint_path / f"step_{record.step}"
     with replacing(folder) as partial:
-        partial.mkdir()  # without its parents: a run's folder that has vanished is not silently made anew
+        partial.mkdir()  # without its parents: a run's folder that has vanished is not silently made again
         metadata = {"format": "mlx", "step": str(record.step)}
         files = {}
         for name, tensors in ((WEIGHTS_FILE, snapshot.weights), (TRAINING_FILE, snapshot.training)):
@@ -70,12 +83,12 @@ def write_checkpoint(snapshot: Snapshot, checkpoint_path: Path) -> Path:
 
 
 def prune(checkpoint_path: Path, keep: int, best_step: int | None) -> list[Path]:
-    """Remove all but the newest `keep` step folders and the best one; returns what was removed."""
+    """Remove all but the newest `keep` step folders and the best one, and return what was removed."""
     removed = []
     for folder in step_folders(checkpoint_path)[keep:]:
         if step_of(folder) == best_step:
             continue
-        pruned = folder.with_name(f".{folder.name}{PRUNED}")  # in one step, so that no half of it is taken for whole
+        pruned = folder.with_name(f".{folder.name}{PRUNED}")  # renamed first, so that `step_<N>` is never incomplete
         folder.rename(pruned)
         shutil.rmtree(pruned, ignore_errors=True)
         removed.append(folder)
@@ -97,7 +110,7 @@ class CheckpointWriter:
         self._running: Future[None] | None = None
 
     def save(self, snapshot: Snapshot) -> None:
-        """Begin to write, after the previous checkpoint is written: no more than two snapshots are ever held.
+        """Begin to write, after the previous checkpoint is written: at most two snapshots are in memory.
 
         Raises:
             UserError: if the previous one could not be written.
@@ -106,7 +119,11 @@ class CheckpointWriter:
         self._running = self._executor.submit(self._write, snapshot)
 
     def check(self) -> None:
-        """Without waiting, raise what went wrong in the background, if anything."""
+        """Raise the error of a write in the background, if there is one, without waiting.
+
+        Raises:
+            UserError: if the last checkpoint could not be written.
+        """
         if self._running is not None and self._running.done():
             self.wait()
 
@@ -121,7 +138,7 @@ class CheckpointWriter:
             running.result()
 
     def finish(self, seconds: float) -> None:
-        """Give what is being written so much time. For a process about to end; may be called in any thread."""
+        """Wait for a write under way, at most `seconds`, before the process ends. May be called in any thread."""
         if (running := self._running) is not None:
             running.result(seconds)
 
@@ -141,7 +158,7 @@ class CheckpointWriter:
             return f"{problem}; the folder has vanished, and the run's checkpoints with it"
         whole = step_folders(self.path)
         kept = f"{whole[0].name} is intact" if whole else "there is no earlier one"
-        return f"{problem}; {kept}. Make the folder writable and roomy, and continue with resume=auto"
+        return f"{problem}; {kept}: make room, or the folder writable, and continue with resume=auto"
 
     def __enter__(self) -> CheckpointWriter:
         return self

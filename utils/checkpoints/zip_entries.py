@@ -1,5 +1,7 @@
-"""Find the uncompressed entries of a zip file. `zipfile` reads the directory, nothing is extracted or taken on trust:
-each entry lies within the file, apart from the others, and is described alike in both places that describe it."""
+"""Finder of the uncompressed entries of an untrusted zip file. `zipfile` reads the directory; nothing is extracted.
+
+Each entry is within the file, apart from the others, and described alike in front of its data and in the directory.
+"""
 
 from __future__ import annotations
 
@@ -14,15 +16,15 @@ from common.errors import shown
 _END = struct.Struct("<4s4H2IH")  # closes the file: …, entries on this disk, entries, …, length of the comment
 _HEADER = struct.Struct("<4s5H3I2H")  # in front of an entry's data, before its name: what the directory has of it
 
-_ENCRYPTED = 0x0001 | 0x0040 | 0x2000  # the bits of three ways to do so
+_ENCRYPTED = 0x0001 | 0x0040 | 0x2000  # the bits of three kinds of encryption
 _SIZES_FOLLOW = 0x0008  # the header in front has no sizes, they come after the data; so PyTorch writes
 _UTF8 = 0x0800
-_MAX_ENTRIES = 10_000  # one a tensor; the HRM has some 60
+_MAX_ENTRIES = 10_000  # one a tensor; HRM has some 60
 _MAX_DIRECTORY_BYTES = 2 << 20  # twice what they take
 
 
 class ZipError(ValueError):
-    """What is wrong with a zip file, in words to be put behind its name."""
+    """What is wrong with a zip file, in words that follow its name."""
 
 
 @dataclass(frozen=True)
@@ -35,7 +37,7 @@ class Span:
 
 
 class _Bounded:
-    """A file for `zipfile`, of which no large piece is read at once, however long its directory claims to be."""
+    """A file for `zipfile` that refuses large reads, whatever length its directory claims to have."""
 
     def __init__(self, file: BinaryIO) -> None:
         self.file, self.seek, self.tell = file, file.seek, file.tell
@@ -67,7 +69,7 @@ def read_directory(file: BinaryIO) -> tuple[list[zipfile.ZipInfo], int]:
         raise ZipError(f"its zip directory is damaged or cut short: {shown(str(error))}") from error
     if len(entries) > _MAX_ENTRIES:
         raise ZipError(f"a zip directory of {len(entries):,} entries; at most {_MAX_ENTRIES:,} are read")
-    # zipfile takes the last end that it finds, and neither counts the entries nor knows of files in several parts.
+    # zipfile takes the last end that it finds, and neither counts the entries nor refuses files in several parts.
     end = _read(file, os.fstat(file.fileno()).st_size - _END.size - len(comment), _END.size)
     signature, disk, first_disk, here, count, _, _, comment_length = _END.unpack(end)
     if signature != b"PK\5\6" or comment_length != len(comment):
@@ -90,8 +92,8 @@ def locate(file: BinaryIO, entries: list[zipfile.ZipInfo], limit: int) -> dict[s
         The entries' data by name, in the order of the directory.
 
     Raises:
-        ZipError: if an entry is compressed or encrypted, has a name that no plain file could have, reaches beyond
-            `limit` or into another, occurs twice, or is described otherwise in front of its data.
+        ZipError: if an entry is compressed or encrypted, has no plain path for a name, reaches beyond `limit` or into
+            another, occurs twice, or is described differently in front of its data.
     """
     spans: dict[str, Span] = {}
     end, before = 0, ""

@@ -1,15 +1,15 @@
 """A fast BLAS under MLX's CPU backend on Linux. Called by `utils.linux_cpu`, before MLX is loaded.
 
-The `mlx-cpu` wheel brings the reference BLAS and LAPACK: correct, and some 50 times slower than the machine. MLX binds
-those symbols when it is loaded, and the dynamic linker looks in the global scope first, so an OpenBLAS that was loaded
-there before takes their place. Two sources, in this order:
+The `mlx-cpu` wheel has the reference BLAS and LAPACK: correct, and some 50 times slower than OpenBLAS. MLX binds those
+symbols when it is loaded, and the dynamic linker searches the global scope first, so an OpenBLAS that was loaded there
+before takes their place. Two sources, in this order:
 
 1. the system's OpenBLAS (`apt install libopenblas0-pthread`, …), loaded with `RTLD_GLOBAL`;
-2. the PyPI wheel `scipy-openblas32`, which needs no root. It exports every function with the prefix `scipy_`, so we
-   also load a shared object that is nothing but a symbol table: the plain names as absolute symbols (`SHN_ABS`), at the
+2. the PyPI wheel `scipy-openblas32`, which needs no root. It exports every function with the prefix `scipy_`, so a
+   shared object with nothing but a symbol table is loaded too: the plain names as absolute symbols (`SHN_ABS`), at the
    addresses that the wheel's functions have in this process. It is written in memory, without a compiler.
 
-With neither, one line on stderr says what to install, and everything works, slowly.
+With neither, one line on stderr names what to install, and everything works, slowly.
 """
 
 from __future__ import annotations
@@ -36,11 +36,11 @@ BUILT_IN = "built in"
 
 
 def has_mlx_cpu_wheel() -> bool:
-    """Whether `import mlx` will load the `mlx-cpu` wheel's library; found out without importing anything of it."""
+    """Return whether `import mlx` will load the `mlx-cpu` wheel's library, without importing it."""
     spec = importlib.util.find_spec("mlx")
     if spec is None or not spec.submodule_search_locations:
         return False
-    # mlx is a namespace package, so any folder named mlx in sys.path is one of its places: look beside all of them.
+    # mlx is a namespace package, so any folder named mlx in sys.path is one of its places: search beside all of them.
     places = {Path(place).parent for place in spec.submodule_search_locations}
     return any(any(place.glob("mlx_cpu-*.dist-info")) for place in places) and not any(
         any(place.glob("mlx_cuda*.dist-info")) for place in places
@@ -48,7 +48,7 @@ def has_mlx_cpu_wheel() -> bool:
 
 
 def _absolute_symbols_elf(addresses: dict[str, int], machine: int) -> bytes:
-    """A shared object whose only content is a dynamic symbol table: every name at its absolute address.
+    """Build a shared object whose only content is a dynamic symbol table: every name at its absolute address.
 
     The linker adds no load address to `SHN_ABS` symbols (glibc >= 2.28; MLX's wheels need 2.35). In the file follow ELF
     header, program headers, dynamic section, symbols, hash table and names; file offsets are the virtual addresses.
@@ -70,7 +70,7 @@ def _absolute_symbols_elf(addresses: dict[str, int], machine: int) -> bytes:
     dt_null, dt_hash, dt_strtab, dt_symtab, dt_strsz, dt_syment = 0, 4, 5, 6, 10, 11
     tags = (dt_hash, hash_at), (dt_strtab, names_at), (dt_symtab, symbols_at), (dt_strsz, len(names)), (dt_syment, 24)
     dynamic = b"".join(struct.pack("<2Q", *tag) for tag in (*tags, (dt_null, 0)))
-    pt_load, pt_dynamic, pt_gnu_stack = 1, 2, 0x6474E551  # without the last the linker wants an executable stack
+    pt_load, pt_dynamic, pt_gnu_stack = 1, 2, 0x6474E551  # without the last the linker makes the stack executable
     read_write = 6  # before glibc 2.35 the linker relocates the dynamic section in place
     segments = (
         (pt_load, read_write, 0, 0, 0, size, size, 1 << 16),  # 64 kB pages at most
@@ -106,7 +106,7 @@ def _load_wheel() -> str | None:
     library = ctypes.CDLL(str(path))
     functions = {name: getattr(library, f"scipy_{name}", None) for name in SYMBOLS}
     addresses = {name: ctypes.cast(f, ctypes.c_void_p).value or 0 for name, f in functions.items() if f is not None}
-    # The descriptor stays open: the linker knows a library by its path, so a reused number would pass for this one.
+    # The descriptor stays open: the linker compares paths of libraries, and a reused number would pass for this one.
     descriptor = os.memfd_create("openblas-names")
     os.write(descriptor, _absolute_symbols_elf(addresses, machine))
     ctypes.CDLL(f"/proc/self/fd/{descriptor}", mode=ctypes.RTLD_GLOBAL)
@@ -114,8 +114,8 @@ def _load_wheel() -> str | None:
     return "scipy-openblas32" if found == addresses["cblas_sgemm"] else None
 
 
-def prepare_blas(say: Callable[[str], None]) -> str:
-    """Load a BLAS and return its name, or `BUILT_IN`; `say` gets a line for the user if there is none."""
+def prepare_blas(warn: Callable[[str], None]) -> str:
+    """Load a BLAS and return its name, or `BUILT_IN`; pass a line to `warn` if there is none."""
     wanted = os.environ.get("HRM_BLAS", "")
     if wanted == "off":
         return BUILT_IN
@@ -126,8 +126,8 @@ def prepare_blas(say: Callable[[str], None]) -> str:
     except Exception as error:  # whatever goes wrong here costs speed, never the run
         why = f"OpenBLAS could not be loaded ({error})"
     if loaded is None:
-        say(
-            f"{why}: matrix products will be about 50 times slower; `pip install scipy-openblas32` or, as root, "
-            "`apt install libopenblas0-pthread` mends that (HRM_BLAS=off hides this line)"
+        warn(
+            f"{why}: matmuls will be about 50 times slower; run `pip install scipy-openblas32` or, as root, "
+            "`apt install libopenblas0-pthread` (HRM_BLAS=off hides this line)"
         )
     return loaded or BUILT_IN

@@ -1,8 +1,8 @@
-"""How many streams a Linux CPU gets, and threads of BLAS. Called by `utils.linux_cpu`, before MLX is loaded.
+"""The number of streams of a Linux CPU, and of BLAS threads. Called by `utils.linux_cpu`, before MLX is loaded.
 
 MLX carries out the operations of a CPU stream one after the other, and all but matmuls on one core. So
-`models.kernels.streams` deals out the rows of a batch to HRM_STREAMS streams, by default this process's share of the
-cores, and each has the BLAS threads that are left for it: on a desktop one.
+`models.kernels.streams` divides the rows of a batch between HRM_STREAMS streams, by default this process's share of the
+cores, each with the BLAS threads that are left for it: on a desktop one.
 """
 
 from __future__ import annotations
@@ -15,15 +15,15 @@ from pathlib import Path
 _MAX_STREAMS = 8  # the graph of a step, and the time to build it, grow with their number
 
 
-def check_streams(say: Callable[[str], None]) -> None:
-    """Make HRM_STREAMS a number that every later reader can take as it is; on GPUs too, where the CPU may be chosen."""
+def check_streams(warn: Callable[[str], None]) -> None:
+    """Set HRM_STREAMS to 1 if it is no valid number; on GPUs too, where the CPU may be chosen later."""
     streams = os.environ.get("HRM_STREAMS", "1")
     if not (streams.isascii() and streams.isdecimal() and int(streams) > 0):
-        say(f"HRM_STREAMS={streams} is no number of streams, expected 1 or more: taken as 1")
+        warn(f"HRM_STREAMS={streams} is no number of streams, expected 1 or more: taken as 1")
         os.environ["HRM_STREAMS"] = "1"
 
 
-def deal_out_the_cores() -> None:
+def divide_cores() -> None:
     """Set the number of streams, and of OpenBLAS's threads for each, where the user has not."""
     cores = _share_of_the_cores()
     threads = os.environ.get("OPENBLAS_NUM_THREADS", os.environ.get("OMP_NUM_THREADS", ""))
@@ -34,16 +34,16 @@ def deal_out_the_cores() -> None:
     if taken < 1:
         os.environ["OPENBLAS_NUM_THREADS"] = str(max(1, cores // streams))
     if streams > 1:
-        # MLX hands out work level by level of the graph only as long as a level is narrower than this, by default 20;
-        # after that one branch after the other, so that one stream waits for the other throughout a backward pass.
+        # MLX schedules the graph level by level only while a level is narrower than this, by default 20; after that
+        # one branch after the other, so that one stream waits for the other throughout a backward pass.
         os.environ.setdefault("MLX_BFS_MAX_WIDTH", "1000")
 
 
 def _share_of_the_cores() -> int:
-    """How many cores this process may really use.
+    """Count the cores that this process may use, without those of other ranks.
 
-    Two ranks on two cores are a third faster with one thread each than with two (measured); a container with a quota of
-    4 CPUs on a machine of 64 cores would be throttled most of the time.
+    Two ranks on two cores are faster with one thread each than with two; a container with a quota of 4 CPUs on a
+    machine of 64 cores would be throttled most of the time.
     """
     cores = len(os.sched_getaffinity(0))
     try:

@@ -1,13 +1,13 @@
 """A folder for the kernels of `mx.compile` on a Linux CPU. Called by `utils.linux_cpu`, before MLX is loaded.
 
-MLX has g++ build its fused kernels in `<temporary folder>/mlx`, keeps them there for later runs, and raises where that
-folder belongs to another user; then `TMPDIR` is set to a folder of our own. Without g++ in `PATH` MLX itself runs the
-same graph unfused: slower, and nothing to do for us.
+MLX compiles its fused kernels with g++ in `<temporary folder>/mlx`, keeps them there for later runs, and raises where
+that folder belongs to another user; then `TMPDIR` is set to a folder of our own. Without g++ in `PATH` MLX runs the
+same graph unfused, slower; nothing is done here.
 
 Every kernel begins with the same 40,000 lines of headers, which take g++ 0.3 s to read; a training step has some 80
 kernels. So the headers are put beside the kernels in the compiler's own form (a precompiled header), once for each
 version of MLX: a first training step with no kernel compiled before takes 14 s instead of 52 s (default model, two
-cores of an AMD EPYC). g++ looks for it there, and reads the headers themselves if it is missing or of another version.
+cores of an AMD EPYC). g++ reads the headers themselves if it is missing or of another version.
 """
 
 from __future__ import annotations
@@ -28,7 +28,7 @@ _HEADER = "mlx/backend/cpu/compiled_preamble.h"  # what every kernel includes fi
 
 
 def _precompile_headers(kernels: Path) -> None:
-    """Begin to write the precompiled header that kernels in `kernels` find, if it isn't there; don't wait for it."""
+    """Begin to compile the header for kernels in `kernels`, if it isn't there, without waiting for it."""
     spec = importlib.util.find_spec("mlx")
     places = [Path(place, "include") for place in (spec and spec.submodule_search_locations) or ()]
     include = next((place for place in places if (place / _HEADER).exists()), None)
@@ -38,27 +38,27 @@ def _precompile_headers(kernels: Path) -> None:
     result.parent.mkdir(mode=0o700, parents=True, exist_ok=True)
     written = f"{result}.{os.getpid()}"
     build = ["g++", *_OPTIONS, "-x", "c++-header", "-I", str(include), str(include / _HEADER), "-o", written]
-    # The shell leaves it to itself and ends; under its own name it is whole.
+    # In the background: the shell ends at once. Renamed when it is complete.
     script = '(out=$1; last=$2; shift 2; "$@" && mv "$out" "$last" || rm -f "$out") >/dev/null 2>&1 </dev/null &'
     subprocess.run(["sh", "-c", script, "sh", written, str(result), *build], check=False)
 
 
-def prepare_kernels(say: Callable[[str], None]) -> None:
-    """Choose a folder whose libraries can be mapped; without one, have MLX run uncompiled, and `say` so in a line."""
+def prepare_kernels(warn: Callable[[str], None]) -> None:
+    """Choose a folder whose libraries can be mapped; without one, run MLX uncompiled, and pass a line to `warn`."""
     if shutil.which("g++") is None:
         return
     user = os.getuid()
     try:
         default = tempfile.gettempdir()
     except OSError as error:  # no temporary folder at all
-        _run_uncompiled(say, f"({error})")
+        _run_uncompiled(warn, f"({error})")
         return
     home = os.environ.get("XDG_CACHE_HOME") or os.path.expanduser("~/.cache")
     for folder in (default, f"{default}/mlx-{user}", f"{home}/hrm-mlx"):
         kernels = Path(folder, "mlx")
         try:
             kernels.mkdir(mode=0o700, parents=True, exist_ok=True)
-            # The libraries in there become our code, so they must be ours, and so must a folder that we made for them.
+            # The libraries there become part of this process, so they must be ours, and a folder made for them too.
             ours = kernels.stat().st_uid == user and (folder == default or Path(folder).stat().st_uid == user)
             if ours and os.access(kernels, os.W_OK | os.X_OK) and not os.statvfs(kernels).f_flag & os.ST_NOEXEC:
                 if folder != os.environ.get("TMPDIR", "/tmp"):
@@ -68,9 +68,9 @@ def prepare_kernels(say: Callable[[str], None]) -> None:
                 return
         except OSError:
             continue
-    _run_uncompiled(say, f"in {default} or {home}")
+    _run_uncompiled(warn, f"in {default} or {home}")
 
 
-def _run_uncompiled(say: Callable[[str], None], why: str) -> None:
+def _run_uncompiled(warn: Callable[[str], None], why: str) -> None:
     os.environ["MLX_DISABLE_COMPILE"] = "1"
-    say(f"no folder for mx.compile's kernels {why}: running uncompiled; set TMPDIR to a folder of yours")
+    warn(f"no folder for mx.compile's kernels {why}: running uncompiled; set TMPDIR to a folder of yours")

@@ -257,7 +257,7 @@ def connected() -> Iterator[Ranks]:
         The ranks.
 
     Raises:
-        UserError: if the ranks can't be connected, or on rank 0, if another one is lost.
+        UserError: if the ranks can't be connected.
     """
     rank, size = _connect_ranks()
     if size == 1:
@@ -287,20 +287,24 @@ def _leave(ranks: Ranks) -> None:
         ranks._exchange(b"")
 
 
-def _explained(error: BaseException) -> BaseException:
-    """Return a UserError for MLX's error of a broken connection, which begins with a backend's name; else the error."""
+def _end_if_connection_lost(ranks: Ranks, error: BaseException) -> None:
+    """End this process if MLX, whose messages begin with the backend's name, has found a connection broken.
+
+    Not by an exception: at the interpreter's end MLX 0.32.4 sometimes crashes over a broken ring.
+    """
     if isinstance(error, RuntimeError) and str(error).startswith(("[ring]", "[jaccl]", "[nccl]", "[mpi]")):
-        return UserError(
-            f"the connection to the other ranks is lost ({error}); start all ranks again, for training with resume=auto"
-        )
-    return error
+        who, found = "" if ranks.first else f"rank {ranks.rank}: ", " ".join(str(error).split())
+        advice = "start all ranks again, for training with resume=auto"
+        print(f"error: {who}the connection to the other ranks is lost ({found}); {advice}", file=sys.stderr, flush=True)
+        os._exit(1)
 
 
 def _fail_first(ranks: Ranks, error: BaseException) -> NoReturn:
     """End rank 0 because of an exception, which it raises as in a run with one process."""
+    _end_if_connection_lost(ranks, error)
     if isinstance(error, Interrupted) or (isinstance(error, SystemExit) and not error.code):  # as on all ranks
         _leave(ranks)
-    raise _explained(error)
+    raise error
 
 
 def _fail_another(ranks: Ranks, error: BaseException) -> NoReturn:
@@ -309,7 +313,7 @@ def _fail_another(ranks: Ranks, error: BaseException) -> NoReturn:
         _leave(ranks)
         time.sleep(_FIRST_ENDS_SECONDS)  # launchers end all ranks as soon as one has failed
         raise SystemExit(error.exit_status if isinstance(error, Interrupted) else error.code) from error
-    error = _explained(error)
+    _end_if_connection_lost(ranks, error)
     text = "interrupted" if isinstance(error, KeyboardInterrupt) else explain(error)
     if text is None:
         traceback.print_exception(error)

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import contextlib
+import functools
 import math
 from collections import deque
 from collections.abc import Iterator
@@ -79,7 +80,7 @@ class Run:
         with prefetch(plan) as prepared:
             following = next(prepared, None)
             self.iteration_complete = following is None
-            while following is not None and self.state.step < self.state.total_steps:
+            while following is not None and self.state.step < last_step(self.config, self.state):
                 batch, following = following, next(prepared, None)
                 self.iteration_complete = following is None
                 yield batch
@@ -148,7 +149,7 @@ class Run:
 
     def over(self) -> bool:
         """Return whether there is nothing left to do."""
-        return is_over(self.config, self.state, self.progress)
+        return reason_to_end(self.config, self.state, self.progress) is not None
 
     def finish_iteration(self, metrics: dict[str, float]) -> bool:
         """Take note of the evaluation that ends an iteration, and go on to the next one.
@@ -166,7 +167,8 @@ class Run:
         if best:
             progress.best = found
         progress.stopped = self.reason_to_stop() or config.stop_when.reason(metrics)
-        if self.iteration_complete:  # else its rest is left for a run resumed with another stop_when, or more epochs
+        # The rest of an incomplete one is left for a run resumed with another stop_when, max_steps or epochs
+        if self.iteration_complete:
             progress.next_iteration(config.epochs_per_iteration, config.epochs)
         return best
 
@@ -234,7 +236,36 @@ class Run:
             ) from error
 
 
-def is_over(config: PretrainConfig, state: TrainState, progress: Progress) -> bool:
-    """Return whether a run with this state and progress has nothing left to do."""
-    all_steps = state.step >= state.total_steps and progress.evaluated == state.step
-    return all_steps or progress.finished(config.epochs)
+def reason_to_end(config: PretrainConfig, state: TrainState, progress: Progress) -> str | None:
+    """Return why a run with this state and progress has nothing left to do, or None."""
+    is_evaluated = progress.evaluated == state.step
+    if progress.finished(config.epochs) or (is_evaluated and state.step >= state.total_steps):
+        return progress.stopped or f"all {config.epochs} epochs are done"
+    if is_evaluated and state.step >= last_step(config, state):
+        return f"max_steps = {config.max_steps} is reached"
+    return None
+
+
+def last_step(config: PretrainConfig, state: TrainState) -> int:
+    """Return the step that a run takes no step beyond: the schedule's last, or `max_steps`."""
+    return min(state.total_steps, config.max_steps or state.total_steps)
+
+
+def planned_end(
+    config: PretrainConfig, state: TrainState, progress: Progress, train_set: PuzzleDataset
+) -> tuple[int, bool]:
+    """Compute the step at which a run from this state and progress ends, unless it stops early.
+
+    Returns:
+        The step, and whether it is exact: data whose puzzles have different numbers of examples may end before it.
+    """
+    last, ahead = last_step(config, state), progress.model_copy()
+    batches_of = functools.cache(train_set.num_batches)
+    end = state.step - ahead.batches
+    while end < last and not ahead.finished(config.epochs):
+        batches = batches_of(ahead.iteration_epochs)
+        if batches is None:
+            return last, False
+        end += batches
+        ahead.next_iteration(config.epochs_per_iteration, config.epochs)
+    return max(min(end, last), state.step), True

@@ -10,8 +10,9 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from common.errors import UserError
-from dataset import arc_grids
+from dataset.arc_grids import restore_grid, tokens_to_grid
 from tests.helpers.arc_data import RIGHT, ArcFiles, Row, plain, random_augmentation, task
+from tests.helpers.arc_grids import grid_to_tokens
 from utils.arc import predictions as arc_predictions
 from utils.arc.predictions import decode_grid, encode_grid, find_folders, read_predictions, restored_grids
 
@@ -24,13 +25,13 @@ def test_boards_are_cropped_and_restored_as_one_by_one(seed: int) -> None:
     boards, augmentations = [], []
     for _ in range(40):
         grid = rng.integers(10, size=rng.integers(1, 31, 2) if rng.random() < 0.3 else (2, 3), dtype=np.uint8)
-        board = arc_grids.grid_to_tokens(grid)
+        board = grid_to_tokens(grid)
         noise = rng.random(900) < rng.choice([0.0, 0.01, 0.5])
         boards.append(np.where(noise, rng.integers(13, size=900), board))
         augmentations.append(random_augmentation(rng))
     k, colours = np.array([k for k, _ in augmentations]), np.array([order for _, order in augmentations], np.uint8)
     expected = [
-        arc_grids.restore_grid(arc_grids.tokens_to_grid(board), k, np.array(order))
+        restore_grid(tokens_to_grid(board), k, np.array(order))
         for board, (k, order) in zip(boards, augmentations, strict=True)
     ]
     for dtype in (np.uint8, np.int32):
@@ -45,7 +46,7 @@ def test_equal_cells_in_other_shapes_are_other_grids() -> None:
     """A row of four and a square of four would be one candidate; a trailing background cell must count too."""
     grids = [np.zeros(shape, np.uint8) for shape in ((1, 4), (4, 1), (2, 2), (2, 1), (30, 30), (0, 0))]
     keys = restored_grids(
-        np.stack([arc_grids.grid_to_tokens(grid) if grid.size else np.zeros(900, np.uint8) for grid in grids]),
+        np.stack([grid_to_tokens(grid) if grid.size else np.zeros(900, np.uint8) for grid in grids]),
         np.zeros(6, int),
         np.tile(np.arange(10, dtype=np.uint8), (6, 1)),
     )

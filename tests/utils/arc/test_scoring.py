@@ -48,7 +48,7 @@ def score_rows(tmp_path: Path, tasks: dict[str, Any], *ranks: list[Row]) -> ArcS
 
 def pass_at(*rates: float) -> dict[int, float]:
     """The rates of the first values of K; the last holds for all others."""
-    return dict(itertools.zip_longest(PASS_K, rates, fillvalue=rates[-1]))
+    return {k: rates[min(place, len(rates) - 1)] for place, k in enumerate(PASS_K)}
 
 
 def votes(score: ArcScore, task_id: str = "a", number: int = 0) -> list[tuple[Grid, int]]:
@@ -127,8 +127,8 @@ def test_remaining_ties_go_to_the_lowest_identifier_in_any_order_of_rows(tmp_pat
         score = score_predictions([files.predict(first), files.predict(list(order), rank=1)], files.data)
         assert votes(score) == [([[9]], 4), (RIGHT, 2), (WRONG, 2), (WORSE, 2)]
     # One puzzle with several answers, as from two equal test inputs: the smaller grid, then the lower colours.
-    answers = [[[1, 2], [3, 4]], [[1, 2, 3]], [[1, 3]], [[1, 2]], [[0, 9]]]
-    score = score_rows(tmp_path / "grids", {"a": task((INPUT, RIGHT))}, [plain("a", INPUT, grid) for grid in answers])
+    grids = [[[1, 2], [3, 4]], [[1, 2, 3]], [[1, 3]], [[1, 2]], [[0, 9]]]
+    score = score_rows(tmp_path / "grids", {"a": task((INPUT, RIGHT))}, [plain("a", INPUT, grid) for grid in grids])
     assert [grid for grid, _ in votes(score)] == [[[0, 9]], [[1, 2]], [[1, 3]], [[1, 2, 3]], [[1, 2], [3, 4]]]
 
 
@@ -156,7 +156,7 @@ def test_equal_test_inputs_share_their_predictions(tmp_path: Path) -> None:
     assert (same.pass_at, same.notes) == (pass_at(1.0), [])
     other = score_rows(tmp_path / "other", {"a": task((INPUT, RIGHT), (INPUT, WRONG))}, [*rows, *rows])
     assert other.pass_at == pass_at(0.0)
-    assert other.notes == ["2 predictions are further ones for the same puzzle: are there folders of several steps?"]
+    assert other.notes == ["2 predictions are repeated for the same puzzle: give the folders of one step only"]
 
 
 def test_a_prediction_without_a_grid_is_a_vote_for_nothing(tmp_path: Path) -> None:
@@ -232,7 +232,8 @@ def literal_score(tasks: dict[str, Any], rows: list[Row], names: list[str]) -> t
         )
         q = 1 / (1 + math.exp(-float(np.float32(row.q_halt))))
         found.setdefault((task_id, input_), {}).setdefault(answer, []).append((q, names.index(row.name)))
-    rates, ranking = dict.fromkeys(PASS_K, 0.0), {}
+    rates = dict.fromkeys(PASS_K, 0.0)
+    ranking: dict[str, list[Any]] = {}
     for task_id, raw in tasks.items():
         ranking[task_id] = []
         for pair in raw["test"]:

@@ -6,6 +6,8 @@ import csv
 import json
 from pathlib import Path
 
+import numpy as np
+
 from tests.helpers.arc_data import RIGHT, WORSE, WRONG, ArcFiles, Row, augmented, plain, task
 from utils.arc.scoring import ArcScore, score_predictions
 from utils.arc.submission import write_submission, write_table
@@ -19,7 +21,7 @@ def small_score(tmp_path: Path) -> ArcScore:
     rows = [augmented("a", k, range(10), INPUT, WRONG) for k in range(3)]
     rows += [augmented("a", k, range(10), INPUT, RIGHT, 1.0) for k in range(3, 5)]
     rows += [augmented("a", 5, range(10), INPUT, WORSE), augmented("a", 6, range(10), OTHER_INPUT, WORSE, -1.0)]
-    no_grid = [0] * 900
+    no_grid = np.zeros(900, np.uint8)
     rows += [Row(f"b_t{k}_0123456789", augmented("b", k, range(10), INPUT, RIGHT).inputs, no_grid) for k in range(1, 4)]
     rows += [plain("b", INPUT, WRONG)]
     files = ArcFiles(tmp_path, tasks)

@@ -9,6 +9,7 @@ import tracemalloc
 import zlib
 from collections.abc import Callable
 from pathlib import Path
+from typing import Any
 
 import pytest
 
@@ -69,20 +70,20 @@ def running(payload: Callable[[str], bytes]) -> Builder:
 # --- Pickles that run a command. `test_the_payloads_are_live` makes sure that they would.
 
 PAYLOADS: dict[str, tuple[Callable[[str], bytes], str]] = {
-    "os.system": (lambda command: call("os.system", text(command)), "asks for 'os.system'"),
-    "posix.system": (lambda command: call("posix.system", text(command)), "asks for 'posix.system'"),
-    "subprocess": (lambda command: call("subprocess.getoutput", text(command)), "asks for 'subprocess.getoutput'"),
+    "os.system": (lambda command: call("os.system", text(command)), "has the name 'os.system'"),
+    "posix.system": (lambda command: call("posix.system", text(command)), "has the name 'posix.system'"),
+    "subprocess": (lambda command: call("subprocess.getoutput", text(command)), "has the name 'subprocess.getoutput'"),
     "builtins.eval": (
         lambda command: call("builtins.eval", text(f"__import__('os').system({command!r})")),
-        r"asks for 'builtins\.eval'",
+        r"has the name 'builtins\.eval'",
     ),
     "builtins.exec": (
         lambda command: call("builtins.exec", text(f"import os; os.system({command!r})")),
-        r"asks for 'builtins\.exec'",
+        r"has the name 'builtins\.exec'",
     ),
     "__builtin__ of Python 2": (
         lambda command: call("__builtin__.eval", text(f"__import__('os').system({command!r})")),
-        r"asks for '__builtin__\.eval'",
+        r"has the name '__builtin__\.eval'",
     ),
     "getattr of a module": (
         lambda command: (
@@ -90,19 +91,19 @@ PAYLOADS: dict[str, tuple[Callable[[str], bytes], str]] = {
             + tuple_of(text(command))
             + REDUCE
         ),
-        r"asks for 'builtins\.getattr'",
+        r"has the name 'builtins\.getattr'",
     ),
     "within a tensor's arguments": (
         lambda command: tuple_of(number(0), number(0), call("os.system", text(command))),
-        "asks for 'os.system'",
+        "has the name 'os.system'",
     ),
     "as a key": (
         lambda command: table([(call("os.system", text(command)), number(1))]),
-        "asks for 'os.system'",
+        "has the name 'os.system'",
     ),
     "within metadata": (
         lambda command: tuple_of(table({"_metadata": call("os.system", text(command))})),
-        "asks for 'os.system'",
+        "has the name 'os.system'",
     ),
     "called by INST": (
         lambda command: MARK + text(command) + b"ios\nsystem\n",
@@ -110,7 +111,7 @@ PAYLOADS: dict[str, tuple[Callable[[str], bytes], str]] = {
     ),
     "called by OBJ": (
         lambda command: MARK + name("os.system") + text(command) + b"o",
-        "asks for 'os.system'",
+        "has the name 'os.system'",
     ),
     "named by STACK_GLOBAL": (
         lambda command: text("os") + text("system") + b"\x93" + tuple_of(text(command)) + REDUCE,
@@ -139,10 +140,10 @@ SHARED = b"q\1" + b"h\1\x86q\1" * 200  # a tuple of 2**200 leaves in 200 pairs
 BIG = tensor(storage(count=6_000), 0, (6_000,), (1,))
 
 PICKLES: dict[str, tuple[Builder, str]] = {
-    "a refused name that is never called": (of(name("os.system")), "asks for 'os.system'"),
-    "a name within a known module": (of(name("torch.load")), "asks for 'torch.load'"),
-    "a dotted name": (of(b"ctorch\n_utils._rebuild_tensor_v2.__globals__\n"), "asks for 'torch._utils._reb"),
-    "a known name split elsewhere": (of(b"c\ntorch.FloatStorage\n"), r"asks for '\.torch\.FloatStorage'"),
+    "a refused name that is never called": (of(name("os.system")), "has the name 'os.system'"),
+    "a name within a known module": (of(name("torch.load")), "has the name 'torch.load'"),
+    "a dotted name": (of(b"ctorch\n_utils._rebuild_tensor_v2.__globals__\n"), "has the name 'torch._utils._reb"),
+    "a known name split elsewhere": (of(b"c\ntorch.FloatStorage\n"), r"has the name '\.torch\.FloatStorage'"),
     "a name of two lines": (of(b"ca\rb\nc\x85d\n"), "'ascii' codec can't decode byte 0x85"),
     "reduce of a text": (of(text("os.system") + tuple_of(text("x")) + REDUCE), "calls a value of type str"),
     "reduce of a reduce": (of(tensor() + b")" + REDUCE), "calls a tensor"),
@@ -256,7 +257,7 @@ PICKLES: dict[str, tuple[Builder, str]] = {
     "BYTEARRAY8 of 2**40 bytes": (of(b"\x96" + struct.pack("<Q", 1 << 40)), "in a bytearray8, but only 2 remain"),
     "a number of a million digits": (of(b"L" + b"9" * 900_000 + b"L\n"), "instruction LONG,|damaged or cut short"),
     "a number of a million bytes": (of(b"\x8b" + struct.pack("<I", 900_000) + b"\xff" * 900_000), "LONG4"),
-    "a name of a million letters": (of(b"c" + b"a" * 1_000_000 + b"\nb\n"), "asks for 'aaa"),
+    "a name of a million letters": (of(b"c" + b"a" * 1_000_000 + b"\nb\n"), "has the name 'aaa"),
     "memo index of 2**32 - 1": (of(number(1) + b"r\xff\xff\xff\xff" + b"0"), "instruction POP"),
     "a memo item that isn't there": (of(b"h\7"), "recalls item 7"),
     "MEMOIZE": (of(number(1) + b"\x94"), "instruction MEMOIZE"),
@@ -302,7 +303,7 @@ PICKLES: dict[str, tuple[Builder, str]] = {
 GOOD = state(tensor())
 
 
-def entries(**changes: object) -> list[Entry]:
+def entries(**changes: Any) -> list[Entry]:
     """The entries of a good file; the changes are to its storage."""
     made = entries_of(GOOD, {"0": SIX})
     for key, value in changes.items():
@@ -310,7 +311,7 @@ def entries(**changes: object) -> list[Entry]:
     return made
 
 
-def changed(at: int = 2, **changes: object) -> Builder:
+def changed(at: int = 2, **changes: Any) -> Builder:
     def build(command: str) -> bytes:
         made = entries_of(GOOD, {"0": SIX})
         for key, value in changes.items():
@@ -324,7 +325,7 @@ def added(*more: Entry) -> Builder:
     return lambda command: zip_file([*entries(), *more])
 
 
-def ending(**changes: object) -> Builder:
+def ending(**changes: Any) -> Builder:
     return lambda command: zip_file(entries(), End(**changes))
 
 
@@ -364,7 +365,7 @@ def many_entries(command: str) -> bytes:
     return zip_file([*entries(), *(Entry(str(i), b"") for i in range(10_000))])
 
 
-WIDE = {"wide": True, "local_sizes": (0xFFFFFFFF, 0xFFFFFFFF)}
+WIDE: dict[str, Any] = {"wide": True, "local_sizes": (0xFFFFFFFF, 0xFFFFFFFF)}
 
 ZIPS: dict[str, tuple[Builder, str]] = {
     "a pickle of 200 MB in 200 KB": (bomb, "'archive/data.pkl' is compressed"),

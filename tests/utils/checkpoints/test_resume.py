@@ -10,11 +10,13 @@ from typing import Any
 import pytest
 
 from common.errors import UserError
+from dataset.metadata import PuzzleDatasetMetadata
 from tests.helpers.checkpoints import DATA, names, write_step
-from tests.helpers.configs import pretrain_config
+from tests.helpers.configs import pretrain_config, sizes
 from utils.checkpoints.record import Progress
 from utils.checkpoints.resume import (
     ResumePoint,
+    changed_order,
     check_same_run,
     find_resume_point,
     make_way,
@@ -88,11 +90,11 @@ def test_auto_takes_the_one_before_a_damaged_one_and_says_so(run: Path, said: Sa
     assert len(warnings) == 2
     assert f"{run / 'step_30' / 'training.safetensors'} is damaged" in warnings[0]
     assert f"{run / 'step_20' / 'checkpoint.json'} is missing" in warnings[1]
-    assert all("the checkpoint before it is tried" in line for line in warnings)
+    assert all("trying the checkpoint before it" in line for line in warnings)
     assert "step_30" in names(run)  # whatever is checked next may refuse to go on
 
     make_way(point)
-    assert said() == [f"{run / f'step_{n}'} is set aside as step_{n}.damaged" for n in (30, 20)]
+    assert said() == [f"{run / f'step_{n}'} is renamed to step_{n}.damaged" for n in (30, 20)]
     assert names(run) == ["all_config.yaml", "step_20.damaged", "step_30.damaged", "step_9"]
     assert resume(run) is not None
     assert said() == []  # said once
@@ -115,7 +117,7 @@ def test_a_step_is_taken_up_and_the_later_ones_go_aside(run: Path, said: Said) -
     assert point.record.step == 9
     assert names(run) == ["all_config.yaml", "step_20", "step_30", "step_9"]
     make_way(point)
-    assert sorted(said()) == [f"{run / f'step_{n}'} is set aside as step_{n}.superseded" for n in (20, 30)]
+    assert sorted(said()) == [f"{run / f'step_{n}'} is renamed to step_{n}.superseded" for n in (20, 30)]
     again = resume(run)
     assert again is not None
     assert again.folder == run / "step_9"
@@ -232,7 +234,7 @@ def test_all_that_differs_is_told_at_once(run: Path) -> None:
 
 
 def test_harmless_changes_are_allowed_and_listed(run: Path) -> None:
-    changes = {
+    changes: dict[str, Any] = {
         "lr": 1e-5,
         "epochs": 20,
         "eval_interval": 4,
@@ -260,8 +262,8 @@ def test_harmless_changes_are_allowed_and_listed(run: Path) -> None:
 
 def test_a_record_with_keys_that_are_gone_says_so(run: Path) -> None:
     """Written by another version of this code."""
-    write_step(run, 40, config=config_of(run).model_dump() | {"optimiser": "muon"})
-    with pytest.raises(UserError, match=r"unknown key 'optimiser' in .*step_40"):
+    write_step(run, 40, config=config_of(run).model_dump() | {"momentum": 0.9})
+    with pytest.raises(UserError, match=r"unknown key 'momentum' in .*step_40"):
         check(run)
 
 
@@ -270,7 +272,11 @@ def test_a_record_with_keys_that_are_gone_says_so(run: Path) -> None:
 
 def progress(run: Path, found: Progress, **changes: Any) -> Progress:
     """What becomes of `found`, recorded by a run of 12 epochs evaluated every 4, with another configuration now."""
-    before = {"epochs": 12, "eval_interval": 4, "stop_when": {"metric": "train/lm_loss", "at_most": 1.0}}
+    before: dict[str, Any] = {
+        "epochs": 12,
+        "eval_interval": 4,
+        "stop_when": {"metric": "train/lm_loss", "at_most": 1.0},
+    }
     folder = write_step(run, 50, config=config_of(run, **before).model_dump(), progress=found)
     config = config_of(run, resume=str(folder), **(before | changes))
     point = find_resume_point(config)
@@ -300,6 +306,21 @@ def test_changed_intervals_hold_from_the_next_iteration_on(
     found = progress(run, Progress(iteration=2, epochs_done=8, iteration_epochs=4, batches=batches), **changes)
     assert (found.iteration, found.epochs_done, found.batches) == (2, 8, batches)
     assert found.iteration_epochs == length
+
+
+def test_another_order_of_examples_is_told_in_the_middle_of_an_iteration_of_arc(run: Path) -> None:
+    """Version 0.1 kept the examples of a puzzle in the file's order; puzzles of one example have no order."""
+    arc = sizes().model_copy(update={"mean_puzzle_examples": 4.2})
+
+    def told(metadata: PuzzleDatasetMetadata, **changes: Any) -> int:
+        point = find_resume_point(config_of(run, resume=str(write_step(run, 50, **changes))))
+        assert point is not None
+        return len(changed_order(point, metadata))
+
+    assert told(arc) == 1
+    assert told(sizes()) == 0
+    assert told(arc, versions={"hrm-mlx": "0.2.0"}) == 0
+    assert told(arc, progress=Progress(iteration=1, iteration_epochs=4)) == 0
 
 
 def test_a_finished_run_has_nothing_left_to_do_unless_it_is_extended(run: Path) -> None:

@@ -8,6 +8,7 @@ import os
 import random
 import struct
 from pathlib import Path
+from typing import Any
 
 import mlx.core as mx
 import numpy as np
@@ -46,7 +47,8 @@ def test_mlx_reads_what_we_write(tmp_path: Path) -> None:
     """The files are an exchange format: one that only we can read would be worth nothing."""
     path, ours = tmp_path / "out.safetensors", arrays()
     write_safetensors(path, {name: host_tensor(array) for name, array in ours.items()}, {"step": "7"})
-    theirs, metadata = mx.load(str(path), return_metadata=True)
+    loaded: Any = mx.load(str(path), return_metadata=True)
+    theirs, metadata = loaded
     assert metadata == {"step": "7"}
     assert theirs.keys() == ours.keys()
     for name, array in ours.items():

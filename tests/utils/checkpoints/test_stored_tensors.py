@@ -122,7 +122,7 @@ def test_float64_is_read_as_float32(tmp_path: Path) -> None:
     path.write_bytes(np.array([1 / 3, 1e300, -0.0, np.nan]).tobytes())
     read = StoredTensor(path, "float64", (4,), (1,), 0).read()
     assert read.dtype == mx.float32
-    assert np.array_equal(np.asarray(read), np.float32([1 / 3, np.inf, -0.0, np.nan]), equal_nan=True)
+    assert np.array_equal(np.asarray(read), np.array([1 / 3, np.inf, -0.0, np.nan], np.float32), equal_nan=True)
 
 
 def test_bytes_that_are_no_bools_are_read_as_true(tmp_path: Path) -> None:

@@ -206,7 +206,7 @@ def test_a_whole_training_state_is_refused_with_its_keys(tmp_path: Path) -> None
         read(tmp_path, file_of(pickled(moments)))
     with pytest.raises(UserError, match="holds a tensor, not a table"):
         read(tmp_path, file_of(pickled(tensor())))
-    with pytest.raises(UserError, match=r"asks for '__main__\.Model'"):
+    with pytest.raises(UserError, match=r"has the name '__main__\.Model'"):
         read(tmp_path, file_of(pickled(b"c__main__\nModel\n)R")))
 
 

@@ -41,7 +41,8 @@ def value_of(folder: Path) -> float:
     """What the arrays of a checkpoint by `tests.helpers.checkpoints.snapshot` hold; both files agree, or it is none."""
     verify(folder)
     weights, training = (read_safetensors(folder / name) for name in ("model.safetensors", "training.safetensors"))
-    (value,) = {float(tensor.read()[0].item()) for tensor in (*weights.values(), *training.values())}
+    (value,) = {tensor.read()[0].item() for tensor in (*weights.values(), *training.values())}
+    assert isinstance(value, float | int)
     return value
 
 
@@ -388,8 +389,8 @@ def test_a_checkpoint_that_fails_is_told_with_the_one_that_is_intact(tmp_path: P
         with pytest.raises(UserError) as error:
             save()
         assert str(error.value) == (
-            f"checkpoint step_7 can't be written to {run}: {complaint}; step_3 is intact. "
-            "Make the folder writable and roomy, and continue with resume=auto"
+            f"checkpoint step_7 can't be written to {run}: {complaint}; step_3 is intact: "
+            "make room, or the folder writable, and continue with resume=auto"
         )
         assert names(run) == ["step_3"]
 

@@ -8,8 +8,8 @@ import numpy as np
 import pytest
 from PIL import Image
 
-from dataset.arc_grids import grid_to_tokens
 from dataset.metadata import PuzzleDatasetMetadata
+from tests.helpers.arc_grids import grid_to_tokens
 from tests.helpers.configs import sizes
 from utils.evaluation.puzzle_kinds import (
     ARC_COLOURS,

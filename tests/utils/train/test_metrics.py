@@ -59,7 +59,8 @@ def test_each_step_is_read_once_and_the_window_looks_further_back() -> None:
 
 def test_reading_is_the_only_wait_for_the_device(monkeypatch: pytest.MonkeyPatch) -> None:
     """With log_interval=100 the device must not stand still after every step."""
-    waits, evaluate = [], mx.eval
+    evaluate = mx.eval
+    waits: list[int] = []
     monkeypatch.setattr(mx, "eval", lambda *arrays: (waits.append(1), evaluate(*arrays)))
     metrics = TrainMetrics(global_batch_size=8, window=100)
     for number in range(6):

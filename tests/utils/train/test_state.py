@@ -26,7 +26,8 @@ CPU_ONLY = {"Cholesky", "Eig", "Eigh", "Inverse", "LUF", "QRF", "SVD", "Load"}
 
 def graph_of(function: Callable[..., Any], *arguments: Any) -> tuple[set[str], set[str]]:
     """Names of the primitives, and of all dtypes, in the graph that `function` builds. Results are what it returns."""
-    primitives, dtypes = set(), set()
+    primitives: set[str] = set()
+    dtypes: set[str] = set()
 
     def visit(node: dict[str, Any]) -> None:
         if node["type"] == "primitive":
@@ -38,7 +39,7 @@ def graph_of(function: Callable[..., Any], *arguments: Any) -> tuple[set[str], s
 
     names, arrays = zip(*tree_flatten(arguments), strict=True)
 
-    def on_arrays(*arrays: mx.array) -> list[mx.array]:
+    def on_arrays(*arrays: mx.array) -> list[Any]:
         results = function(*tree_unflatten(list(zip(names, arrays, strict=True))))
         return [array for _, array in tree_flatten(results)]
 

@@ -39,7 +39,7 @@ def restore(state: TrainState, folder: Path, step: int = STEPS) -> None:
     state.restore(step, read_safetensors(folder / "training.safetensors"), "here")
 
 
-def take_steps(state: TrainState, first: int, last: int) -> list[dict[str, float]]:
+def take_steps(state: TrainState, first: int, last: int) -> list[dict[str, Any]]:
     """The metrics of steps `first` to `last`, whose batches depend on nothing but their number."""
     found = [state.train_step(random_batch(step)).metrics for step in range(first, last + 1)]
     return [{name: value.item() for name, value in metrics.items()} for metrics in found]
