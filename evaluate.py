@@ -35,6 +35,9 @@ from utils.model import build_model
 from utils.ranks.ranks import Ranks, connected
 from utils.ranks.watchdog import DEFAULT_TIMEOUT
 
+# Rows that a configuration from elsewhere gets unasked, published: 768 and 2304. Larger ones could fill the memory
+MAX_DEFAULT_BATCH = 4096
+
 
 class EvaluateConfig(BaseModel):
     """The keys of evaluate.py.
@@ -45,7 +48,9 @@ class EvaluateConfig(BaseModel):
         save_outputs: arrays to save.
         output_path: the folder for them; null, beside the checkpoint.
         eval_halt: as in training.
-        global_batch_size: examples at a time; null, as trained.
+        eval_batch_size: examples at a time, over all ranks; null, as trained, but at most MAX_DEFAULT_BATCH. Never more
+            than there are to evaluate.
+        global_batch_size: the earlier name of `eval_batch_size`.
         max_examples: only the first so many; null, all.
         forward_dtype: null, as trained.
         show_examples: puzzles to print.
@@ -59,11 +64,17 @@ class EvaluateConfig(BaseModel):
     save_outputs: list[PredictionKey] = list(DEFAULT_PREDICTION_KEYS)
     output_path: str | None = None
     eval_halt: Literal["max", "q"] = "max"
+    eval_batch_size: int | None = Field(default=None, ge=1)
     global_batch_size: int | None = Field(default=None, ge=1)
     max_examples: int | None = Field(default=None, ge=1)
     forward_dtype: Literal["bfloat16", "float16", "float32"] | None = None
     show_examples: int = Field(default=0, ge=0)
     rank_timeout: float = Field(default=DEFAULT_TIMEOUT, ge=1)
+
+    @property
+    def batch_size(self) -> int | None:
+        """Examples at a time, if the command line says how many."""
+        return self.eval_batch_size or self.global_batch_size
 
     @model_validator(mode="after")
     def _step_preds_are_complete(self) -> EvaluateConfig:
@@ -138,9 +149,10 @@ def run(arguments: list[str], ranks: Ranks) -> None:
     test_set = PuzzleDataset(
         config.data_path or trained.data_path,
         "test",
-        global_batch_size=config.global_batch_size or trained.global_batch_size,
+        global_batch_size=config.batch_size or min(trained.global_batch_size, MAX_DEFAULT_BATCH),
         rank=ranks.rank,
         num_ranks=ranks.size,
+        size_key="eval_batch_size",
     )
     ranks.require_same("the test sets", test_set.fingerprint())
     head = build_model(ArchConfig.model_validate(arch), test_set.metadata, mx.random.key(trained.seed))

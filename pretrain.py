@@ -191,12 +191,16 @@ def load_data(config: PretrainConfig, ranks: Ranks) -> tuple[PuzzleDataset, Puzz
         PuzzleDataset(
             config.data_path,
             split,
-            global_batch_size=config.global_batch_size,
+            global_batch_size=size,
             seed=config.seed,
             rank=ranks.rank,
             num_ranks=ranks.size,
+            size_key=key,
         )
-        for split in ("train", "test")
+        for split, key, size in (
+            ("train", "global_batch_size", config.global_batch_size),
+            ("test", "eval_batch_size", config.eval_batch_size or config.global_batch_size),
+        )
     )
     for name in ("seq_len", "vocab_size", "num_puzzle_identifiers"):
         ours, theirs = getattr(train_set.metadata, name), getattr(test_set.metadata, name)

@@ -149,6 +149,7 @@ class PretrainConfig(BaseModel):
     seed: int = Field(default=0, ge=0, lt=2**64)
     eval_save_outputs: list[PredictionKey] = []
 
+    eval_batch_size: int | None = Field(default=None, ge=1)
     eval_halt: Literal["max", "q"] = "max"
     eval_max_examples: int | None = Field(default=None, ge=1)
     log_interval: int = Field(default=1, ge=1)

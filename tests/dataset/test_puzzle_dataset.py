@@ -178,9 +178,9 @@ def test_skipped_batches_are_not_read(tmp_path: Path, monkeypatch: pytest.Monkey
     read = PuzzleDataset._read
     reads: list[int] = []
 
-    def counting(self: PuzzleDataset, data: object, examples: np.ndarray) -> Batch:
+    def counting(self: PuzzleDataset, data: object, examples: np.ndarray, rows: int) -> Batch:
         reads.append(len(examples))
-        return read(self, data, examples)  # type: ignore[arg-type]
+        return read(self, data, examples, rows)  # type: ignore[arg-type]
 
     monkeypatch.setattr(PuzzleDataset, "_read", counting)
     next(data.train_batches(0, epochs=400, start_batch=900))
@@ -225,7 +225,7 @@ def test_evaluation_reads_all_in_order_and_pads(tmp_path: Path) -> None:
 
 @pytest.mark.parametrize("limit", [0, 1, 8, 13, 29, 30, 1000])
 def test_max_examples_takes_the_first(limit: int, tmp_path: Path) -> None:
-    """A quick evaluation would measure other examples at each call, or more than asked for."""
+    """A quick evaluation would measure other examples at each call, or compute and measure more than asked for."""
     write_split(tmp_path / "test", ARC_LIKE, set_names=("a", "b"))
     for ranks in (1, 2):
         parts = [
@@ -238,6 +238,8 @@ def test_max_examples_takes_the_first(limit: int, tmp_path: Path) -> None:
         ]
         seen = [e for step in zip(*parts, strict=True) for batch in step for e in rows([batch])[0]]
         assert seen == [*range(29), *range(29)][:limit]
+        shapes = {batch.inputs.shape for part in parts for batch in part}
+        assert shapes == ({(min(8, limit + limit % ranks) // ranks, 4)} if limit else set())
 
 
 # ---------------------------------------------------------------------------------------------------- speed, memory
@@ -473,6 +475,7 @@ def test_bad_arguments_are_named(tmp_path: Path) -> None:
     for options, message in (
         ({"global_batch_size": 10, "num_ranks": 4}, "10 is not divisible by the number of ranks 4: use 12"),
         ({"global_batch_size": 0}, "global_batch_size is 0"),
+        ({"global_batch_size": 3, "num_ranks": 2, "size_key": "eval_batch_size"}, "eval_batch_size 3 is not divisible"),
         ({"global_batch_size": 4, "rank": 2, "num_ranks": 2}, "rank is 2 of 2"),
         ({"global_batch_size": 4, "seed": -1}, "seed is -1"),
     ):

@@ -20,7 +20,7 @@ from utils.plain_yaml import read_yaml
 _MAX_NUMBER = 16_384
 _MAX_THETA = 1e12  # the base of rotary positions is no size
 _MAX_BLOCKS = 4096  # applied one after the other in one outer step, all in one graph; MLX crashes on deeper ones
-_MAX_STEPS = 4096  # outer steps; published: 16
+_MAX_STEPS = 1024  # outer steps, of which evaluation takes all; published: 16
 _MAX_LENGTH = 200  # of a text or a list
 _KEY_LENGTH = 40  # of a part of a key in a message
 
