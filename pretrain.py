@@ -5,6 +5,9 @@ A run is config → data → state → (train → evaluate → checkpoint)*. All
 
 from __future__ import annotations
 
+if __name__ == "__main__":
+    import common.quiet_imports  # noqa: F401  # Ctrl-C ends those below without a traceback
+
 import utils.linux_cpu  # before mlx: on Linux it brings a fast BLAS
 
 import os
@@ -32,6 +35,7 @@ from utils.checkpoints.resume import (
 from utils.checkpoints.run_folder import RunFolder
 from utils.checkpoints.weights import start_from
 from utils.checkpoints.writer import CheckpointWriter
+from utils.command_line import refuse_deep_values
 from utils.config import PretrainConfig, hydra_errors, parse_pretrain_config, with_names, write_saved_config
 from utils.evaluation.evaluate import Evaluator, evaluate, prefix
 from utils.evaluation.predictions import PredictionWriter, predictions_folder, remove_surplus
@@ -211,9 +215,20 @@ def load_data(config: PretrainConfig, ranks: Ranks) -> tuple[PuzzleDataset, Puzz
 
 
 def steps_of_run(config: PretrainConfig, train_set: PuzzleDataset) -> int:
-    """Compute the number of steps after which the learning rate schedule, and the run, ends."""
+    """Compute the number of steps after which the learning rate schedule, and the run, ends.
+
+    Raises:
+        UserError: if there is none.
+    """
     meta = train_set.metadata
-    return int(config.epochs * meta.total_groups * meta.mean_puzzle_examples / config.global_batch_size)
+    steps = int(config.epochs * meta.total_groups * meta.mean_puzzle_examples / config.global_batch_size)
+    if not steps:
+        raise UserError(
+            f"epochs = {config.epochs} is no whole step: {meta.total_groups} groups of {meta.mean_puzzle_examples:g} "
+            f"examples on average, with global_batch_size = {config.global_batch_size}; raise epochs, or lower "
+            "global_batch_size"
+        )
+    return steps
 
 
 def known_metrics(state: TrainState, test_set: PuzzleDataset) -> list[str]:
@@ -269,6 +284,7 @@ def main() -> None:
     the YAML, because the class that `name` names checks them.
     """
     sys.argv[1:] = [re.sub(r"^(\+(?=[^+])|(?=(arch|optimizer)\.))", "++", argument) for argument in sys.argv[1:]]
+    refuse_deep_values(sys.argv[1:])
     os.environ["HYDRA_FULL_ERROR"] = "1"  # so that Hydra raises, rather than print half a page and exit
     with hydra_errors():
         job()

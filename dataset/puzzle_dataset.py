@@ -141,6 +141,11 @@ class PuzzleDataset:
                 f"indices hold {groups} groups; {how_to_build(self.path)}"
             )
         self.num_examples = sum(len(s.inputs) for s in self._sets)
+        if self.metadata.mean_puzzle_examples > self.num_examples:
+            raise UserError(
+                f"{self.path / split / 'dataset.json'}: mean_puzzle_examples is {self.metadata.mean_puzzle_examples}, "
+                f"but the split has {self.num_examples} examples; {how_to_build(self.path)}"
+            )
 
     def fingerprint(self) -> str:
         """Compute a checksum of the split's metadata, index arrays and a sample of its examples.

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import shutil
 from collections.abc import Callable
 from functools import partial
 from pathlib import Path
@@ -307,6 +308,17 @@ def test_mistakes_end_in_one_line_that_names_them(
     assert len(complaint) == 1
     assert expected in complaint[0]
     assert "Traceback" not in err
+
+
+def test_a_run_without_a_step_is_a_mistake(data: Path, tmp_path: Path, run_here: Callable[..., Any]) -> None:
+    """It ended with status 0, untrained."""
+    other = shutil.copytree(data, tmp_path / "other")
+    metadata = json.loads((other / "train" / "dataset.json").read_text())
+    (other / "train" / "dataset.json").write_text(json.dumps(metadata | {"mean_puzzle_examples": 0.01}))
+    status, _, err = run_here(*train_arguments(other, tmp_path / "run"))
+    assert status == 1
+    assert "error: epochs = 2 is no whole step: 64 groups of 0.01 examples on average" in err
+    assert not (tmp_path / "run").exists()
 
 
 @pytest.mark.slow

@@ -14,7 +14,7 @@ from omegaconf import DictConfig, OmegaConf
 from omegaconf.errors import OmegaConfBaseException
 from pydantic import BaseModel, ConfigDict, Field, ValidationError, model_validator
 
-from common.errors import UserError, describe_validation_error
+from common.errors import UserError, describe_validation_error, printable, shown
 from common.files import replacing
 from utils.plain_yaml import read_yaml
 from utils.ranks.watchdog import DEFAULT_TIMEOUT
@@ -198,9 +198,10 @@ def hydra_errors() -> Iterator[None]:
         lines = [line.strip() for line in str(error).partition("Config search path")[0].splitlines() if line.strip()]
         message = " ".join(lines) or type(error).__name__
         if isinstance(error, OverrideParseException):
-            quoted = "'{}=\"{}\"'".format(*error.override.partition("=")[::2])
+            key, _, value = error.override.partition("=")
             message = (
-                f"{error.override!r} can't be read: {lines[0]}; quote a value with special characters, as in {quoted}"
+                f"{shown(error.override, 200)} can't be read: {printable(lines[0], 300)}; quote a value with special "
+                f"characters, as in '{key}=\"{value if len(value) <= 200 else '…'}\"'"
             )
         elif lines and lines[0].startswith("Could not override"):
             key = lines[0].removeprefix("Could not override").strip(" '.\"")

@@ -2,9 +2,13 @@
 
 from __future__ import annotations
 
+import re
 from collections.abc import Callable
 
+import pytest
+
 import evaluate
+import pretrain
 import utils.arc.__main__ as arc
 from evaluate import EvaluateConfig
 from utils import export
@@ -37,6 +41,15 @@ def test_arc_arguments() -> None:
     """One folder can be given without brackets."""
     for given, expected in (("a/step_1*", ["a/step_1*"]), ("[a,b]", ["a", "b"])):
         assert parse([f"predictions={given}"], arc.ArcConfig, "python -m utils.arc").predictions == expected
+
+
+@pytest.mark.parametrize("value", ["[" * 3000, "[" * 3000 + "]" * 3000, "{" * 3000 + "}" * 3000])
+def test_deep_values_end_in_one_short_line(call_script: Callable[..., tuple[int, str, str]], value: str) -> None:
+    """The parsers exhaust the stack: 140 kB of traceback."""
+    for script in (evaluate, pretrain):
+        status, _, err = call_script(script, f"checkpoint={value}", "global_batch_size=1")
+        assert status == 1
+        assert re.fullmatch(r"error: checkpoint=.{,200} has more than 50 brackets; no key takes so many\n", err), err
 
 
 def test_what_is_missing_is_shown_by_the_usage(call_script: Callable[..., tuple[int, str, str]]) -> None:

@@ -7,6 +7,9 @@ Prints pass@K as a table and as one line of JSON; writes the ARC Prize's submiss
 
 from __future__ import annotations
 
+if __name__ == "__main__":
+    import common.quiet_imports  # noqa: F401  # Ctrl-C ends those below without a traceback
+
 import json
 import sys
 from pathlib import Path

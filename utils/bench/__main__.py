@@ -9,6 +9,9 @@ says little, but the same ratio in processor time does: both are given. Prints a
 
 from __future__ import annotations
 
+if __name__ == "__main__":
+    import common.quiet_imports  # noqa: F401  # Ctrl-C ends those below without a traceback
+
 import utils.linux_cpu  # noqa: F401  # before mlx: on Linux it brings a fast BLAS
 
 import json

@@ -11,7 +11,7 @@ from pathlib import Path
 
 from pydantic import BaseModel, ConfigDict, Field, ValidationError
 
-from common.errors import UserError, describe_validation_error, shown
+from common.errors import UserError, describe_validation_error, shown, shown_name
 from utils.config import CONFIG_FILE, ArchConfig
 from utils.plain_yaml import read_yaml
 
@@ -22,7 +22,6 @@ _MAX_THETA = 1e12  # the base of rotary positions is no size
 _MAX_BLOCKS = 4096  # applied one after the other in one outer step, all in one graph; MLX crashes on deeper ones
 _MAX_STEPS = 1024  # outer steps, of which evaluation takes all; published: 16
 _MAX_LENGTH = 200  # of a text or a list
-_KEY_LENGTH = 40  # of a part of a key in a message
 
 
 class TrainedConfig(BaseModel):
@@ -99,8 +98,7 @@ def _leaves(key: str, value: object) -> Iterator[tuple[str, object]]:
     yield key, value
     if isinstance(value, dict):
         for name, item in value.items():
-            plain = isinstance(name, str) and name.isidentifier() and len(name) <= _KEY_LENGTH
-            yield from _leaves(f"{key}.{name if plain else shown(name, _KEY_LENGTH)}", item)
+            yield from _leaves(f"{key}.{shown_name(name)}", item)
     elif isinstance(value, list):
         for index, item in enumerate(value):
             yield from _leaves(f"{key}.{index}", item)

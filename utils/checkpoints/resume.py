@@ -10,7 +10,7 @@ from typing import Any
 
 from tqdm import tqdm
 
-from common.errors import UserError
+from common.errors import UserError, printable, shown_name
 from utils.checkpoints.record import (
     TRAINING_FILE,
     WEIGHTS_FILE,
@@ -33,6 +33,7 @@ from utils.train.state import TrainState
 _FIXED = {"global_batch_size", "seed", "optimizer.name"}
 # Keys that say where a run lies or begins, not what it does
 _FREE = {"resume", "load_weights", "checkpoint_path"}
+_SHOWN_LENGTH = 200  # of a value that has changed
 
 
 @dataclass(frozen=True)
@@ -185,7 +186,8 @@ def restore(point: ResumePoint, state: TrainState, metrics: TrainMetrics) -> Non
 
 
 def _change(key: str, old: dict[str, Any], new: dict[str, Any]) -> str:
-    return f"{key}: {old.get(key)} → {new.get(key)}"
+    before, now = (printable(values.get(key), _SHOWN_LENGTH) for values in (old, new))
+    return f"{shown_name(key)}: {before} → {now}"
 
 
 def _flat(values: dict[str, Any], prefix: str = "") -> dict[str, Any]:

@@ -11,7 +11,7 @@ from pathlib import Path
 import mlx.core as mx
 from mlx.utils import tree_flatten
 
-from common.errors import UserError
+from common.errors import UserError, shown, shown_name
 from common.files import expand_user
 from models.losses import ACTLossHead
 from models.sparse_embedding import SparseEmbedding
@@ -31,6 +31,7 @@ from utils.ranks.ranks import Ranks
 
 COMPILED_PREFIX = "_orig_mod."  # torch.compile puts it before every name
 HUB_OUTPUT = Path("checkpoints")
+_FINITE_PIECE = 4 << 20  # numbers looked at together
 _TORCH_STEP = re.compile(r"step_(\d+)")
 _STEP_IN_METADATA = re.compile(r"[0-9]{1,15}")
 
@@ -154,13 +155,13 @@ def load_weights(head: ACTLossHead, tensors: Mapping[str, StoredTensor], origin:
         origin: where they come from, for the messages.
 
     Raises:
-        UserError: if names or shapes are not those of `head`; nothing is read then.
+        UserError: if names or shapes are not those of `head`, and nothing is read; or if a number is not finite.
     """
     own = dict(tree_flatten(head.parameters()))
     for names, verdict in ((own.keys() - tensors.keys(), "lacks"), (tensors.keys() - own.keys(), "has the unexpected")):
         if names:
             raise UserError(
-                f"{origin} {verdict} {sorted(names)[0]}"
+                f"{origin} {verdict} {shown_name(min(names))}"
                 + (f" and {len(names) - 1} more" if len(names) > 1 else "")
                 + "; it was made by another architecture, compare the arch keys in all_config.yaml"
             )
@@ -176,14 +177,27 @@ def load_weights(head: ACTLossHead, tensors: Mapping[str, StoredTensor], origin:
                 "data_path"
             )
         raise UserError(
-            f"{origin}: {name} has shape {tuple(found)}, the model needs {tuple(needed)}; compare the arch keys in "
+            f"{origin}: {name} has shape {shown(found)}, the model needs {tuple(needed)}; compare the arch keys in "
             "all_config.yaml and the sizes in the data set's dataset.json"
         )
     for name, tensor in tensors.items():
         array = tensor.read()
+        if not _is_finite(array):
+            raise UserError(
+                f"{origin}: {shown_name(name)} holds NaN or infinity; the run had diverged, or the file is damaged: "
+                "take an earlier checkpoint"
+            )
         head.load_weights([(name, array.astype(own.pop(name).dtype))], strict=False)
         del array
     mx.eval(head.parameters())
+
+
+def _is_finite(array: mx.array) -> bool:
+    """Whether an array holds neither NaN nor infinity. In pieces: no second table of 2 GB is made for it."""
+    flat = array.reshape(-1)
+    return all(
+        mx.isfinite(flat[start : start + _FINITE_PIECE]).all().item() for start in range(0, flat.size, _FINITE_PIECE)
+    )
 
 
 def share_weights(head: ACTLossHead, ranks: Ranks) -> None:

@@ -40,6 +40,8 @@ LAUGHS = "\n".join(["a0: &a0 [1, 1]", *(f"a{i}: &a{i} [*a{i - 1}, *a{i - 1}]" fo
         ("[" * 5000, "nested more than 8 levels deep"),
         ("a: " + "{b: " * 400 + "1" + "}" * 400, "nested more than 8 levels deep"),
         ("#" * 70_000, "more than 65,536 bytes"),
+        ("a: " + ":".join("1" * 15_000) + ".5", "can't be read: int too large"),
+        ("a: " + ":".join("1" * 15_000), "key 'arch' is missing"),
         ("a: 2024-13-45", "can't be read: month must be in 1..12"),
         ("a: " + "9" * 5000, "can't be read"),
         ("a: !!bool perhaps", "can't be read"),
