@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import errno
 import functools
 import os
 import re
@@ -16,6 +17,7 @@ from pydantic import ValidationError
 # Hydra's variable for whole tracebacks, taken for all programs here. Read now, because pretrain.py sets it for Hydra.
 _WHOLE_TRACEBACK = os.environ.get("HYDRA_FULL_ERROR") == "1"
 
+NO_SPACE = (errno.ENOSPC, errno.EDQUOT, errno.EFBIG)
 _LINE_LENGTH = 4000  # of a whole message; two paths may be in it
 _PLAIN_NAME = re.compile(r"[\w.-]{1,120}", re.ASCII)  # no name or key of this code is longer
 _BRIEFLY = reprlib.Repr()
@@ -100,7 +102,8 @@ def explain(error: BaseException) -> str | None:
     if isinstance(error, UserError):
         return printable(error)
     if isinstance(error, OSError):
-        return printable(f"{error.filename}: {error.strerror}" if error.filename else error)
+        remedy = "; free some space, or choose a folder on another disk" if error.errno in NO_SPACE else ""
+        return printable(f"{error.filename}: {error.strerror}" if error.filename else error) + remedy
     return None
 
 

@@ -30,6 +30,17 @@ def expand_user(path: str | Path) -> Path:
 
 
 @contextlib.contextmanager
+def naming(path: Path) -> Iterator[None]:
+    """Give an OSError of the block that names no file, as one from writing to an open file does, the name of `path`."""
+    try:
+        yield
+    except OSError as error:
+        if error.errno is not None and error.filename is None:
+            error.filename = str(path)
+        raise
+
+
+@contextlib.contextmanager
 def replacing(path: Path) -> Iterator[Path]:
     """Write a file or folder beside its place, and rename it when it is complete.
 
@@ -42,8 +53,9 @@ def replacing(path: Path) -> Iterator[Path]:
     partial = path.with_name(f".{path.name}{PARTIAL}")
     remove(partial)
     try:
-        yield partial
-        move_into_place(partial, path)
+        with naming(path):
+            yield partial
+            move_into_place(partial, path)
     finally:
         remove(partial)
 

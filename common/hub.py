@@ -6,7 +6,6 @@ chain of causes down to the answer's status or the system's error, which is read
 
 from __future__ import annotations
 
-import errno
 import os
 import re
 import socket
@@ -14,10 +13,9 @@ import ssl
 from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
 
-from common.errors import UserError, shown
+from common.errors import NO_SPACE, UserError, shown
 
 HUB_ID = re.compile(r"[A-Za-z0-9][\w.-]*/[A-Za-z0-9][\w.-]*")  # owner/name
-_NO_SPACE = (errno.ENOSPC, errno.EDQUOT, errno.EFBIG)
 _HTTP_LIBRARIES = ("requests", "urllib3", "httpx", "httpcore")
 _READ_BY_THE_HUB = ("HF_ENDPOINT", "HF_HUB_ETAG_TIMEOUT", "HF_HUB_DOWNLOAD_TIMEOUT")  # which may fail; no secrets
 _LOG_IN = "log in with `hf auth login` or set HF_TOKEN"
@@ -77,7 +75,7 @@ def explain_hub_error(error: Exception) -> HubFailure:
     for cause in chain:
         if isinstance(cause, errors.HFValidationError):
             return HubFailure(f"the name is not valid on the hub ({_first_sentence(cause)})", "check its spelling")
-        if isinstance(cause, OSError) and cause.errno in _NO_SPACE:
+        if isinstance(cause, OSError) and cause.errno in NO_SPACE:
             return HubFailure(
                 f"the hub's cache {constants.HF_HUB_CACHE} has no room for it ({cause.strerror})",
                 "free some space, or set HF_HOME to a folder with more",

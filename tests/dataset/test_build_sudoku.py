@@ -16,12 +16,13 @@ from pathlib import Path
 import numpy as np
 import pytest
 
-from common.errors import UserError
+from common.errors import UserError, explain
 from dataset import build_sudoku_dataset as sudoku
 from dataset import csv_puzzles
 from dataset import writer as common
 from dataset.puzzle_dataset import PuzzleDataset
 from dataset.symmetries import Symmetries
+from tests.helpers.disks import DISK_BYTES, small_disk
 from tests.helpers.hub import GATED, serve_hub
 from tests.helpers.sources import (
     ROOT,
@@ -393,6 +394,23 @@ def test_a_build_removes_what_one_killed_at_its_end_has_left(source: Path, tmp_p
     build(source, tmp_path / "out").rename(tmp_path / ".out.replaced")
     build(source, tmp_path / "out")
     assert sorted(path.name for path in tmp_path.iterdir()) == ["out", "source"]
+
+
+@pytest.mark.parametrize("room", ["some", "none"])
+def test_a_full_disk_is_left_as_it_was(room: str, source: Path, tmp_path: Path) -> None:
+    """The half-built data set kept it full, and the message was an errno."""
+    with small_disk(tmp_path / "disk") as reason:
+        if room == "none":
+            with pytest.raises(OSError, match=reason):
+                (tmp_path / "disk" / "filler").write_bytes(bytes(4 * DISK_BYTES))
+        held = sorted(path.name for path in (tmp_path / "disk").iterdir())
+        with pytest.raises(OSError, match=reason) as caught:
+            build(source, tmp_path / "disk" / "out", num_aug=1000)
+        assert sorted(path.name for path in (tmp_path / "disk").iterdir()) == held
+        text = explain(caught.value)
+        assert text is not None
+        assert text.startswith(str(tmp_path / "disk"))
+        assert text.endswith(f": {reason}; free some space, or choose a folder on another disk")
 
 
 def test_a_build_beside_a_running_one_leaves_it_alone(source: Path, tmp_path: Path) -> None:
