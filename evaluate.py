@@ -22,6 +22,7 @@ import mlx.core as mx
 from pydantic import BaseModel, ConfigDict, Field, model_validator
 
 from common.errors import UserError, one_line
+from common.files import HomePath
 from dataset.dataset_files import how_to_build
 from dataset.puzzle_dataset import PuzzleDataset
 from utils.arc.predictions import KEYS
@@ -62,10 +63,10 @@ class EvaluateConfig(BaseModel):
 
     model_config = ConfigDict(extra="forbid", coerce_numbers_to_str=True)  # data_path=2024
 
-    checkpoint: str
-    data_path: str | None = None
+    checkpoint: HomePath
+    data_path: HomePath | None = None
     save_outputs: list[PredictionKey] = list(DEFAULT_PREDICTION_KEYS)
-    output_path: str | None = None
+    output_path: HomePath | None = None
     eval_halt: Literal["max", "q"] = "max"
     eval_batch_size: int | None = Field(default=None, ge=1)
     global_batch_size: int | None = Field(default=None, ge=1)

@@ -275,16 +275,25 @@ def job(config: DictConfig) -> None:
         launch(config, ranks)
 
 
-@one_line
-def main() -> None:
-    """Run the command line.
+def for_hydra(argument: str) -> str:
+    """Write a command-line argument as Hydra takes it.
 
     `+key=value`, which the PyTorch code needs for keys that its YAML lacks, becomes `++key=value`: here the YAML has
     all keys, and Hydra allows `+` only for new ones. Keys of `arch` and `optimizer` get `++` too: they need not be in
-    the YAML, because the class that `name` names checks them.
+    the YAML, because the class that `name` names checks them. A value that begins with `~` is quoted: Hydra's grammar
+    has none.
     """
-    sys.argv[1:] = [re.sub(r"^(\+(?=[^+])|(?=(arch|optimizer)\.))", "++", argument) for argument in sys.argv[1:]]
+    argument = re.sub(r"^(\+(?=[^+])|(?=(arch|optimizer)\.))", "++", argument)
+    key, _, value = argument.partition("=")
+    value = value.replace("'", "\\'")
+    return f"{key}='{value}'" if value.startswith("~") else argument
+
+
+@one_line
+def main() -> None:
+    """Run the command line."""
     refuse_deep_values(sys.argv[1:])
+    sys.argv[1:] = map(for_hydra, sys.argv[1:])
     os.environ["HYDRA_FULL_ERROR"] = "1"  # so that Hydra raises, rather than print half a page and exit
     with hydra_errors():
         job()

@@ -7,6 +7,9 @@ import os
 import shutil
 from collections.abc import Iterator
 from pathlib import Path
+from typing import Annotated
+
+from pydantic import AfterValidator
 
 from common.errors import UserError
 
@@ -27,6 +30,10 @@ def expand_user(path: str | Path) -> Path:
             f"{path} can't be expanded: {Path(path).parts[0]} is no known home; give the whole path, or ./{path} if "
             "the name begins with ~"
         ) from None
+
+
+# A configuration's key that names a file or folder; what has no `~` stays as it was typed
+HomePath = Annotated[str, AfterValidator(lambda path: str(expand_user(path)) if path.startswith("~") else path)]
 
 
 @contextlib.contextmanager

@@ -321,6 +321,22 @@ def test_a_run_without_a_step_is_a_mistake(data: Path, tmp_path: Path, run_here:
     assert not (tmp_path / "run").exists()
 
 
+def test_a_tilde_means_home(
+    data: Path, tmp_path: Path, run_here: Callable[..., Any], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """A folder called `~` was made in the working folder."""
+    monkeypatch.setenv("HOME", str(tmp_path / "home"))
+    shutil.copytree(data, tmp_path / "home" / "my data's")
+    arguments = train_arguments(Path("~/my data's"), Path("~/run"), "epochs=1", "checkpoint_every_eval=false")
+    status, _, err = run_here(*arguments)
+    assert status == 0, err
+    assert (tmp_path / "home" / "run" / "step_8").is_dir()
+    status, out, err = run_here(*arguments, "resume=~/run/step_8")
+    assert status == 0, err
+    assert "nothing left to do" in out + err
+    assert not (tmp_path / "~").exists()
+
+
 @pytest.mark.slow
 def test_a_mistake_prints_nothing_else(data: Path, tmp_path: Path) -> None:
     for override in ("lr=fast", "epoch=3", "arch.num_heads=5"):

@@ -20,7 +20,7 @@ from pydantic import BaseModel, ConfigDict, Field
 
 from common import errors
 from common.errors import UserError
-from common.files import expand_user, replacing
+from common.files import HomePath, replacing
 from utils.checkpoints.safetensors_file import write_safetensors
 from utils.checkpoints.stored_tensors import host_tensor
 from utils.checkpoints.weights import find_weights
@@ -40,8 +40,8 @@ class ExportConfig(BaseModel):
 
     model_config = ConfigDict(extra="forbid", coerce_numbers_to_str=True)
 
-    checkpoint: str
-    out: str = Field(min_length=1)
+    checkpoint: HomePath
+    out: HomePath = Field(min_length=1)
     prefix: str = ""
     overwrite: bool = False
 
@@ -60,7 +60,7 @@ def export(config: ExportConfig) -> Path:
             configuration exists.
         OSError: if a file can't be written, as the system reports it.
     """
-    out = expand_user(config.out)
+    out = Path(config.out)
     if out.suffix != ".safetensors":
         raise UserError(f"out = {config.out!r} must end in .safetensors, the only format written")
     if out.is_dir():

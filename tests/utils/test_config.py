@@ -101,6 +101,25 @@ def test_unset_names_are_chosen_and_given_ones_kept() -> None:
     assert with_names(pretrain_config(checkpoint_path="here")).checkpoint_path == "here"
 
 
+@pytest.mark.parametrize("name", ["../../x", "a/b", "/x", "..", "."])
+def test_a_name_leads_nowhere_else(name: str) -> None:
+    """The run would lie beside checkpoints, or in somebody else's folder."""
+    for key in ("project_name", "run_name"):
+        with pytest.raises(UserError, match=rf"^{key} = {re.escape(repr(name))} can't name a folder in checkpoints"):
+            with_names(pretrain_config(**{key: name}))
+        assert with_names(pretrain_config(**{key: name}, checkpoint_path="here")).checkpoint_path == "here"
+
+
+def test_a_tilde_means_home_in_every_key_that_is_a_path(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
+    monkeypatch.setenv("HOME", str(tmp_path))
+    keys = ("data_path", "checkpoint_path", "resume", "load_weights")
+    config = pretrain_config(**dict.fromkeys(keys, "~/x"))
+    assert {getattr(config, key) for key in keys} == {f"{tmp_path}/x"}
+    assert (pretrain_config(resume="auto").resume, pretrain_config().checkpoint_path) == ("auto", None)
+    with pytest.raises(UserError, match=r"^~nobody-here/x can't be expanded"):
+        pretrain_config(data_path="~nobody-here/x")
+
+
 def test_the_saved_configuration_comes_back_equal(tmp_path: Path) -> None:
     """evaluate.py would build another model than the one that was trained."""
     config = pretrain_config(

@@ -18,6 +18,7 @@ from typing import Annotated
 from pydantic import BaseModel, BeforeValidator, ConfigDict, Field
 
 from common import errors
+from common.files import HomePath
 from utils.arc.predictions import find_folders
 from utils.arc.report import format_score
 from utils.arc.scoring import score_predictions
@@ -36,11 +37,13 @@ class ArcConfig(BaseModel):
     model_config = ConfigDict(extra="forbid", coerce_numbers_to_str=True)
 
     predictions: Annotated[
-        list[str], BeforeValidator(lambda value: value if isinstance(value, list) else [value]), Field(min_length=1)
+        list[HomePath],
+        BeforeValidator(lambda value: value if isinstance(value, list) else [value]),
+        Field(min_length=1),
     ]
-    data_path: str | None = None
-    submission: str | None = None
-    table: str | None = None
+    data_path: HomePath | None = None
+    submission: HomePath | None = None
+    table: HomePath | None = None
 
 
 @errors.one_line

@@ -23,6 +23,7 @@ from typing import Any
 from pydantic import BaseModel, ConfigDict
 
 from common.errors import UserError, one_line
+from common.files import HomePath
 from utils.bench import measure
 from utils.command_line import parse
 
@@ -43,8 +44,8 @@ class BenchConfig(BaseModel):
 
     arch: str = DEFAULT_ARCH
     quick: bool = False
-    out: str | None = None
-    against: str | None = None
+    out: HomePath | None = None
+    against: HomePath | None = None
 
 
 @one_line

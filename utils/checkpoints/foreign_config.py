@@ -12,6 +12,7 @@ from pathlib import Path
 from pydantic import BaseModel, ConfigDict, Field, ValidationError
 
 from common.errors import UserError, describe_validation_error, shown, shown_name
+from common.files import HomePath
 from utils.config import CONFIG_FILE, ArchConfig
 from utils.plain_yaml import read_yaml
 
@@ -33,7 +34,7 @@ class TrainedConfig(BaseModel):
     model_config = ConfigDict(extra="ignore", coerce_numbers_to_str=True)
 
     arch: ArchConfig
-    data_path: str = Field(min_length=1, max_length=4096)
+    data_path: HomePath = Field(min_length=1, max_length=4096)
     global_batch_size: int = Field(default=768, ge=1, le=65_536)
     seed: int = Field(default=0, ge=0, lt=2**64)
 
