@@ -6,6 +6,9 @@ and one line of JSON, and writes predictions beside the checkpoint. ARC predicti
 
 from __future__ import annotations
 
+if __name__ == "__main__":
+    import common.quiet_imports  # noqa: F401  # Ctrl-C ends those below without a traceback
+
 import utils.linux_cpu  # noqa: F401  # before mlx: on Linux it brings a fast BLAS
 
 import json
@@ -21,6 +24,7 @@ import mlx.core as mx
 from pydantic import BaseModel, ConfigDict, Field, model_validator
 
 from common.errors import UserError, one_line
+from common.files import HomePath
 from dataset.arc_grids import is_arc
 from dataset.dataset_files import how_to_build
 from dataset.metadata import PuzzleDatasetMetadata
@@ -40,26 +44,34 @@ from utils.model import build_model
 from utils.ranks.ranks import Ranks, connected
 from utils.ranks.watchdog import DEFAULT_TIMEOUT
 
+# Rows that a configuration from elsewhere gets unasked, published: 768 and 2304. Larger ones could fill the memory
+MAX_DEFAULT_BATCH = 4096
+
 
 class EvaluateConfig(BaseModel):
     """The keys of evaluate.py."""
 
     model_config = ConfigDict(extra="forbid", coerce_numbers_to_str=True)  # data_path=2024
 
-    checkpoint: str = Field(
+    checkpoint: HomePath = Field(
         description="a step folder, a run's folder (its newest step), a file, or owner/name on the Hugging Face hub"
     )
-    data_path: str | None = Field(default=None, description="the data set; null: the one it was trained on")
+    data_path: HomePath | None = Field(default=None, description="the data set; null: the one it was trained on")
     save_outputs: list[PredictionKey] = Field(
         default=list(DEFAULT_PREDICTION_KEYS),
         description="arrays to save; also logits, and step_preds, the predictions after every outer step; [] for none",
     )
-    output_path: str | None = Field(default=None, description="the folder for them; null: beside the checkpoint")
+    output_path: HomePath | None = Field(default=None, description="the folder for them; null: beside the checkpoint")
     eval_halt: Literal["max", "q"] = Field(
         default="max",
         description="outer steps of an example: max, all of them; q, until the model's own rule halts",
     )
-    global_batch_size: int | None = Field(default=None, ge=1, description="examples at a time; null: as trained")
+    eval_batch_size: int | None = Field(
+        default=None,
+        ge=1,
+        description=f"examples at a time, over all ranks; null: as trained, at most {MAX_DEFAULT_BATCH}",
+    )
+    global_batch_size: int | None = Field(default=None, ge=1, description="the earlier name of eval_batch_size")
     max_examples: int | None = Field(default=None, ge=1, description="only the first so many; null: all")
     forward_dtype: Literal["bfloat16", "float16", "float32"] | None = Field(
         default=None, description="bfloat16, float16 or float32; null: as trained"
@@ -70,10 +82,15 @@ class EvaluateConfig(BaseModel):
         ge=1,
         description="with several ranks: seconds without a step after which a rank ends its process",
     )
-    test_puzzles: str | None = Field(
+    test_puzzles: HomePath | None = Field(
         default=None,
         description="the ARC tasks, a file like test_puzzles.json or a folder of raw ones; null: the data set's",
     )
+
+    @property
+    def batch_size(self) -> int | None:
+        """Examples at a time, if the command line says how many."""
+        return self.eval_batch_size or self.global_batch_size
 
     @model_validator(mode="after")
     def _step_preds_are_complete(self) -> EvaluateConfig:
@@ -162,9 +179,10 @@ def run(arguments: list[str], ranks: Ranks) -> None:
     test_set = PuzzleDataset(
         config.data_path or trained.data_path,
         "test",
-        global_batch_size=config.global_batch_size or trained.global_batch_size,
+        global_batch_size=config.batch_size or min(trained.global_batch_size, MAX_DEFAULT_BATCH),
         rank=ranks.rank,
         num_ranks=ranks.size,
+        size_key="eval_batch_size",
     )
     ranks.require_same("the test sets", test_set.fingerprint())
     if config.test_puzzles is not None:  # read now: the evaluation may take hours

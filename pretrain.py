@@ -6,6 +6,9 @@ A run is config → data → state → (train → evaluate → checkpoint)*. All
 
 from __future__ import annotations
 
+if __name__ == "__main__":
+    import common.quiet_imports  # noqa: F401  # Ctrl-C ends those below without a traceback
+
 import utils.linux_cpu  # before mlx: on Linux it brings a fast BLAS
 
 import os
@@ -35,7 +38,7 @@ from utils.checkpoints.resume import (
 from utils.checkpoints.run_folder import RunFolder
 from utils.checkpoints.weights import start_from
 from utils.checkpoints.writer import CheckpointWriter
-from utils.command_line import HELP, pretrain_help, pretrain_keys
+from utils.command_line import HELP, pretrain_help, pretrain_keys, refuse_deep_values
 from utils.config import PretrainConfig, hydra_errors, parse_pretrain_config, with_names, write_saved_config
 from utils.evaluation.evaluate import Evaluator, evaluate, prefix
 from utils.evaluation.predictions import PredictionWriter, predictions_folder, remove_surplus
@@ -197,12 +200,16 @@ def load_data(config: PretrainConfig, ranks: Ranks) -> tuple[PuzzleDataset, Puzz
         PuzzleDataset(
             config.data_path,
             split,
-            global_batch_size=config.global_batch_size,
+            global_batch_size=size,
             seed=config.seed,
             rank=ranks.rank,
             num_ranks=ranks.size,
+            size_key=key,
         )
-        for split in ("train", "test")
+        for split, key, size in (
+            ("train", "global_batch_size", config.global_batch_size),
+            ("test", "eval_batch_size", config.eval_batch_size or config.global_batch_size),
+        )
     )
     for name in ("seq_len", "vocab_size", "num_puzzle_identifiers"):
         ours, theirs = getattr(train_set.metadata, name), getattr(test_set.metadata, name)
@@ -213,9 +220,20 @@ def load_data(config: PretrainConfig, ranks: Ranks) -> tuple[PuzzleDataset, Puzz
 
 
 def steps_of_run(config: PretrainConfig, train_set: PuzzleDataset) -> int:
-    """Compute the number of steps after which the learning rate schedule, and the run at the latest, ends."""
+    """Compute the number of steps after which the learning rate schedule, and the run at the latest, ends.
+
+    Raises:
+        UserError: if there is none.
+    """
     meta = train_set.metadata
-    return int(config.epochs * meta.total_groups * meta.mean_puzzle_examples / config.global_batch_size)
+    steps = int(config.epochs * meta.total_groups * meta.mean_puzzle_examples / config.global_batch_size)
+    if not steps:
+        raise UserError(
+            f"epochs = {config.epochs} is no whole step: {meta.total_groups} groups of {meta.mean_puzzle_examples:g} "
+            f"examples on average, with global_batch_size = {config.global_batch_size}; raise epochs, or lower "
+            "global_batch_size"
+        )
+    return steps
 
 
 def known_metrics(state: TrainState, test_set: PuzzleDataset) -> list[str]:
@@ -262,19 +280,29 @@ def job(config: DictConfig) -> None:
         launch(config, ranks)
 
 
-@one_line
-def main() -> None:
-    """Run the command line, or explain its keys.
+def for_hydra(argument: str) -> str:
+    """Write a command-line argument as Hydra takes it.
 
     `+key=value`, which the PyTorch code needs for keys that its YAML lacks, becomes `++key=value`: here the YAML has
     all keys, and Hydra allows `+` only for new ones. Keys of `arch` and `optimizer` get `++` too: they need not be in
-    the YAML, because the class that `name` names checks them.
+    the YAML, because the class that `name` names checks them. A value that begins with `~` is quoted: Hydra's grammar
+    has none.
     """
+    argument = re.sub(r"^(\+(?=[^+])|(?=(arch|optimizer)\.))", "++", argument)
+    key, _, value = argument.partition("=")
+    value = value.replace("'", "\\'")
+    return f"{key}='{value}'" if value.startswith("~") else argument
+
+
+@one_line
+def main() -> None:
+    """Run the command line, or explain its keys."""
     given = sys.argv[1:]
     if not {*HELP, "--hydra-help"}.isdisjoint(given):
         print(pretrain_help(given))
         return
-    sys.argv[1:] = [re.sub(r"^(\+(?=[^+])|(?=(arch|optimizer)\.))", "++", argument) for argument in given]
+    refuse_deep_values(given)
+    sys.argv[1:] = map(for_hydra, given)
     os.environ["HYDRA_FULL_ERROR"] = "1"  # so that Hydra raises, rather than print half a page and exit
     with hydra_errors(lambda: pretrain_keys(given)):
         job()

@@ -3,8 +3,10 @@
 from __future__ import annotations
 
 import difflib
+import errno
 import functools
 import os
+import re
 import reprlib
 import signal
 import sys
@@ -16,7 +18,9 @@ from pydantic import ValidationError
 # Hydra's variable for whole tracebacks, taken for all programs here. Read now, because pretrain.py sets it for Hydra.
 _WHOLE_TRACEBACK = os.environ.get("HYDRA_FULL_ERROR") == "1"
 
-_KEY_LENGTH = 80  # of a key in a message; no key of this code is longer, those of a file from elsewhere may be
+NO_SPACE = (errno.ENOSPC, errno.EDQUOT, errno.EFBIG)
+_LINE_LENGTH = 4000  # of a whole message; two paths may be in it
+_PLAIN_NAME = re.compile(r"[\w.-]{1,120}", re.ASCII)  # no name or key of this code is longer
 _BRIEFLY = reprlib.Repr()
 _BRIEFLY.maxlevel, _BRIEFLY.maxtuple, _BRIEFLY.maxlist = 2, 8, 8
 
@@ -77,6 +81,19 @@ def describe_unknown_key(key: str, origin: str, known: Collection[str] = ()) -> 
     )
 
 
+def shown_name(name: object) -> str:
+    """Write a name or a key from an untrusted file as it is if it is plain, or else as `shown` does."""
+    text = str(name)
+    return text if _PLAIN_NAME.fullmatch(text) else shown(text)
+
+
+def printable(text: object, limit: int = _LINE_LENGTH) -> str:
+    """Write a text in one line of at most `limit` characters, without what a terminal would obey."""
+    line = " ".join(str(text)[: limit + 1].split())
+    line = "".join(c if c.isprintable() else c.encode("unicode_escape").decode() for c in line)
+    return line if len(line) <= limit else line[: limit - 1] + "…"
+
+
 def describe_validation_error(
     error: ValidationError, origin: str, prefix: str = "", known: Collection[str] = ()
 ) -> str:
@@ -92,7 +109,7 @@ def describe_validation_error(
         The line, with the number of further errors.
     """
     first = error.errors()[0]
-    key = ".".join(str(part)[:_KEY_LENGTH] for part in first["loc"])
+    key = ".".join(map(shown_name, first["loc"]))
     key = prefix + key if key else prefix.rstrip(".")
     kind = first["type"]
     if kind == "extra_forbidden":
@@ -111,9 +128,10 @@ def describe_validation_error(
 def explain(error: BaseException) -> str | None:
     """Return one line for a mistake that the user can correct; None for other exceptions, which are bugs."""
     if isinstance(error, UserError):
-        return " ".join(str(error).split())
+        return printable(error)
     if isinstance(error, OSError):
-        return f"{error.filename}: {error.strerror}" if error.filename else " ".join(str(error).split())
+        remedy = "; free some space, or choose a folder on another disk" if error.errno in NO_SPACE else ""
+        return printable(f"{error.filename}: {error.strerror}" if error.filename else error) + remedy
     return None
 
 
@@ -125,6 +143,8 @@ def one_line(main: Callable[P, object]) -> Callable[P, None]:
 
     @functools.wraps(main)
     def run(*args: P.args, **kwargs: P.kwargs) -> None:
+        if signal.getsignal(signal.SIGINT) is signal.SIG_DFL:  # as quiet_imports has it
+            signal.signal(signal.SIGINT, signal.default_int_handler)
         try:
             main(*args, **kwargs)
         except (UserError, OSError) as error:

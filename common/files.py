@@ -7,6 +7,9 @@ import os
 import shutil
 from collections.abc import Iterator
 from pathlib import Path
+from typing import Annotated
+
+from pydantic import AfterValidator
 
 from common.errors import UserError
 
@@ -29,6 +32,21 @@ def expand_user(path: str | Path) -> Path:
         ) from None
 
 
+# A configuration's key that names a file or folder; what has no `~` stays as it was typed
+HomePath = Annotated[str, AfterValidator(lambda path: str(expand_user(path)) if path.startswith("~") else path)]
+
+
+@contextlib.contextmanager
+def naming(path: Path) -> Iterator[None]:
+    """Give an OSError of the block that names no file, as one from writing to an open file does, the name of `path`."""
+    try:
+        yield
+    except OSError as error:
+        if error.errno is not None and error.filename is None:
+            error.filename = str(path)
+        raise
+
+
 @contextlib.contextmanager
 def replacing(path: Path) -> Iterator[Path]:
     """Write a file or folder beside its place, and rename it when it is complete.
@@ -42,8 +60,9 @@ def replacing(path: Path) -> Iterator[Path]:
     partial = path.with_name(f".{path.name}{PARTIAL}")
     remove(partial)
     try:
-        yield partial
-        move_into_place(partial, path)
+        with naming(path):
+            yield partial
+            move_into_place(partial, path)
     finally:
         remove(partial)
 

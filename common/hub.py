@@ -7,7 +7,6 @@ chain of causes down to the answer's status or the system's error, which is read
 from __future__ import annotations
 
 import contextlib
-import errno
 import logging
 import os
 import re
@@ -16,10 +15,12 @@ import ssl
 from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
 
+from common.errors import NO_SPACE, UserError, shown
+
 HUB_ID = re.compile(r"[A-Za-z0-9][\w.-]*/[A-Za-z0-9][\w.-]*")  # owner/name
-_NO_SPACE = (errno.ENOSPC, errno.EDQUOT, errno.EFBIG)
 _HTTP_LIBRARIES = ("requests", "urllib3", "httpx", "httpcore")
 _TALKATIVE = ("huggingface_hub", "urllib3", "httpx")  # loggers
+_READ_BY_THE_HUB = ("HF_ENDPOINT", "HF_HUB_ETAG_TIMEOUT", "HF_HUB_DOWNLOAD_TIMEOUT")  # which may fail; no secrets
 _LOG_IN = "log in with `hf auth login` or set HF_TOKEN"
 
 
@@ -57,6 +58,22 @@ def quiet_hub() -> Iterator[None]:
             logger.setLevel(level)
 
 
+def check_hub_variables() -> None:
+    """Let huggingface_hub read its variables, as its import does.
+
+    Raises:
+        UserError: if one of them, such as HF_ENDPOINT, has a value that it can't read.
+    """
+    try:
+        import huggingface_hub.constants  # noqa: F401 - slow to import
+    except ValueError as error:
+        given = ", ".join(f"{name}={shown(value)}" for name, value in os.environ.items() if name in _READ_BY_THE_HUB)
+        raise UserError(
+            f"the Hugging Face hub can't be asked, its variables can't be read ({_first_sentence(error)}): {given}; "
+            "unset or correct them, as in HF_ENDPOINT=https://huggingface.co"
+        ) from error
+
+
 def explain_hub_error(error: Exception) -> HubFailure:
     """Explain an exception of huggingface_hub.
 
@@ -80,7 +97,7 @@ def explain_hub_error(error: Exception) -> HubFailure:
     for cause in chain:
         if isinstance(cause, errors.HFValidationError):
             return HubFailure(f"the name is not valid on the hub ({_first_sentence(cause)})", "check its spelling")
-        if isinstance(cause, OSError) and cause.errno in _NO_SPACE:
+        if isinstance(cause, OSError) and cause.errno in NO_SPACE:
             return HubFailure(
                 f"the hub's cache {constants.HF_HUB_CACHE} has no room for it ({cause.strerror})",
                 "free some space, or set HF_HOME to a folder with more",

@@ -7,12 +7,13 @@ import sys
 from collections.abc import Iterator
 from pathlib import Path
 
+if not __package__:  # run as a script: find the modules that `import dataset.…` finds, none of this folder's by itself
+    sys.path[0] = str(Path(__file__).resolve().parents[1])
+    import common.quiet_imports  # noqa: F401  # Ctrl-C ends those below without a traceback
+
 import numpy as np
 from argdantic import ArgParser
 from pydantic import Field
-
-if not __package__:  # run as a script: find the modules that `import dataset.…` finds, none of this folder's by itself
-    sys.path[0] = str(Path(__file__).resolve().parents[1])
 
 from common.errors import UserError, one_line
 from dataset.build_options import BuildOptions, OptionalInt

@@ -9,12 +9,13 @@ goal are the ends of the longest way that two searches find, and the answer is a
 import sys
 from pathlib import Path
 
+if not __package__:  # run as a script: find the modules that `import dataset.…` finds, none of this folder's by itself
+    sys.path[0] = str(Path(__file__).resolve().parents[1])
+    import common.quiet_imports  # noqa: F401  # Ctrl-C ends those below without a traceback
+
 import numpy as np
 from argdantic import ArgParser
 from pydantic import Field
-
-if not __package__:  # run as a script: find the modules that `import dataset.…` finds, none of this folder's by itself
-    sys.path[0] = str(Path(__file__).resolve().parents[1])
 
 from common.errors import UserError, one_line
 from common.progress import progress_bar

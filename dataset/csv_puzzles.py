@@ -18,7 +18,7 @@ import numpy as np
 
 from common.errors import UserError
 from common.files import expand_user
-from common.hub import HUB_ID, explain_hub_error, quiet_hub
+from common.hub import HUB_ID, check_hub_variables, explain_hub_error, quiet_hub
 from common.progress import progress_bar
 from dataset.symmetries import Symmetries
 from dataset.writer import DatasetWriter
@@ -56,6 +56,7 @@ def resolve_source(source: str, filename: str) -> Path:
         raise UserError(
             f"--source-repo {source!r} is neither an existing folder nor a Hugging Face id of the form owner/name"
         )
+    check_hub_variables()
     from huggingface_hub import hf_hub_download  # slow to import, and not needed for a local folder
 
     try:

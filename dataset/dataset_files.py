@@ -16,10 +16,13 @@ from pathlib import Path
 import numpy as np
 from pydantic import ValidationError
 
-from common.errors import UserError, shown
+from common.errors import UserError, shown, shown_name
 from dataset.metadata import SPLITS, PuzzleDatasetMetadata, is_field_name
+from dataset.npy_file import load_npy
 
 SCAN_BYTES = 16 << 20
+# Of what a model's tables are made for: beyond them MLX ends the process, or memory does. Published: 900, 12, a million
+MAX_SEQ_LEN, MAX_VOCAB_SIZE, MAX_IDENTIFIERS = 1 << 20, 1 << 20, 1 << 24
 SET_NAME_PATTERN = re.compile(r"[A-Za-z0-9][A-Za-z0-9_.-]*")
 
 
@@ -44,7 +47,8 @@ def how_to_build(path: Path) -> str:
     """
     for split in SPLITS:
         try:
-            command = json.loads((path / split / "dataset.json").read_bytes())["command"]
+            file = path / split / "dataset.json"
+            command = json.loads(file.read_bytes())["command"] if file.is_file() else ""
             words = shlex.split(command)
         except (OSError, ValueError, LookupError, TypeError, AttributeError, RecursionError):
             continue
@@ -76,21 +80,23 @@ def read_metadata(path: Path, split: str) -> PuzzleDatasetMetadata:
         metadata = PuzzleDatasetMetadata.model_validate_json(file.read_bytes())
     except ValidationError as error:
         problem = error.errors()[0]
-        where = ".".join(str(part) for part in problem["loc"])
-        found = "" if problem["type"] in ("missing", "json_invalid") else f" (found {problem['input']!r})"
+        where = ".".join(map(shown_name, problem["loc"]))
+        found = "" if problem["type"] in ("missing", "json_invalid") else f" (found {shown(problem['input'])})"
         raise UserError(f"{file}: {where + ': ' if where else ''}{problem['msg']}{found}; {build}") from error
     limits = {
-        "seq_len": (1, None),
-        "vocab_size": (1, None),
-        "num_puzzle_identifiers": (1, None),
-        "pad_id": (0, metadata.vocab_size),
-        "blank_identifier_id": (0, metadata.num_puzzle_identifiers),
+        "seq_len": (1, MAX_SEQ_LEN),
+        "vocab_size": (1, MAX_VOCAB_SIZE),
+        "num_puzzle_identifiers": (1, MAX_IDENTIFIERS),
+        "pad_id": (0, metadata.vocab_size - 1),
+        "blank_identifier_id": (0, metadata.num_puzzle_identifiers - 1),
     }
-    for key, (low, limit) in limits.items():
+    for key, (low, high) in limits.items():
         value = getattr(metadata, key)
-        if value < low or (limit is not None and value >= limit):
-            expected = f"at least {low}" if limit is None else f"{low} to {limit - 1}"
-            raise UserError(f"{file}: {key} is {value}, expected {expected}; {build}")
+        if not low <= value <= high:
+            raise UserError(f"{file}: {key} is {shown(value)}, expected {low} to {high}; {build}")
+    mean = metadata.mean_puzzle_examples
+    if not (math.isfinite(mean) and mean > 0):
+        raise UserError(f"{file}: mean_puzzle_examples is {mean}, expected a number above 0; {build}")
     if metadata.box is not None and (min(metadata.box) < 1 or math.prod(metadata.box) ** 2 != metadata.seq_len):
         raise UserError(
             f"{file}: box is {list(metadata.box)}, expected two numbers that multiply to the side of a square board of "
@@ -99,7 +105,7 @@ def read_metadata(path: Path, split: str) -> PuzzleDatasetMetadata:
     names = metadata.sets
     if not names or len(set(names)) < len(names) or not all(SET_NAME_PATTERN.fullmatch(name) for name in names):
         raise UserError(
-            f"{file}: sets is {json.dumps(names)}, expected distinct names of letters, digits, '_', '-', '.'; {build}"
+            f"{file}: sets is {shown(names)}, expected distinct names of letters, digits, '_', '-', '.'; {build}"
         )
     for name in metadata.fields:
         if not is_field_name(name):
@@ -114,16 +120,14 @@ def _load_npy(file: Path, *, mmap: bool, kinds: str = "iu") -> np.ndarray:
     """Load an array of integers, or of another of numpy's `kinds`, from a .npy file."""
     build = how_to_build(file.parents[1])
     try:
-        array = np.load(file, mmap_mode="r" if mmap else None, allow_pickle=False)
+        array = load_npy(file, "r" if mmap else None)
     except FileNotFoundError:
         raise UserError(f"{file} is missing: the data set is incomplete; {build}") from None
-    except (ValueError, EOFError, OSError) as error:
-        reason = str(error).splitlines()[0] if str(error) else type(error).__name__
-        raise UserError(f"{file} is truncated or not a .npy file ({reason.rstrip('.')}); {build}") from error
-    if not isinstance(array, np.ndarray) or array.dtype.kind not in kinds:
-        found = array.dtype if isinstance(array, np.ndarray) else type(array).__name__
+    except (ValueError, OSError) as error:
+        raise UserError(f"{file} is truncated or not a .npy file ({error}); {build}") from error
+    if array.dtype.kind not in kinds:
         expected = "numbers" if "f" in kinds else "integers"
-        raise UserError(f"{file} holds {found}, expected {expected}; {build}")
+        raise UserError(f"{file} holds {str(array.dtype)[:80]}, expected {expected}; {build}")
     return array
 
 

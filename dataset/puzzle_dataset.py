@@ -34,7 +34,7 @@ _IDENTITY = {
 
 @dataclass(frozen=True)
 class Batch:
-    """One rank's slice of a global batch, b = global_batch_size / num_ranks rows.
+    """One rank's slice of a global batch, b rows: global_batch_size / num_ranks, in small evaluations fewer.
 
     Attributes:
         set_name: the set that the examples are from.
@@ -93,6 +93,7 @@ class PuzzleDataset:
         seed: decides the order of training.
         rank: this process, 0 to num_ranks - 1.
         num_ranks: number of processes, of which `global_batch_size` is a multiple.
+        size_key: the key of the configuration that gave `global_batch_size`, for messages.
 
     Raises:
         UserError: for a missing or damaged file, or an argument out of range.
@@ -100,22 +101,30 @@ class PuzzleDataset:
     Attributes:
         metadata: the content of `dataset.json`.
         num_examples: examples of the split.
-        batch_size: b, rows of a batch on this rank.
+        batch_size: rows of a training batch on this rank.
     """
 
     metadata: PuzzleDatasetMetadata
     num_examples: int
 
     def __init__(
-        self, path: str | Path, split: str, *, global_batch_size: int, seed: int = 0, rank: int = 0, num_ranks: int = 1
+        self,
+        path: str | Path,
+        split: str,
+        *,
+        global_batch_size: int,
+        seed: int = 0,
+        rank: int = 0,
+        num_ranks: int = 1,
+        size_key: str = "global_batch_size",
     ) -> None:
         if global_batch_size < 1:
-            raise UserError(f"global_batch_size is {global_batch_size}: expected at least 1")
+            raise UserError(f"{size_key} is {global_batch_size}: expected at least 1")
         if num_ranks < 1 or not 0 <= rank < num_ranks:
             raise UserError(f"rank is {rank} of {num_ranks}: expected 0 <= rank < number of ranks")
         if global_batch_size % num_ranks:
             raise UserError(
-                f"global_batch_size {global_batch_size} is not divisible by the number of ranks {num_ranks}: "
+                f"{size_key} {global_batch_size} is not divisible by the number of ranks {num_ranks}: "
                 f"use {-(-global_batch_size // num_ranks) * num_ranks}"
             )
         if seed < 0:
@@ -132,6 +141,11 @@ class PuzzleDataset:
                 f"indices hold {groups} groups; {how_to_build(self.path)}"
             )
         self.num_examples = sum(len(s.inputs) for s in self._sets)
+        if self.metadata.mean_puzzle_examples > self.num_examples:
+            raise UserError(
+                f"{self.path / split / 'dataset.json'}: mean_puzzle_examples is {self.metadata.mean_puzzle_examples}, "
+                f"but the split has {self.num_examples} examples; {how_to_build(self.path)}"
+            )
 
     def fingerprint(self) -> str:
         """Compute a checksum of the split's metadata, index arrays and a sample of its examples.
@@ -195,7 +209,7 @@ class PuzzleDataset:
         mine = slice(self.rank * self.batch_size, (self.rank + 1) * self.batch_size)
         for number, (data, batch) in enumerate(self._train_plan(iteration, epochs)):
             if number >= start_batch:
-                yield self._read(data, batch.examples()[mine])
+                yield self._read(data, batch.examples()[mine], self.batch_size)
 
     def _train_plan(self, iteration: int, epochs: int) -> Iterator[tuple[ExampleSet, _PlannedBatch]]:
         """Plan which examples each global batch has. Holds about an epoch or a batch of indices, never an iteration."""
@@ -223,22 +237,27 @@ class PuzzleDataset:
     def eval_batches(self, *, max_examples: int | None = None) -> Iterator[Batch]:
         """Iterate over every example once, in order, set after set.
 
-        The last batch of a set is padded. All ranks get equally many batches, so a rank's last one may be all padding.
+        All batches have the same shape, of no more rows than the largest set has examples to evaluate, rounded up to
+        the number of ranks. The last batch of a set is padded. All ranks get equally many batches, so a rank's last one
+        may be all padding.
 
         Args:
             max_examples: only the split's first so many examples; None means all.
         """
         left = self.num_examples if max_examples is None else min(max_examples, self.num_examples)
+        stops = []
         for data in self._sets:
-            stop = min(len(data.inputs), left)
-            left -= stop
-            for start in range(0, stop, self.global_batch_size):
-                begin = start + self.rank * self.batch_size
-                yield self._read(data, np.arange(begin, max(begin, min(begin + self.batch_size, stop))))
+            stops.append(min(len(data.inputs), left))
+            left -= stops[-1]
+        rows = min(self.batch_size, -(-max(stops) // self.num_ranks))
+        for data, stop in zip(self._sets, stops, strict=True):
+            for start in range(0, stop, rows * self.num_ranks or 1):  # no rows: nothing to evaluate
+                begin = start + self.rank * rows
+                yield self._read(data, np.arange(begin, max(begin, min(begin + rows, stop))), rows)
 
-    def _read(self, data: ExampleSet, examples: np.ndarray) -> Batch:
-        """Read the given examples as a batch, with padding rows up to the rank's batch size."""
-        arrays = padding_arrays(self.metadata, self.batch_size)
+    def _read(self, data: ExampleSet, examples: np.ndarray, rows: int) -> Batch:
+        """Read the given examples as a batch of so many rows, the last ones being padding rows."""
+        arrays = padding_arrays(self.metadata, rows)
         puzzles = np.searchsorted(data.puzzle_indices, examples, side="right") - 1
         real = len(examples)
         arrays["inputs"][:real] = data.inputs[examples]

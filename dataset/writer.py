@@ -7,6 +7,7 @@ and puzzles in groups. A puzzle's augmented copies are puzzles of one group: tra
 
 from __future__ import annotations
 
+import contextlib
 import json
 import os
 from collections.abc import Mapping
@@ -17,7 +18,7 @@ from typing import Any, Literal
 import numpy as np
 
 from common.errors import UserError
-from common.files import PARTIAL, REPLACED, expand_user, move_into_place, remove
+from common.files import PARTIAL, REPLACED, expand_user, move_into_place, naming, remove
 from dataset.metadata import (
     BLANK_IDENTIFIER,
     INDEX_DTYPE,
@@ -67,8 +68,10 @@ class _SplitWriter:
         return counts[0], counts[1], examples
 
     def close(self) -> None:
+        """Close what `finish` has not closed. The data set goes, so what a full disk doesn't take doesn't matter."""
         for stream in self.streams.values():
-            stream.file.close()
+            with contextlib.suppress(OSError):
+                stream.file.close()
 
 
 class DatasetWriter:
@@ -126,8 +129,15 @@ class DatasetWriter:
                 remove(stale)
         self._partial = parent / f"{prefix}{os.getpid()}"
         remove(self._partial)
-        self._partial.mkdir()
-        self._splits = {split: _SplitWriter(self._partial / split, self.seq_len) for split in SPLITS}
+        with contextlib.ExitStack() as stack:
+            stack.enter_context(naming(self.output_dir))
+            stack.callback(remove, self._partial)
+            self._partial.mkdir()
+            self._splits = {}
+            for split in SPLITS:
+                self._splits[split] = _SplitWriter(self._partial / split, self.seq_len)
+                stack.callback(self._splits[split].close)
+            self._exits = stack.pop_all()  # at the end of the build
         return self
 
     def add(
@@ -212,13 +222,11 @@ class DatasetWriter:
     def __exit__(
         self, kind: type[BaseException] | None, error: BaseException | None, traceback: TracebackType | None
     ) -> None:
-        try:
-            if kind is None:
-                self._finish()
-        finally:
-            for writer in self._splits.values():
-                writer.close()
-            remove(self._partial)
+        if kind is not None:
+            self._exits.__exit__(kind, error, traceback)
+            return
+        with self._exits:
+            self._finish()
 
     def _finish(self) -> None:
         (self._partial / "identifiers.json").write_text(json.dumps(self.identifiers), encoding="utf-8")

@@ -186,6 +186,29 @@ def test_first_examples_only(trained: Trained, metrics_of: Callable[..., dict[st
     assert np.mean(preds == labels) == pytest.approx(record["eval/accuracy"], rel=1e-6)
 
 
+def test_a_configuration_from_elsewhere_gets_no_more_rows_than_there_are_examples(
+    trained: Trained, tmp_path: Path, run_here: Callable[..., Any], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """A batch of 65,536 took 9.9 GB for 64 examples, and two examples as long as 768."""
+    run = tmp_path / "run"
+    shutil.copytree(trained.run, run, ignore=shutil.ignore_patterns("*_all_preds*"))
+    saved = yaml.safe_load((run / "all_config.yaml").read_text())
+    (run / "all_config.yaml").write_text(yaml.safe_dump(saved | {"global_batch_size": 65_536}))
+    sizes: list[tuple[int, int]] = []
+    read = PuzzleDataset._read
+
+    def seen(self: PuzzleDataset, *arguments: Any) -> Any:
+        batch = read(self, *arguments)
+        sizes.append((self.global_batch_size, len(batch.inputs)))
+        return batch
+
+    monkeypatch.setattr(PuzzleDataset, "_read", seen)
+    for given in ("max_examples=2", "eval_batch_size=5", "global_batch_size=5", "eval_batch_size=5000"):
+        status, _, err = run_here(f"checkpoint={run}", "save_outputs=[]", given)
+        assert status == 0, err
+    assert sizes == [(4096, 2), *[(5, 5)] * 8, (5000, NUM_TEST)]
+
+
 def test_sets_are_reported_apart_also_if_only_some_are_reached(
     trained: Trained, tmp_path: Path, metrics_of: Callable[..., dict[str, Any]]
 ) -> None:

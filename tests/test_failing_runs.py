@@ -113,7 +113,9 @@ def test_predictions_on_a_full_disk_end_in_one_line(data: Path, tmp_path: Path, 
     arguments = [f"checkpoint={tmp_path / 'run'}", f"output_path={small_disk}"]
     result = run_script("evaluate.py", arguments, tmp_path)
     assert result.returncode == 1
-    assert "No space left on device" in error_line(result.stderr)
+    line = error_line(result.stderr)
+    assert line.startswith(f"error: {small_disk}/")
+    assert "No space left on device; free some space, or choose a folder on another disk" in line
 
 
 @pytest.mark.parametrize("damage", ["flipped bit", "truncated", "missing file", "record"])

@@ -26,6 +26,8 @@ NEVER: dict[str, set[str]] = {
 # What asks for the device, and for the machine
 OF_THE_DEVICE = re.compile(r"mx\.(cpu|gpu|Device|(set_)?default_(device|stream)|(new_)?stream|metal|cuda)\b")
 OF_THE_MACHINE = {"os", "threading"}
+# What runs code that it reads, or sends objects as pickles. pickletools only takes pickles apart
+RUNS_WHAT_IT_READS = {"pickle", "_pickle", "marshal", "shelve", "multiprocessing", "dill", "cloudpickle", "joblib"}
 
 
 def imported(path: Path) -> set[str]:
@@ -51,6 +53,14 @@ def test_imports_run_one_way(package: str) -> None:
     for path in files:
         assert top_level(path) & PROJECT <= MAY_IMPORT[package], path
         assert not top_level(path) & NEVER[package], path
+
+
+def test_nothing_runs_what_it_reads() -> None:
+    """Whoever takes a rank's place, or passes a file on, would run code as the user."""
+    files = [path for package in MAY_IMPORT for path in (ROOT / package).rglob("*.py") if "raw-data" not in path.parts]
+    for path in (*files, *ROOT.glob("*.py")):
+        assert not top_level(path) & RUNS_WHAT_IT_READS, path
+        assert "allow_pickle=True" not in path.read_text(encoding="utf-8"), path
 
 
 def test_of_the_mathematics_only_kernels_knows_the_machine() -> None:

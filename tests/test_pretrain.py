@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import shutil
 from collections.abc import Callable
 from functools import partial
 from pathlib import Path
@@ -309,6 +310,33 @@ def test_mistakes_end_in_one_line_that_names_them(
     assert len(complaint) == 1
     assert expected in complaint[0]
     assert "Traceback" not in err
+
+
+def test_a_run_without_a_step_is_a_mistake(data: Path, tmp_path: Path, run_here: Callable[..., Any]) -> None:
+    """It ended with status 0, untrained."""
+    other = shutil.copytree(data, tmp_path / "other")
+    metadata = json.loads((other / "train" / "dataset.json").read_text())
+    (other / "train" / "dataset.json").write_text(json.dumps(metadata | {"mean_puzzle_examples": 0.01}))
+    status, _, err = run_here(*train_arguments(other, tmp_path / "run"))
+    assert status == 1
+    assert "error: epochs = 2 is no whole step: 64 groups of 0.01 examples on average" in err
+    assert not (tmp_path / "run").exists()
+
+
+def test_a_tilde_means_home(
+    data: Path, tmp_path: Path, run_here: Callable[..., Any], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """A folder called `~` was made in the working folder."""
+    monkeypatch.setenv("HOME", str(tmp_path / "home"))
+    shutil.copytree(data, tmp_path / "home" / "my data's")
+    arguments = train_arguments(Path("~/my data's"), Path("~/run"), "epochs=1", "checkpoint_every_eval=false")
+    status, _, err = run_here(*arguments)
+    assert status == 0, err
+    assert (tmp_path / "home" / "run" / "step_8").is_dir()
+    status, out, err = run_here(*arguments, "resume=~/run/step_8")
+    assert status == 0, err
+    assert "nothing left to do" in out + err
+    assert not (tmp_path / "~").exists()
 
 
 @pytest.mark.slow

@@ -111,7 +111,7 @@ def arc(tmp_path_factory: pytest.TempPathFactory) -> dict[int, Trained]:
     make_arc(folder / "raw", evaluation=3)
     build(ArcOptions(dataset_dirs=[str(folder / "raw")], output_dir=str(folder / "data"), num_aug=1))
     return train_as_ranks(
-        folder / "data", folder, ARCH | SMALLER, "global_batch_size=4", "epochs=6", "eval_max_examples=3"
+        folder / "data", folder, ARCH | SMALLER, "global_batch_size=4", "epochs=6", "eval_max_examples=5"
     )
 
 

@@ -18,8 +18,10 @@ import yaml
 from omegaconf import OmegaConf
 from pydantic import BaseModel, ValidationError
 
-from common.errors import UserError, describe_validation_error
+from common.errors import UserError, describe_validation_error, printable
 from utils.config import hydra_errors
+
+_MAX_BRACKETS = 50  # of one argument; save_outputs has one, with twelve names
 
 Options = TypeVar("Options", bound=BaseModel)
 
@@ -44,6 +46,13 @@ class Key:
     explanation: str
 
 
+def refuse_deep_values(arguments: list[str]) -> None:
+    """Raise UserError for an argument with so many brackets that a parser may exhaust the stack."""
+    for argument in arguments:
+        if sum(map(argument.count, "[{(")) > _MAX_BRACKETS:
+            raise UserError(f"{printable(argument, 200)} has more than {_MAX_BRACKETS} brackets; no key takes so many")
+
+
 def parse(arguments: list[str], kind: type[Options], command: str, **required: str) -> Options:
     """Check the `key=value` arguments of a program; with --help among them, explain the keys and exit.
 
@@ -65,6 +74,7 @@ def parse(arguments: list[str], kind: type[Options], command: str, **required: s
     if not set(HELP).isdisjoint(arguments):
         print(format_help(f"usage: {command} {given} [key=value …]".replace("  ", " "), model_keys(kind)))
         raise SystemExit(0)
+    refuse_deep_values(arguments)
     malformed = [argument for argument in arguments if "=" not in argument or argument.startswith("-")]
     if malformed:
         raise UserError(f"{malformed[0]!r} is not key=value; {usage}")
@@ -74,7 +84,7 @@ def parse(arguments: list[str], kind: type[Options], command: str, **required: s
         with hydra_errors():
             values = OmegaConf.to_container(OmegaConf.from_cli(arguments), resolve=True)
     except yaml.YAMLError as error:
-        raise UserError(f"{' '.join(arguments)} can't be read: {error}") from error
+        raise UserError(f"{printable(' '.join(arguments), 300)} can't be read: {printable(error, 300)}") from error
     try:
         return kind.model_validate(values)
     except ValidationError as error:

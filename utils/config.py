@@ -14,8 +14,8 @@ from omegaconf import DictConfig, OmegaConf
 from omegaconf.errors import OmegaConfBaseException
 from pydantic import BaseModel, ConfigDict, Field, ValidationError, model_validator
 
-from common.errors import UserError, describe_unknown_key, describe_validation_error
-from common.files import replacing
+from common.errors import UserError, describe_unknown_key, describe_validation_error, printable, shown
+from common.files import HomePath, replacing
 from utils.plain_yaml import read_yaml
 from utils.ranks.watchdog import DEFAULT_TIMEOUT
 
@@ -123,7 +123,7 @@ class PretrainConfig(BaseModel):
     model_config = ConfigDict(extra="forbid", coerce_numbers_to_str=True)  # run_name=5
 
     arch: ArchConfig
-    data_path: str = Field(min_length=1)
+    data_path: HomePath = Field(min_length=1)
 
     global_batch_size: int = Field(ge=1)
     epochs: int = Field(ge=1)
@@ -132,7 +132,7 @@ class PretrainConfig(BaseModel):
     checkpoint_every_eval: bool = False
     checkpoint_interval: int | None = Field(default=None, ge=1)
     keep_checkpoints: int | None = Field(default=None, ge=1)
-    resume: str | None = Field(default=None, min_length=1)
+    resume: HomePath | None = Field(default=None, min_length=1)
 
     lr: float = Field(ge=0)
     lr_min_ratio: float = Field(ge=0)
@@ -146,15 +146,16 @@ class PretrainConfig(BaseModel):
 
     project_name: str | None = None
     run_name: str | None = None
-    checkpoint_path: str | None = None
+    checkpoint_path: HomePath | None = None
     seed: int = Field(default=0, ge=0, lt=2**64)
     eval_save_outputs: list[PredictionKey] = []
 
+    eval_batch_size: int | None = Field(default=None, ge=1)
     eval_halt: Literal["max", "q"] = "max"
     eval_max_examples: int | None = Field(default=None, ge=1)
     log_interval: int = Field(default=1, ge=1)
     log_examples: int = Field(default=0, ge=0)
-    load_weights: str | None = None
+    load_weights: HomePath | None = None
     on_nonfinite: Literal["stop", "skip"] = "stop"
     stop_when: StopWhen = StopWhen()
     rank_timeout: float = Field(default=DEFAULT_TIMEOUT, ge=1)
@@ -201,9 +202,10 @@ def hydra_errors(known_keys: Callable[[], Collection[str]] = tuple) -> Iterator[
         lines = [line.strip() for line in str(error).partition("Config search path")[0].splitlines() if line.strip()]
         message = " ".join(lines) or type(error).__name__
         if isinstance(error, OverrideParseException):
-            quoted = "'{}=\"{}\"'".format(*error.override.partition("=")[::2])
+            key, _, value = error.override.partition("=")
             message = (
-                f"{error.override!r} can't be read: {lines[0]}; quote a value with special characters, as in {quoted}"
+                f"{shown(error.override, 200)} can't be read: {printable(lines[0], 300)}; quote a value with special "
+                f"characters, as in '{key}=\"{value if len(value) <= 200 else '…'}\"'"
             )
         elif lines and lines[0].startswith("Could not override"):
             key = lines[0].removeprefix("Could not override").strip(" '.\"")
@@ -236,9 +238,18 @@ def with_names(config: PretrainConfig) -> PretrainConfig:
     """Choose the names that are unset.
 
     The project is `<Data set> ACT-mlx`, the run `<Class> <two words>`, the path `checkpoints/<project>/<run>`.
+
+    Raises:
+        UserError: if that path would not lie right there, because a name has a `/` or is `..`.
     """
     project = config.project_name or f"{Path(config.data_path).name.capitalize()} ACT-mlx"
     run = config.run_name or f"{config.arch.name.split('@')[-1]} {coolname.generate_slug(2)}"
+    for key, name in (("project_name", project), ("run_name", run)):
+        if config.checkpoint_path is None and ("/" in name or name in (".", "..")):
+            raise UserError(
+                f"{key} = {name!r} can't name a folder in checkpoints; leave '/' and '..' out, or give checkpoint_path "
+                "as well"
+            )
     path = config.checkpoint_path or str(Path("checkpoints", project, run))
     return config.model_copy(update={"project_name": project, "run_name": run, "checkpoint_path": path})
 

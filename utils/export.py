@@ -6,6 +6,9 @@ those of the PyTorch model's `state_dict`.
 
 from __future__ import annotations
 
+if __name__ == "__main__":
+    import common.quiet_imports  # noqa: F401  # Ctrl-C ends those below without a traceback
+
 import utils.linux_cpu  # noqa: F401  # before mlx: on Linux it brings a fast BLAS
 
 import filecmp
@@ -17,7 +20,7 @@ from pydantic import BaseModel, ConfigDict, Field
 
 from common import errors
 from common.errors import UserError
-from common.files import expand_user, replacing
+from common.files import HomePath, replacing
 from utils.checkpoints.safetensors_file import write_safetensors
 from utils.checkpoints.stored_tensors import host_tensor
 from utils.checkpoints.weights import find_weights
@@ -30,8 +33,8 @@ class ExportConfig(BaseModel):
 
     model_config = ConfigDict(extra="forbid", coerce_numbers_to_str=True)
 
-    checkpoint: str = Field(description="the weights: anything that evaluate.py takes")
-    out: str = Field(min_length=1, description="the .safetensors file to write")
+    checkpoint: HomePath = Field(description="the weights: anything that evaluate.py takes")
+    out: HomePath = Field(min_length=1, description="the .safetensors file to write")
     prefix: str = Field(
         default="", description="put before every name, such as _orig_mod. for a model under torch.compile"
     )
@@ -52,7 +55,7 @@ def export(config: ExportConfig) -> Path:
             configuration exists.
         OSError: if a file can't be written, as the system reports it.
     """
-    out = expand_user(config.out)
+    out = Path(config.out)
     if out.suffix != ".safetensors":
         raise UserError(f"out = {config.out!r} must end in .safetensors, the only format written")
     if out.is_dir():

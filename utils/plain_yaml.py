@@ -7,7 +7,7 @@ from typing import Any
 
 import yaml
 
-from common.errors import UserError
+from common.errors import UserError, printable
 
 _MAX_FILE_BYTES = 64 << 10  # of a saved configuration; a run writes about 1.5 kB
 _MAX_DEPTH = 8  # of nested values; a run writes 4
@@ -42,6 +42,8 @@ def read_yaml(path: Path) -> dict[Any, Any]:
         UserError: if it is missing, too large, not plain YAML, or has no keys.
     """
     try:
+        if path.exists() and not path.is_file():  # opening a pipe would wait for ever
+            raise UserError(f"{path} can't be read: it is no regular file")
         with open(path, "rb") as file:
             content = file.read(_MAX_FILE_BYTES + 1)
     except FileNotFoundError:
@@ -52,8 +54,9 @@ def read_yaml(path: Path) -> dict[Any, Any]:
         raise UserError(f"{path} has more than {_MAX_FILE_BYTES:,} bytes; a training configuration takes about 1,500")
     try:
         values = yaml.load(content.decode(), _PlainLoader)
-    except (yaml.YAMLError, ValueError, LookupError, AttributeError) as error:  # PyYAML lets values' own ones through
-        raise UserError(f"{path} can't be read: {' '.join(str(error).split())[:300]}") from error
+    # PyYAML lets the errors of a value through, such as that of 1:1:…:1.5, a float in base 60.
+    except (yaml.YAMLError, ValueError, LookupError, AttributeError, OverflowError) as error:
+        raise UserError(f"{path} can't be read: {printable(error, 300)}") from error
     if not isinstance(values, dict):
         raise UserError(f"{path} holds no configuration: expected keys and values, found {type(values).__name__}")
     return values

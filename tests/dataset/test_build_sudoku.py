@@ -17,12 +17,13 @@ from typing import Any
 import numpy as np
 import pytest
 
-from common.errors import UserError
+from common.errors import UserError, explain
 from dataset import build_sudoku_dataset as sudoku
 from dataset import csv_puzzles
 from dataset import writer as common
 from dataset.puzzle_dataset import PuzzleDataset
 from dataset.symmetries import Symmetries
+from tests.helpers.disks import DISK_BYTES, small_disk
 from tests.helpers.hub import GATED, serve_hub
 from tests.helpers.sources import (
     ROOT,
@@ -291,6 +292,8 @@ def test_readme_commands_with_the_hub(tmp_path: Path) -> None:
             "python dataset/build_sudoku_dataset.py --overwrite --source-repo nobody/nothing", tmp_path, **env
         )
         assert_one_line_error(result, "nobody/nothing", "HTTP 404", "--source-repo", "folder")
+        result = run_script("python dataset/build_sudoku_dataset.py", tmp_path, HF_ENDPOINT="http://[::1")
+        assert_one_line_error(result, "HF_ENDPOINT='http://[::1'")
         hub.refusals["/datasets/some"] = GATED
         result = run_script(
             "python dataset/build_sudoku_dataset.py --overwrite --source-repo some/puzzles", tmp_path, **env
@@ -396,6 +399,23 @@ def test_a_build_removes_what_one_killed_at_its_end_has_left(source: Path, tmp_p
     build(source, tmp_path / "out").rename(tmp_path / ".out.replaced")
     build(source, tmp_path / "out")
     assert sorted(path.name for path in tmp_path.iterdir()) == ["out", "source"]
+
+
+@pytest.mark.parametrize("room", ["some", "none"])
+def test_a_full_disk_is_left_as_it_was(room: str, source: Path, tmp_path: Path) -> None:
+    """The half-built data set kept it full, and the message was an errno."""
+    with small_disk(tmp_path / "disk") as reason:
+        if room == "none":
+            with pytest.raises(OSError, match=reason):
+                (tmp_path / "disk" / "filler").write_bytes(bytes(4 * DISK_BYTES))
+        held = sorted(path.name for path in (tmp_path / "disk").iterdir())
+        with pytest.raises(OSError, match=reason) as caught:
+            build(source, tmp_path / "disk" / "out", num_aug=1000)
+        assert sorted(path.name for path in (tmp_path / "disk").iterdir()) == held
+        text = explain(caught.value)
+        assert text is not None
+        assert text.startswith(str(tmp_path / "disk"))
+        assert text.endswith(f": {reason}; free some space, or choose a folder on another disk")
 
 
 def test_a_build_beside_a_running_one_leaves_it_alone(source: Path, tmp_path: Path) -> None:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import os
 import pickle
 import time
 import tracemalloc
@@ -243,9 +244,9 @@ def test_skipped_batches_are_not_read(tmp_path: Path, monkeypatch: pytest.Monkey
     read = PuzzleDataset._read
     reads: list[int] = []
 
-    def counting(self: PuzzleDataset, data: Any, examples: np.ndarray) -> Batch:
+    def counting(self: PuzzleDataset, data: Any, examples: np.ndarray, rows: int) -> Batch:
         reads.append(len(examples))
-        return read(self, data, examples)
+        return read(self, data, examples, rows)
 
     monkeypatch.setattr(PuzzleDataset, "_read", counting)
     next(data.train_batches(0, epochs=400, start_batch=900))
@@ -290,7 +291,7 @@ def test_evaluation_reads_all_in_order_and_pads(tmp_path: Path) -> None:
 
 @pytest.mark.parametrize("limit", [0, 1, 8, 13, 29, 30, 1000])
 def test_max_examples_takes_the_first(limit: int, tmp_path: Path) -> None:
-    """A quick evaluation would measure other examples at each call, or more than asked for."""
+    """A quick evaluation would measure other examples at each call, or compute and measure more than asked for."""
     write_split(tmp_path / "test", ARC_LIKE, set_names=("a", "b"))
     for ranks in (1, 2):
         parts = [
@@ -303,6 +304,8 @@ def test_max_examples_takes_the_first(limit: int, tmp_path: Path) -> None:
         ]
         seen = [e for step in zip(*parts, strict=True) for batch in step for e in rows([batch])[0]]
         assert seen == [*range(29), *range(29)][:limit]
+        shapes = {batch.inputs.shape for part in parts for batch in part}
+        assert shapes == ({(min(8, limit + limit % ranks) // ranks, 4)} if limit else set())
 
 
 # ---------------------------------------------------------------------------------------------------- speed, memory
@@ -393,6 +396,14 @@ def remove(file: str) -> Callable[[Path], None]:
     return lambda folder: (folder / file).unlink()
 
 
+def pipe(file: str) -> Callable[[Path], None]:
+    def apply(folder: Path) -> None:
+        (folder / file).unlink()
+        os.mkfifo(folder / file)
+
+    return apply
+
+
 def meta(**changes: object) -> Callable[[Path], None]:
     return lambda folder: edit_json(folder, **changes)
 
@@ -411,7 +422,18 @@ BROKEN: dict[str, tuple[Callable[[Path], None], list[str]]] = {
     "unreadable metadata": (truncate("dataset.json", 30), ["dataset.json", "JSON"]),
     "no vocab_size": (meta(vocab_size="REMOVE"), ["dataset.json", "vocab_size", "required"]),
     "text for seq_len": (meta(seq_len="many"), ["dataset.json", "seq_len", "'many'"]),
-    "seq_len 0": (meta(seq_len=0), ["seq_len is 0", "at least 1"]),
+    "seq_len 0": (meta(seq_len=0), ["seq_len is 0", "1 to 1048576"]),
+    "2**40 tokens": (meta(vocab_size=2**40), ["vocab_size is 1099511627776", "1 to 1048576"]),
+    "2**70 tokens": (meta(vocab_size=2**70), ["vocab_size is 1180591620717411303424"]),
+    "2**40 identifiers": (meta(num_puzzle_identifiers=2**40), ["num_puzzle_identifiers is 1099511627776"]),
+    "2**40 cells": (meta(seq_len=2**40), ["seq_len is 1099511627776"]),
+    "puzzles without examples": (meta(mean_puzzle_examples=0), ["mean_puzzle_examples is 0.0", "above 0"]),
+    "fewer than none": (meta(mean_puzzle_examples=-1), ["mean_puzzle_examples is -1.0"]),
+    "no number": (meta(mean_puzzle_examples=float("nan")), ["mean_puzzle_examples is nan"]),
+    "more than there are": (meta(mean_puzzle_examples=1e308), ["mean_puzzle_examples is 1e+308", "29 examples"]),
+    "a long text for a number": (meta(seq_len="x" * 9000), ["seq_len", "xxx…"]),
+    "a long name of a field": (meta(fields={"\x1b[2J" * 900: 1}), ["fields.", "x1b[2J"]),
+    "a pipe for tokens": (pipe("all__inputs.npy"), ["all__inputs.npy", "no regular file"]),
     "pad beyond vocab": (meta(pad_id=100), ["pad_id is 100", "0 to 99"]),
     "blank beyond ids": (meta(blank_identifier_id=11), ["blank_identifier_id is 11", "0 to 10"]),
     "box of another board": (meta(box=[2, 2]), ["box is [2, 2]", "4 cells"]),
@@ -469,7 +491,8 @@ def test_broken_file_is_refused_by_name(name: str, tmp_path: Path) -> None:
     remedy = f"; build it with {command} --output-dir '{path}' --overwrite" if readable else GENERAL_REMEDY
     for part in [str(folder), *parts, remedy]:
         assert part in str(caught.value)
-    assert "\n" not in str(caught.value)
+    assert str(caught.value).isprintable()
+    assert len(str(caught.value)) < 700
 
 
 @pytest.mark.parametrize(
@@ -537,6 +560,7 @@ def test_bad_arguments_are_named(tmp_path: Path) -> None:
     for options, message in (
         ({"global_batch_size": 10, "num_ranks": 4}, "10 is not divisible by the number of ranks 4: use 12"),
         ({"global_batch_size": 0}, "global_batch_size is 0"),
+        ({"global_batch_size": 3, "num_ranks": 2, "size_key": "eval_batch_size"}, "eval_batch_size 3 is not divisible"),
         ({"global_batch_size": 4, "rank": 2, "num_ranks": 2}, "rank is 2 of 2"),
         ({"global_batch_size": 4, "seed": -1}, "seed is -1"),
     ):

@@ -101,6 +101,27 @@ def test_unset_names_are_chosen_and_given_ones_kept() -> None:
     assert with_names(pretrain_config(checkpoint_path="here")).checkpoint_path == "here"
 
 
+@pytest.mark.parametrize("name", ["../../x", "a/b", "/x", "..", "."])
+def test_a_name_leads_nowhere_else(name: str) -> None:
+    """The run would lie beside checkpoints, or in somebody else's folder."""
+    for key in ("project_name", "run_name"):
+        named: dict[str, Any] = {key: name}
+        with pytest.raises(UserError, match=rf"^{key} = {re.escape(repr(name))} can't name a folder in checkpoints"):
+            with_names(pretrain_config(**named))
+        assert with_names(pretrain_config(**named, checkpoint_path="here")).checkpoint_path == "here"
+
+
+def test_a_tilde_means_home_in_every_key_that_is_a_path(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
+    monkeypatch.setenv("HOME", str(tmp_path))
+    keys = ("data_path", "checkpoint_path", "resume", "load_weights")
+    paths: dict[str, Any] = dict.fromkeys(keys, "~/x")
+    config = pretrain_config(**paths)
+    assert {getattr(config, key) for key in keys} == {f"{tmp_path}/x"}
+    assert (pretrain_config(resume="auto").resume, pretrain_config().checkpoint_path) == ("auto", None)
+    with pytest.raises(UserError, match=r"^~nobody-here/x can't be expanded"):
+        pretrain_config(data_path="~nobody-here/x")
+
+
 def test_the_saved_configuration_comes_back_equal(tmp_path: Path) -> None:
     """evaluate.py would build another model than the one that was trained."""
     config = pretrain_config(

@@ -7,6 +7,9 @@ Prints pass@K as a table and as one line of JSON. Options write the ARC Prize's 
 
 from __future__ import annotations
 
+if __name__ == "__main__":
+    import common.quiet_imports  # noqa: F401  # Ctrl-C ends those below without a traceback
+
 import json
 import sys
 from pathlib import Path
@@ -15,6 +18,7 @@ from typing import Annotated
 from pydantic import BaseModel, BeforeValidator, ConfigDict, Field
 
 from common import errors
+from common.files import HomePath
 from utils.arc.predictions import find_folders
 from utils.arc.report import format_score
 from utils.arc.scoring import score_predictions
@@ -29,16 +33,18 @@ class ArcConfig(BaseModel):
     model_config = ConfigDict(extra="forbid", coerce_numbers_to_str=True)
 
     predictions: Annotated[
-        list[str],
+        list[HomePath],
         BeforeValidator(lambda value: value if isinstance(value, list) else [value]),
         Field(min_length=1, description="folders, or patterns such as run/step_1000_all_preds.*; [a,b] for several"),
     ]
-    data_path: str | None = Field(default=None, description="the data set; null: the one that the run was trained on")
-    submission: str | None = Field(
+    data_path: HomePath | None = Field(
+        default=None, description="the data set; null: the one that the run was trained on"
+    )
+    submission: HomePath | None = Field(
         default=None, description="a file for the ARC Prize's submission with two attempts; null: none"
     )
-    table: str | None = Field(default=None, description="a CSV file for a table of all tasks; null: none")
-    test_puzzles: str | None = Field(
+    table: HomePath | None = Field(default=None, description="a CSV file for a table of all tasks; null: none")
+    test_puzzles: HomePath | None = Field(
         default=None,
         description="the tasks, a file like test_puzzles.json or a folder of raw ones; null: those of the data set",
     )

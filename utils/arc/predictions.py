@@ -15,6 +15,7 @@ import numpy as np
 from common.errors import UserError
 from common.files import expand_user
 from dataset.arc_grids import FIRST_COLOUR, SEQ_LEN, SIDE, grid_shapes
+from dataset.npy_file import load_npy
 from dataset.symmetries import inverse_dihedral, relabel
 
 KEYS = ("inputs", "puzzle_identifiers", "preds", "q_halt_logits")  # the arrays that scoring needs
@@ -143,12 +144,12 @@ def read_predictions(folder: Path) -> Iterator[Piece]:
 
 def _open(file: Path, row_shape: tuple[int, ...]) -> np.memmap:
     try:
-        array = np.load(file, mmap_mode="r", allow_pickle=False)
+        array = load_npy(file, "r")
     except FileNotFoundError:
         raise UserError(
             f"{file} is missing; run evaluate.py with save_outputs=[{','.join(KEYS)}] (its default has them all)"
         ) from None
-    except (ValueError, EOFError) as error:
+    except ValueError as error:
         raise UserError(f"{file} is truncated or not a .npy file ({error}); run evaluate.py again") from error
     kinds = "f" if file.stem == "q_halt_logits" else "iu"
     if array.shape[1:] != row_shape or array.ndim != 1 + len(row_shape) or array.dtype.kind not in kinds:
@@ -157,4 +158,5 @@ def _open(file: Path, row_shape: tuple[int, ...]) -> np.memmap:
             f"{file} holds {array.dtype} of shape {array.shape}, expected {'numbers' if kinds == 'f' else 'integers'} "
             f"of shape ({expected}): these are not predictions of an ARC data set"
         )
+    assert isinstance(array, np.memmap)
     return array

@@ -9,6 +9,9 @@ reliable; so the ratio is given in processor time too. Prints a table; `out=` ge
 
 from __future__ import annotations
 
+if __name__ == "__main__":
+    import common.quiet_imports  # noqa: F401  # Ctrl-C ends those below without a traceback
+
 import utils.linux_cpu  # noqa: F401  # before mlx: on Linux it brings a fast BLAS
 
 import json
@@ -20,6 +23,7 @@ from typing import Any
 from pydantic import BaseModel, ConfigDict, Field
 
 from common.errors import UserError, one_line
+from common.files import HomePath
 from utils.bench import measure
 from utils.command_line import parse
 
@@ -36,8 +40,10 @@ class BenchConfig(BaseModel):
 
     arch: str = Field(default=DEFAULT_ARCH, description="a file of config/arch")
     quick: bool = Field(default=False, description="Sudoku only, and every time measured twice")
-    out: str | None = Field(default=None, description="a file for what was measured, as JSON; null: none")
-    against: str | None = Field(default=None, description="such a file of an earlier run to compare with; null: none")
+    out: HomePath | None = Field(default=None, description="a file for what was measured, as JSON; null: none")
+    against: HomePath | None = Field(
+        default=None, description="such a file of an earlier run to compare with; null: none"
+    )
 
 
 @one_line

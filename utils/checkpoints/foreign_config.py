@@ -11,7 +11,8 @@ from pathlib import Path
 
 from pydantic import BaseModel, ConfigDict, Field, ValidationError
 
-from common.errors import UserError, describe_validation_error, shown
+from common.errors import UserError, describe_validation_error, shown, shown_name
+from common.files import HomePath
 from utils.config import CONFIG_FILE, ArchConfig
 from utils.plain_yaml import read_yaml
 
@@ -20,9 +21,8 @@ from utils.plain_yaml import read_yaml
 _MAX_NUMBER = 16_384
 _MAX_THETA = 1e12  # the base of rotary positions is no size
 _MAX_BLOCKS = 4096  # applied one after the other in one outer step, all in one graph; MLX crashes on deeper ones
-_MAX_STEPS = 4096  # outer steps; published: 16
+_MAX_STEPS = 1024  # outer steps, of which evaluation takes all; published: 16
 _MAX_LENGTH = 200  # of a text or a list
-_KEY_LENGTH = 40  # of a part of a key in a message
 
 
 class TrainedConfig(BaseModel):
@@ -38,7 +38,7 @@ class TrainedConfig(BaseModel):
     model_config = ConfigDict(extra="ignore", coerce_numbers_to_str=True)
 
     arch: ArchConfig
-    data_path: str = Field(min_length=1, max_length=4096)
+    data_path: HomePath = Field(min_length=1, max_length=4096)
     global_batch_size: int = Field(default=768, ge=1, le=65_536)
     seed: int = Field(default=0, ge=0, lt=2**64)
 
@@ -103,8 +103,7 @@ def _leaves(key: str, value: object) -> Iterator[tuple[str, object]]:
     yield key, value
     if isinstance(value, dict):
         for name, item in value.items():
-            plain = isinstance(name, str) and name.isidentifier() and len(name) <= _KEY_LENGTH
-            yield from _leaves(f"{key}.{name if plain else shown(name, _KEY_LENGTH)}", item)
+            yield from _leaves(f"{key}.{shown_name(name)}", item)
     elif isinstance(value, list):
         for index, item in enumerate(value):
             yield from _leaves(f"{key}.{index}", item)

@@ -12,7 +12,7 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from common.errors import UserError, shown
-from common.hub import HUB_ID, explain_hub_error, quiet_hub
+from common.hub import HUB_ID, check_hub_variables, explain_hub_error, quiet_hub
 from utils.config import CONFIG_FILE
 
 DEFAULT_REVISION = "main"
@@ -69,6 +69,7 @@ def fetch_checkpoint(hub_id: str) -> HubCheckpoint:
     if match is None or not is_hub_id(hub_id):
         raise UserError(f"{hub_id!r} is not the id of a model on the hub; expected owner/name or owner/name@revision")
     repo, revision = match["repo"], match["revision"] or DEFAULT_REVISION
+    check_hub_variables()
     from huggingface_hub import HfApi, constants, hf_hub_download  # slow to import, and not needed for local files
 
     try:

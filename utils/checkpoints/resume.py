@@ -9,7 +9,7 @@ from typing import Any
 
 from tqdm import tqdm
 
-from common.errors import UserError
+from common.errors import UserError, printable, shown_name
 from dataset.metadata import PuzzleDatasetMetadata
 from utils.checkpoints.record import (
     TRAINING_FILE,
@@ -33,6 +33,7 @@ from utils.train.state import TrainState
 _FIXED = {"global_batch_size", "seed", "optimizer.name"}
 # Keys of where a run begins and its folder, on which no number depends
 _FREE = {"resume", "load_weights", "checkpoint_path"}
+_SHOWN_LENGTH = 200  # of a value that has changed
 
 
 @dataclass(frozen=True)
@@ -206,7 +207,8 @@ def restore(point: ResumePoint, state: TrainState, metrics: TrainMetrics) -> Non
 
 
 def _change(key: str, old: dict[str, Any], new: dict[str, Any]) -> str:
-    return f"{key}: {old.get(key)} → {new.get(key)}"
+    before, now = (printable(values.get(key), _SHOWN_LENGTH) for values in (old, new))
+    return f"{shown_name(key)}: {before} → {now}"
 
 
 def _flat(values: dict[str, Any], prefix: str = "") -> dict[str, Any]:

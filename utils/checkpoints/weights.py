@@ -13,7 +13,7 @@ from pathlib import Path
 import mlx.core as mx
 from mlx.utils import tree_flatten
 
-from common.errors import UserError, shown
+from common.errors import UserError, shown, shown_name
 from common.files import expand_user
 from models.losses import ACTLossHead
 from models.sparse_embedding import SparseEmbedding
@@ -34,6 +34,7 @@ from utils.ranks.ranks import Ranks
 
 COMPILED_PREFIX = "_orig_mod."  # torch.compile puts it before every name
 HUB_OUTPUT = Path("checkpoints")
+_FINITE_PIECE = 4 << 20  # numbers looked at together
 _TORCH_STEP = re.compile(r"step_(\d+)")
 _STEP_IN_METADATA = re.compile(r"[0-9]{1,15}")
 
@@ -167,13 +168,13 @@ def load_weights(
         config_folder: of the `all_config.yaml` that names the data set of their training, for the messages.
 
     Raises:
-        UserError: if names or shapes are not those of `head`; then nothing is read.
+        UserError: if names or shapes are not those of `head`, and then nothing is read; or if a number is not finite.
     """
     own = dict(tree_flatten(head.parameters()))
     for names, verdict in ((own.keys() - tensors.keys(), "lacks"), (tensors.keys() - own.keys(), "has the unexpected")):
         if names:
             raise UserError(
-                f"{origin} {verdict} {sorted(names)[0]}"
+                f"{origin} {verdict} {shown_name(min(names))}"
                 + (f" and {len(names) - 1} more" if len(names) > 1 else "")
                 + "; it was made by another architecture, compare the arch keys in all_config.yaml"
             )
@@ -189,12 +190,17 @@ def load_weights(
                 f"data_path{_trained_on(config_folder, ': ')}"
             )
         raise UserError(
-            f"{origin}: {name} has shape {tuple(found)}, the model needs {tuple(needed)}; compare the arch keys in "
+            f"{origin}: {name} has shape {shown(found)}, the model needs {tuple(needed)}; compare the arch keys in "
             "all_config.yaml, and the sizes in the data set's dataset.json with those of the data set that it was "
             f"trained on{_trained_on(config_folder, ', ')}"
         )
     for name, tensor in tensors.items():
         array = tensor.read()
+        if not _is_finite(array):
+            raise UserError(
+                f"{origin}: {shown_name(name)} holds NaN or infinity; the run had diverged, or the file is damaged: "
+                "take an earlier checkpoint"
+            )
         head.load_weights([(name, array.astype(own.pop(name).dtype))], strict=False)
         del array
     mx.eval(head.parameters())
@@ -206,6 +212,14 @@ def _trained_on(config_folder: Path | None, before: str) -> str:
         return ""
     data_path = read_yaml(config_folder / CONFIG_FILE).get("data_path")
     return "" if data_path is None else f"{before}{shown(data_path)}"
+
+
+def _is_finite(array: mx.array) -> bool:
+    """Return whether an array holds neither NaN nor infinity. In pieces: no second table of 2 GB is made for it."""
+    flat = array.reshape(-1)
+    return all(
+        mx.isfinite(flat[start : start + _FINITE_PIECE]).all().item() for start in range(0, flat.size, _FINITE_PIECE)
+    )
 
 
 def share_weights(head: ACTLossHead, ranks: Ranks) -> None:

@@ -8,8 +8,11 @@ from __future__ import annotations
 import json
 import math
 import os
+import sys
 from pathlib import Path
 from types import TracebackType
+
+from tqdm import tqdm
 
 from common.errors import UserError
 
@@ -27,7 +30,14 @@ class History:
     def __init__(self, checkpoint_path: Path, length: int = 0):
         # Unbuffered: what could not be written must not be written again when the file is closed.
         self._file = open(checkpoint_path / HISTORY_FILE, "ab", buffering=0)  # noqa: SIM115 - until the end of the run
-        self._file.truncate(min(length, self._file.tell()))
+        held = self._file.tell()
+        if held < length:
+            tqdm.write(
+                f"warning: {self._file.name} holds {held:,} bytes, {length:,} were logged before the checkpoint; what "
+                "is missing is lost, and the log goes on from here",
+                file=sys.stderr,
+            )
+        self._file.truncate(min(length, held))
 
     def log(self, metrics: dict[str, float], step: int) -> None:
         """Add a line. NaN and infinities, which JSON lacks, become null.

@@ -40,6 +40,8 @@ LAUGHS = "\n".join(["a0: &a0 [1, 1]", *(f"a{i}: &a{i} [*a{i - 1}, *a{i - 1}]" fo
         ("[" * 5000, "nested more than 8 levels deep"),
         ("a: " + "{b: " * 400 + "1" + "}" * 400, "nested more than 8 levels deep"),
         ("#" * 70_000, "more than 65,536 bytes"),
+        ("a: " + ":".join("1" * 15_000) + ".5", "can't be read: int too large"),
+        ("a: " + ":".join("1" * 15_000), "key 'arch' is missing"),
         ("a: 2024-13-45", "can't be read: month must be in 1..12"),
         ("a: " + "9" * 5000, "can't be read"),
         ("a: !!bool perhaps", "can't be read"),
@@ -90,8 +92,8 @@ def test_hostile_files_end_in_one_short_line(text: str, message: str, tmp_path: 
         ({"sizes": [1, [2, 10**5]]}, "arch.sizes.1.1 = 100000; at most 16,384"),
         ({"loss": {"smoothing": 1e13}}, "arch.loss.smoothing = 10000000000000.0; at most 16,384"),
         ({"loss": {"\x1b[2J": 10**5}}, r"arch.loss.'\x1b[2J' = 100000; at most 16,384"),
-        ({"halt_max_steps": 4097}, "arch.halt_max_steps = 4097; at most 4,096 outer steps"),
-        ({"loops": 5000.0}, "arch.loops = 5000.0; at most 4,096 outer steps"),
+        ({"halt_max_steps": 1025}, "arch.halt_max_steps = 1025; at most 1,024 outer steps"),
+        ({"loops": 5000.0}, "arch.loops = 5000.0; at most 1,024 outer steps"),
         ({"H_cycles": 64, "L_cycles": 16, "num_layers": 5}, "arch.num_layers = 5 makes 5,120 blocks in one outer step"),
         ({"num_layers": 5, "H_cycles": 64, "L_cycles": 16}, "arch.L_cycles = 16 makes 5,120 blocks in one outer step"),
         ({"H_layers": 4096, "L_layers": 1, "H_cycles": 1}, "arch.L_layers = 1 makes 4,097 blocks in one outer step"),
@@ -115,4 +117,4 @@ def test_published_architectures_and_the_bounds_themselves_are_taken() -> None:
     check_bounds(DEFAULT_ARCH, "")
     check_bounds({"H_cycles": 3, "L_cycles": 6, "H_layers": 0, "L_layers": 2, "no_ACT_continue": True}, "")
     check_bounds({"loops": 16, "num_layers": 4, "H_cycles": 2, "L_cycles": 6, "rms_norm_eps": "1e-5"}, "")
-    check_bounds({"hidden_size": 16_384, "rope_theta": 10**12, "halt_max_steps": 4096, "layers": 64, "cycles": 64}, "")
+    check_bounds({"hidden_size": 16_384, "rope_theta": 10**12, "halt_max_steps": 1024, "layers": 64, "cycles": 64}, "")

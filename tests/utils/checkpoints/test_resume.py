@@ -226,6 +226,15 @@ def test_what_the_arrays_depend_on_must_not_change(
     assert "\n" not in message
 
 
+def test_what_a_record_holds_is_told_in_short_and_escaped(tmp_path: Path) -> None:
+    """A record comes with a checkpoint from anybody."""
+    config = pretrain_config(project_name="p", run_name="r", data_path="\x1b[2J" * 3000).model_dump()
+    write_step(tmp_path, 30, config=config, versions={"\x1b[2J" * 3000: "\x1b[2J" * 3000})
+    for change in check(tmp_path):
+        assert change.isprintable()
+        assert len(change) < 500
+
+
 def test_all_that_differs_is_told_at_once(run: Path) -> None:
     with pytest.raises(
         UserError, match=r"arch\.num_heads: 2 → 4; global_batch_size: 8 → 4; seed: 0 → 5; the train spl"

@@ -10,13 +10,13 @@ import mlx.core as mx
 import pytest
 from mlx.utils import tree_flatten
 
-from common.errors import UserError
+from common.errors import UserError, shown
 from models.losses import ACTLossHead
 from tests.helpers.checkpoints import write_step
 from tests.helpers.configs import pretrain_config, sizes, train_state
 from utils.checkpoints import weights
 from utils.checkpoints.hub import is_hub_id
-from utils.checkpoints.safetensors_file import write_safetensors
+from utils.checkpoints.safetensors_file import read_safetensors, write_safetensors
 from utils.checkpoints.stored_tensors import host_tensor
 from utils.checkpoints.weights import find_weights, load_weights
 
@@ -91,11 +91,11 @@ def test_a_step_folder_that_is_not_here_is_not_asked_for_on_the_hub(path: str) -
 def test_weights_under_a_record_are_compared_with_it(tmp_path: Path) -> None:
     """A bit that flipped on the disk would be evaluated as if it had been trained."""
     folder = write_step(tmp_path, 3)
-    weights = folder / "model.safetensors"
-    content = bytearray(weights.read_bytes())
+    file = folder / "model.safetensors"
+    content = bytearray(file.read_bytes())
     content[-1] ^= 4
-    weights.write_bytes(content)
-    with pytest.raises(UserError, match=re.escape(f"{weights} is damaged")):
+    file.write_bytes(content)
+    with pytest.raises(UserError, match=re.escape(f"{file} is damaged")):
         find_weights(str(folder))
 
 
@@ -117,6 +117,34 @@ def test_weights_of_another_model_are_refused_and_nothing_is_read(tmp_path: Path
     assert "embeddings of 5 puzzles, but the data set has 6 identifiers; identifiers belong to the build" in refusal(
         learned, sizes(num_puzzle_identifiers=6)
     )
+
+
+def test_names_from_a_file_are_shown_in_one_short_line(tmp_path: Path) -> None:
+    """A name of 900 kB filled the screen, and one with an escape sequence cleared it."""
+    state = train_state()
+    tensors = {name: host_tensor(array) for name, array in weights_of(state.head).items()}
+    for number, name in enumerate(("\x1b[2J", "x" * 900_000)):
+        path = tmp_path / f"{number}.safetensors"
+        write_safetensors(path, tensors | {name: tensors["model.inner.H_init"]})
+        with pytest.raises(UserError, match=rf"has the unexpected {re.escape(shown(name))}; it was made by") as caught:
+            load_weights(state.head, read_safetensors(path), "a file")
+        assert str(caught.value).isprintable()
+
+
+@pytest.mark.parametrize("value", [float("nan"), float("inf")])
+def test_weights_that_are_not_finite_are_named(tmp_path: Path, value: float, monkeypatch: pytest.MonkeyPatch) -> None:
+    """An evaluation would report NaN, or a run go on for hours before it says that its first step was not finite."""
+    monkeypatch.setattr(weights, "_FINITE_PIECE", 100)
+    state = train_state()
+    for name in ("model.inner.H_init", "model.inner.puzzle_emb.weights"):
+        arrays = weights_of(state.head)
+        flat = mx.array(arrays[name].reshape(-1))
+        flat[-1] = value
+        arrays[name] = flat.reshape(arrays[name].shape)
+        path = tmp_path / f"{name}.safetensors"
+        write_safetensors(path, {key: host_tensor(array) for key, array in arrays.items()})
+        with pytest.raises(UserError, match=rf"^a file: {re.escape(name)} holds NaN or infinity"):
+            load_weights(train_state().head, read_safetensors(path), "a file")
 
 
 @pytest.mark.parametrize("content", [b"", b"no safetensors at all", b"\xff" * 64], ids=["empty", "text", "binary"])

@@ -68,3 +68,23 @@ def test_a_file_that_is_gone_does_not_keep_a_run_from_going_on(tmp_path: Path) -
     with History(tmp_path, 1000) as history:
         history.log({"train/lr": 0.1}, 8)
     assert lines(tmp_path) == [{"step": 8, "train/lr": 0.1}]
+
+
+@pytest.mark.parametrize("left", [None, 0, 10])
+def test_a_lost_log_is_told(tmp_path: Path, left: int | None, capsys: pytest.CaptureFixture[str]) -> None:
+    """A plot would begin in the middle of the run, and nobody know why."""
+    with History(tmp_path) as history:
+        history.log({"train/lm_loss": 0.5}, 1)
+        length = history.synced_length()
+    path = tmp_path / "metrics.jsonl"
+    content = path.read_bytes()
+    path.unlink()
+    if left is not None:
+        path.write_bytes(content[:left])
+    with History(tmp_path, length):
+        said = capsys.readouterr().err
+    assert said.startswith(f"warning: {path} holds {left or 0} bytes, {length} were logged before the checkpoint")
+    assert said.count("\n") == 1
+    path.write_bytes(content)
+    with History(tmp_path, length):
+        assert capsys.readouterr().err == ""
