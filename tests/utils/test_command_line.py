@@ -170,6 +170,6 @@ def test_an_unknown_key_of_pretrain_suggests_the_near_one(
 def test_an_unknown_key_of_a_program_suggests_the_near_one(call_script: Callable[..., tuple[int, str, str]]) -> None:
     status, _, err = call_script(evaluate, "checkpoint=x", "batch_size=8")
     assert status == 1
-    assert "unknown key 'batch_size' in the command line; did you mean global_batch_size?" in err
+    assert "unknown key 'batch_size' in the command line; did you mean eval_batch_size?" in err
     status, _, err = call_script(evaluate, "checkpoint=x", "xyzzy=8")
     assert "unknown key 'xyzzy' in the command line; remove it or check its spelling" in err
