@@ -268,7 +268,13 @@ def test_defaults_are_the_documented_ones() -> None:
     assert config["defaults"][0] == {"arch": "hrm_v1"}
     assert config["defaults"][-1] == "_self_"
     assert config["hydra"]["output_subdir"] is None
-    off = {"eval_max_examples": None, "log_interval": 1, "log_examples": 0, "load_weights": None}
+    off = {
+        "eval_batch_size": None,
+        "eval_max_examples": None,
+        "log_interval": 1,
+        "log_examples": 0,
+        "load_weights": None,
+    }
     off |= {
         "eval_halt": "max",
         "resume": None,
