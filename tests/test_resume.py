@@ -135,7 +135,9 @@ def test_wandb_gets_one_run_of_both_halves(data: Path, tmp_path: Path) -> None:
 
 def test_an_interrupt_during_evaluation_does_not_wait_for_its_end(data: Path, tmp_path: Path) -> None:
     """A full Sudoku test set takes hours on a laptop; the evaluation is done again after resuming."""
-    process = start(arguments_of(data, tmp_path / "run", "epochs=5", "arch.halt_max_steps=2000"), tmp_path)
+    process = start(
+        arguments_of(data, tmp_path / "run", "epochs=5", "arch.halt_max_steps=1000", "eval_batch_size=2"), tmp_path
+    )
     wait_for_lines(process, tmp_path / "run" / "metrics.jsonl", 11)  # num_params and 10 reads: training is over
     time.sleep(0.5)
     process.send_signal(signal.SIGTERM)

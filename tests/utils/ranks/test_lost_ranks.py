@@ -180,7 +180,7 @@ def test_a_signal_to_any_rank_ends_all_at_the_same_step_in_order(
 def test_a_signal_during_evaluation_ends_it_on_all_ranks(data: Path, tmp_path: Path) -> None:
     """They hear of it after a batch."""
     run = tmp_path / "run"
-    arguments = endless(data, run, "epochs=1", "eval_interval=1", "arch.halt_max_steps=1500")
+    arguments = endless(data, run, "epochs=1", "eval_interval=1", "arch.halt_max_steps=1000", "eval_batch_size=2")
     with ranks_of("pretrain.py", arguments, tmp_path, 2) as ranks:
         end = time.monotonic() + 120
         while lines_of(run / "metrics.jsonl") < 9:  # then training is over
