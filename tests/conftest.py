@@ -6,6 +6,7 @@ import utils.linux_cpu  # noqa: F401
 
 import logging
 import os
+import signal
 import sys
 from collections.abc import Callable, Iterator
 from pathlib import Path
@@ -13,6 +14,10 @@ from types import ModuleType
 from unittest import mock
 
 import pytest
+
+# A shell without job control has Ctrl-C ignored in what it starts with `&`, and so in all processes of these tests.
+if signal.getsignal(signal.SIGINT) is signal.SIG_IGN:
+    signal.signal(signal.SIGINT, signal.default_int_handler)
 
 
 @pytest.fixture(autouse=True)
