@@ -292,7 +292,7 @@ def test_readme_commands_with_the_hub(tmp_path: Path) -> None:
             "python dataset/build_sudoku_dataset.py --overwrite --source-repo nobody/nothing", tmp_path, **env
         )
         assert_one_line_error(result, "nobody/nothing", "HTTP 404", "--source-repo", "folder")
-        result = run_script("python dataset/build_sudoku_dataset.py", tmp_path, HF_ENDPOINT="http://[::1")
+        result = run_script("python dataset/build_sudoku_dataset.py --overwrite", tmp_path, HF_ENDPOINT="http://[::1")
         assert_one_line_error(result, "HF_ENDPOINT='http://[::1'")
         hub.refusals["/datasets/some"] = GATED
         result = run_script(

@@ -32,10 +32,11 @@ def evaluate(
     stored: list[float] = []
     for rank in range(ranks):
         dataset = PuzzleDataset(data, "test", global_batch_size=batch, rank=rank, num_ranks=ranks)
-        share = batch // ranks
-        starts = [start for first, stop in set_bounds(data, examples) for start in range(first, stop, batch)]
+        batches = list(dataset.eval_batches(max_examples=examples))
+        share = len(batches[0].inputs)  # fewer than batch / ranks where there are not so many examples
+        starts = [start for first, stop in set_bounds(data, examples) for start in range(first, stop, share * ranks)]
         with PredictionWriter(run / f"step_{step}_all_preds.{rank}", keys, vocab_size=6) as writer:
-            for start, rows in zip(starts, dataset.eval_batches(max_examples=examples), strict=True):
+            for start, rows in zip(starts, batches, strict=True):
                 q_halt = (start + rank * share + np.arange(share) + 1) / 100
                 preds = np.where(rows.labels >= 2, (rows.labels - 1) % 4 + 2, 0)
                 writer.write(rows, {"preds": mx.array(preds), "q_halt_logits": mx.array(q_halt.astype(np.float32))})
@@ -60,7 +61,8 @@ def shown_q_halt(viewer: Viewer) -> float:
         (1, 20, 2, 20),
         (1, 6, 3, 20),
         (1, 8, 2, 17),
-        (1, 64, 2, 20),  # nothing is left for the second rank
+        (1, 64, 2, 20),  # fewer examples than a batch
+        (1, 8, 4, 18),  # nothing is left of the last batch for two ranks
         (2, 4, 2, 20),
         (2, 8, 4, 15),
     ],
