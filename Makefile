@@ -98,7 +98,7 @@ demo: .venv/installed
 	@run() { line=; for word; do case $$word in *\[*) line="$$line '$$word'";; *) line="$$line $$word";; esac; done; \
 	  echo; echo "\$$$$line"; env "$$@"; }; set -e; \
 	WANDB_MODE=$${WANDB_MODE:-disabled}; python=.venv/bin/python; \
-	run $$python dataset/build_mini_sudoku_dataset.py --output-dir $(DATA) --blanks 6 --seed $(DEMO_SEED) --overwrite; \
+	run $$python dataset/build_mini_sudoku_dataset.py --output-dir $(DATA) --blanks 8 --seed $(DEMO_SEED) --overwrite; \
 	run rm -rf $(RUN); \
 	run WANDB_MODE=$$WANDB_MODE $$python pretrain.py --config-name cfg_demo seed=$(DEMO_SEED) checkpoint_path=$(RUN); \
 	checkpoint=$$(ls -t $(RUN)/step_*/model.safetensors | head -n 1); checkpoint=$${checkpoint%/*}; \
