@@ -43,7 +43,7 @@ from utils.config import PretrainConfig, hydra_errors, parse_pretrain_config, wi
 from utils.evaluation.evaluate import Evaluator, evaluate, prefix
 from utils.evaluation.predictions import PredictionWriter, predictions_folder, remove_surplus
 from utils.evaluation.validity import answer_checks
-from utils.model import count_parameters, metric_names, with_forward_dtype
+from utils.model import metric_names, with_forward_dtype
 from utils.ranks.ranks import Ranks, checksum, connected
 from utils.tracking import Tracker
 from utils.train.history import History
@@ -153,6 +153,9 @@ def train(run: Run) -> None:
                 break
         run.pause(steps_ahead=0)
 
+        if not run.evaluation_is_due():
+            run.next_iteration()
+            continue
         best = run.finish_iteration(evaluate_and_log(run))
         if run.over() and run.metrics.unread:  # steps after the last multiple of log_interval
             run.log_train_metrics()
@@ -176,6 +179,7 @@ def evaluate_and_log(run: Run) -> dict[str, float]:
         writer = None
         if config.eval_save_outputs:
             writer = stack.enter_context(PredictionWriter(folder, config.eval_save_outputs, metadata.vocab_size))
+        stack.enter_context(run.state.averaged())
         result = evaluate(
             run.evaluator,
             run.test_set,
@@ -250,8 +254,7 @@ def announce(
     """Print the parameters and `steps` of the run, its folder, the checkpoint that it resumes and what has changed."""
     path, blas = config.checkpoint_path, utils.linux_cpu.blas_name
     together = f", {ranks.size} ranks" if ranks.size > 1 else ""
-    parameters = count_parameters(state.head)
-    tqdm.write(f"{parameters:,} parameters, {steps}, BLAS {blas}{together}, {path}")
+    tqdm.write(f"{state.num_parameters:,} parameters, {steps}, BLAS {blas}{together}, {path}")
     if config.resume is not None:
         tqdm.write(f"no checkpoint in {path} yet, starting anew" if point is None else f"resuming {point.folder}")
     for change in changes:
@@ -267,7 +270,7 @@ def open_records(
     history = stack.enter_context(History(path, history_bytes))
     tracker = stack.enter_context(Tracker(config, run_id, history, step=state.step))
     if point is None:
-        tracker.log({"num_params": count_parameters(state.head)}, 0)
+        tracker.log({"num_params": state.num_parameters}, 0)
     tracker.log_code(path)
     return tracker, stack.enter_context(CheckpointWriter(path, config.keep_checkpoints))
 

@@ -13,6 +13,7 @@ import mlx.core as mx
 import mlx.nn as nn
 from pydantic import BaseModel, ConfigDict, Field
 
+from models.common import random_keys
 from models.kernels import map_rows
 from models.sparse_embedding import SparseEmbedding
 
@@ -51,11 +52,14 @@ class Core(nn.Module):
 
     Attributes:
         puzzle_emb: the puzzle embedding, a `SparseEmbedding`, if there is one.
+        _config: the configuration.
+        _keys: fresh random keys without end, for the initial weights.
     """
 
     def __init__(self, config: Any, key: mx.array):
         super().__init__()
         self._config = config
+        self._keys = random_keys(key)
 
     def initial_state(self, rows: int) -> State:
         """Return the state in which a puzzle begins, arrays `[rows, …]`, the same for each row."""

@@ -7,7 +7,7 @@ b batch, t tokens, d hidden size, h heads.
 from __future__ import annotations
 
 import math
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 
 import mlx.core as mx
 import mlx.nn as nn
@@ -107,7 +107,11 @@ class SwiGLU(nn.Module):
 
     def __call__(self, x: mx.array) -> mx.array:
         """Map `[..., d]` to `[..., d]`."""
-        return self.down_proj(swiglu(x, self.gate_up_proj.weight.astype(x.dtype)))
+        return self.down_proj(self.gated(x))
+
+    def gated(self, x: mx.array) -> mx.array:
+        """Compute silu(gate) · up, `[..., d]` to `[..., inter]`."""
+        return swiglu(x, self.gate_up_proj.weight.astype(x.dtype))
 
 
 class Block(nn.Module):
@@ -129,3 +133,18 @@ class Block(nn.Module):
         """Map `[b, t, d]` to `[b, t, d]`."""
         x = rms_norm(x + self.self_attn(x), self._eps)
         return rms_norm(x + self.mlp(x), self._eps)
+
+
+class ReasoningModule(nn.Module):
+    """A level of a recurrent model: adds the injection to its state, then applies its blocks in order."""
+
+    def __init__(self, layers: Sequence[nn.Module]):
+        super().__init__()
+        self.layers = list(layers)
+
+    def __call__(self, hidden: mx.array, injection: mx.array) -> mx.array:
+        """Map state `[b, t, d]` and injection `[b, t, d]` to the new state."""
+        hidden = hidden + injection
+        for layer in self.layers:
+            hidden = layer(hidden)
+        return hidden

@@ -83,8 +83,13 @@ def test_tests_import_from_helpers_alone() -> None:
             assert not name.startswith("tests") or name.startswith("tests.helpers."), f"{path}: {name}"
 
 
-# HRM's states, levels and classes. A message may show one as an example, in the middle of a sentence.
-OF_HRM = re.compile(r"\b(z_[HL]|[HL]_(level|init)|inner\.puzzle_emb\.weights|HierarchicalReasoning\w*)\b")
+# States, levels and classes of each architecture. A message may show one as an example, in the middle of a sentence.
+ARCHITECTURES = {
+    "hrm/hrm_act_v1.py": r"z_[HL]|[HL]_(level|init)|HierarchicalReasoning\w*",
+    "recursive_reasoning/trm.py": r"z_[HL]|[HL]_(level|init)|mlp_t|TinyRecursive\w*",
+    "urm/urm.py": r"current_hidden|init_hidden|dwconv|URM\w*",
+}
+OF_ONE = re.compile(rf"\b({'|'.join(ARCHITECTURES.values())}|inner\.puzzle_emb\.weights)\b")
 
 
 def names(path: Path) -> set[str]:
@@ -105,9 +110,12 @@ def names(path: Path) -> set[str]:
 
 def test_only_the_file_of_an_architecture_knows_it() -> None:
     """Another one would have to be added in all places that do."""
-    files = [path for package in MAY_IMPORT for path in (ROOT / package).rglob("*.py")]
-    files = [path for path in files if ROOT / "models" / "hrm" not in path.parents]
+    own = {ROOT / "models" / file: re.compile(rf"\b({pattern})\b") for file, pattern in ARCHITECTURES.items()}
+    files = [path for package in MAY_IMPORT for path in (ROOT / package).rglob("*.py") if path not in own]
     for path in (*files, ROOT / "pretrain.py", ROOT / "evaluate.py"):
-        assert list(filter(OF_HRM.search, names(path))) == [], path
-    core = names(ROOT / "models" / "hrm" / "hrm_act_v1.py")
-    assert {"z_H", "self.L_level", "HierarchicalReasoningModel_ACTV1"} <= core
+        assert list(filter(OF_ONE.search, names(path))) == [], path
+    for path, pattern in own.items():
+        named = names(path)
+        assert len(list(filter(pattern.search, named))) > 3, "the pattern finds nothing"
+        others = {name for name in filter(OF_ONE.search, named) if not pattern.search(name)}
+        assert not others, f"{path} knows another architecture: {others}"

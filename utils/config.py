@@ -129,6 +129,7 @@ class PretrainConfig(BaseModel):
     epochs: int = Field(ge=1)
     max_steps: int | None = Field(default=None, ge=1)
     eval_interval: int | None = Field(default=None, ge=1)
+    min_eval_interval: int = Field(default=0, ge=0)
     checkpoint_every_eval: bool = False
     checkpoint_interval: int | None = Field(default=None, ge=1)
     keep_checkpoints: int | None = Field(default=None, ge=1)
@@ -143,6 +144,9 @@ class PretrainConfig(BaseModel):
     optimizer: NamedConfig = NamedConfig(name="optimizers@AdamATan2")
     puzzle_emb_lr: float = Field(ge=0)
     puzzle_emb_weight_decay: float = Field(ge=0)
+    ema: bool = False
+    ema_rate: float = Field(default=0.999, ge=0, lt=1)
+    freeze_weights: bool = False
 
     project_name: str | None = None
     run_name: str | None = None

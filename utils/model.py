@@ -60,7 +60,7 @@ def build_model(arch: ArchConfig, metadata: PuzzleDatasetMetadata, key: mx.array
     try:
         model_config = model_class.Config.model_validate(fields | sizes)
     except ValidationError as error:
-        known = [f"arch.{key}" for key in model_class.Config.model_fields]
+        known = [f"arch.{field.alias or key}" for key, field in model_class.Config.model_fields.items()]
         raise UserError(describe_validation_error(error, "the configuration", "arch.", known)) from error
     return head_class(model_class(model_config, key), **options)
 

@@ -40,6 +40,13 @@ def swiglu(x: mx.array, gate_up_weight: mx.array) -> mx.array:
     return cpu.swiglu(x, gate_up_weight)
 
 
+def silu(x: mx.array) -> mx.array:
+    """Compute x · sigmoid(x) of any shape; same dtype."""
+    if takes_plain_forms():
+        return nn.silu(x)
+    return cpu.silu(x)
+
+
 def attention(q: mx.array, k: mx.array, v: mx.array, scale: float) -> mx.array:
     """Compute softmax(scale · q kᵀ) v, every token attending to every token; the softmax is computed in float32.
 

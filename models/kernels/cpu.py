@@ -120,6 +120,20 @@ def swiglu(x: mx.array, gate_up_weight: mx.array) -> mx.array:
     return _elementwise(_swiglu, _swiglu_derivative, gate, up).astype(x.dtype)
 
 
+def _silu(x: mx.array) -> mx.array:
+    return x / (1.0 + _exp_of_minus(x))
+
+
+def _silu_derivative(cotangent: mx.array, _: mx.array, x: mx.array) -> tuple[mx.array]:
+    sigmoid = mx.contiguous(1.0 / (1.0 + _exp_of_minus(x)))  # formed once, used twice
+    return (cotangent * sigmoid * (1.0 + x * (1.0 - sigmoid)),)
+
+
+def silu(x: mx.array) -> mx.array:
+    """Compute x · sigmoid(x) in float32."""
+    return _elementwise(_silu, _silu_derivative, x.astype(mx.float32)).astype(x.dtype)
+
+
 def _softmax(scores: mx.array, scale: float) -> mx.array:
     """Compute the softmax of scale · scores over the last axis, scale > 0."""
 

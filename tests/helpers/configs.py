@@ -29,6 +29,37 @@ TINY_ARCH: dict[str, Any] = {
     "pos_encodings": "rope",
     "forward_dtype": "float32",
 }
+TINY_TRM: dict[str, Any] = {
+    "name": "recursive_reasoning.trm@TinyRecursiveReasoningModel_ACTV1",
+    "loss": TINY_ARCH["loss"],
+    "halt_exploration_prob": 0.1,
+    "halt_max_steps": 4,
+    "H_cycles": 2,
+    "L_cycles": 2,
+    "L_layers": 1,
+    "hidden_size": 32,
+    "num_heads": 2,
+    "expansion": 4,
+    "puzzle_emb_ndim": 32,
+    "puzzle_emb_len": 3,
+    "pos_encodings": "rope",
+    "forward_dtype": "float32",
+}
+TINY_TRM_MLP = TINY_TRM | {"mlp_t": True, "pos_encodings": "none"}
+TINY_URM: dict[str, Any] = {
+    "name": "urm.urm@URM",
+    "loss": TINY_ARCH["loss"],
+    "loops": 4,
+    "H_cycles": 2,
+    "L_cycles": 2,
+    "num_layers": 1,
+    "hidden_size": 32,
+    "num_heads": 2,
+    "expansion": 4,
+    "puzzle_emb_ndim": 32,
+    "forward_dtype": "float32",
+}
+FAMILY = {"hrm": TINY_ARCH, "trm": TINY_TRM, "trm_mlp": TINY_TRM_MLP, "urm": TINY_URM}
 DEFAULT_ARCH = TINY_ARCH | {
     "halt_max_steps": 16,
     "H_cycles": 2,
@@ -42,9 +73,9 @@ DEFAULT_ARCH = TINY_ARCH | {
 
 
 def pretrain_config(arch: dict[str, Any] | None = None, **changes: Any) -> PretrainConfig:
-    """A training configuration with the tiny architecture, changed as asked."""
+    """A training configuration with the tiny HRM, changed as asked, or another architecture, if `arch` names one."""
     values = {
-        "arch": TINY_ARCH | (arch or {}),
+        "arch": arch if arch and "name" in arch else TINY_ARCH | (arch or {}),
         "data_path": "data/none",
         "global_batch_size": 8,
         "epochs": 1,

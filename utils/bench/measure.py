@@ -128,7 +128,7 @@ def step_products(state: TrainState, batch: dict[str, mx.array]) -> dict[str, Co
         UserError: if MLX can't export one of the graphs.
     """
     carry = state.head.model.initial_carry(batch)
-    step = make_train_step(state.head, state.optimizer, state.random, state.config, Ranks())
+    step = make_train_step(state.head, state.optimizer, state.random, state.ema, state.config, Ranks())
 
     def train(*arguments: Any) -> Any:
         carry, metrics, _, *rest = step(*arguments)  # without the outputs, which the training loop doesn't compute

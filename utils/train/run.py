@@ -151,6 +151,17 @@ class Run:
         """Return whether there is nothing left to do."""
         return reason_to_end(self.config, self.state, self.progress) is not None
 
+    def evaluation_is_due(self) -> bool:
+        """Return whether to evaluate after this iteration: not after the first `min_eval_interval`, unless one ends."""
+        progress, config = self.progress, self.config
+        last = progress.epochs_done + progress.iteration_epochs >= config.epochs
+        ends = last or self.state.step >= last_step(config, self.state) or self.reason_to_stop() is not None
+        return ends or progress.iteration >= config.min_eval_interval
+
+    def next_iteration(self) -> None:
+        """Go on to the next iteration."""
+        self.progress.next_iteration(self.config.epochs_per_iteration, self.config.epochs)
+
     def finish_iteration(self, metrics: dict[str, float]) -> bool:
         """Take note of the evaluation that ends an iteration, and go on to the next one.
 
@@ -169,7 +180,7 @@ class Run:
         progress.stopped = self.reason_to_stop() or config.stop_when.reason(metrics)
         # The rest of an incomplete one is left for a run resumed with another stop_when, max_steps or epochs
         if self.iteration_complete:
-            progress.next_iteration(config.epochs_per_iteration, config.epochs)
+            self.next_iteration()
         return best
 
     def save(self) -> None:

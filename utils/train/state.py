@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Collection, Mapping
+import contextlib
+from collections.abc import Callable, Collection, Iterator, Mapping
 from typing import Any, NamedTuple
 
 import mlx.core as mx
@@ -18,7 +19,7 @@ from models.optimizers import update_if
 from models.sparse_embedding import sign_sgd_rows
 from utils.checkpoints.stored_tensors import StoredTensor
 from utils.config import PretrainConfig
-from utils.model import build_model, build_optimizer
+from utils.model import build_model, build_optimizer, count_parameters
 from utils.ranks.ranks import Ranks
 from utils.train.schedule import learning_rate
 
@@ -43,19 +44,25 @@ class StepResult(NamedTuple):
 
 
 def make_train_step(
-    head: ACTLossHead, optimizer: Optimizer, random: dict[str, mx.array], config: PretrainConfig, ranks: Ranks
+    head: ACTLossHead,
+    optimizer: Optimizer,
+    random: dict[str, mx.array],
+    ema: dict[str, Any],
+    config: PretrainConfig,
+    ranks: Ranks,
 ) -> Callable[..., tuple]:
-    """Make the function that takes one training step: forward, backward, sums over ranks, both optimisers.
+    """Make the function that takes one training step: forward, backward, sums over ranks, both optimisers, average.
 
     Args:
         head: the model with its loss.
         optimizer: of the weights.
         random: the random key, under `key`.
+        ema: the average of the trainable weights, a tree like theirs under `weights`; empty without `config.ema`.
         config: the training configuration.
         ranks: the processes that share each global batch.
 
     Returns:
-        A function of carry, batch, both learning rates and the signal. It updates the state of the first three
+        A function of carry, batch, both learning rates and the signal. It updates the state of the first four
         arguments, with which it is to be compiled, and returns the new carry and the fields of a `StepResult`.
     """
     model, table, batch_size = head.model, head.model.puzzle_emb, config.global_batch_size
@@ -93,11 +100,18 @@ def make_train_step(
                 mx.where(finite, puzzle_emb_lr, 0.0),  # with both zero the rows stay as they are, bit for bit
                 config.puzzle_emb_weight_decay,
             )
+        if ema:
+            ema["weights"] = moving_average(ema["weights"], head.trainable_parameters(), config.ema_rate, finite)
         carry = tree_map(lambda new, old: mx.where(finite, new, old), new_carry, carry)
         outputs = outputs | {"gradients": (weight_gradients, row_gradients)}
         return carry, metrics, outputs, finite, signals
 
     return step
+
+
+def moving_average(average: Any, weights: Any, rate: float, moves: mx.array) -> Any:
+    """Return rate · average + (1 - rate) · weights, of trees alike; the average as it is if `moves` is false."""
+    return tree_map(lambda a, w: mx.where(moves, rate * a + (1.0 - rate) * w, a), average, weights)
 
 
 def all_finite(arrays: Any) -> mx.array:
@@ -137,8 +151,11 @@ class TrainState:
 
     Attributes:
         head: the model with its loss.
+        num_parameters: its weights, without the puzzle embedding and the fixed initial states.
         optimizer: of the weights.
         random: the random key, under `key`.
+        ema: with `config.ema`, the moving average of the trainable weights, a tree under `weights`, from the first step
+            on.
         carry: of this rank's rows; None before the first step.
         step: steps taken.
         total_steps: steps of the whole run.
@@ -162,10 +179,16 @@ class TrainState:
 
         model_key, step_key = mx.random.split(mx.random.key(config.seed))
         self.head = build_model(config.arch, metadata, model_key)
+        self.num_parameters = count_parameters(self.head)
+        if config.freeze_weights:
+            if self.head.model.puzzle_emb is None:
+                raise UserError("freeze_weights leaves the puzzle embedding to be trained, and this model has none")
+            self.head.freeze()
         self.optimizer = build_optimizer(config)
         self.optimizer.init(self.head.trainable_parameters())
         self.random = {"key": step_key}
-        step = make_train_step(self.head, self.optimizer, self.random, config, self.ranks)
+        self.ema: dict[str, Any] = {}
+        step = make_train_step(self.head, self.optimizer, self.random, self.ema, config, self.ranks)
 
         def step_that_keeps(*arguments: Any) -> tuple:
             carry, metrics, outputs, *rest = step(*arguments)
@@ -176,24 +199,38 @@ class TrainState:
     @property
     def arrays(self) -> list[Any]:
         """Everything that a step reads and replaces, besides the carry."""
-        return [self.head.state, self.optimizer.state, self.random]
+        return [self.head.state, self.optimizer.state, self.random, self.ema]
+
+    @contextlib.contextmanager
+    def averaged(self) -> Iterator[None]:
+        """Put the averaged weights into the model for the duration of a block, in which no training step is taken."""
+        weights = self.head.trainable_parameters()
+        self.head.update(self.ema.get("weights", weights))
+        try:
+            yield
+        finally:
+            self.head.update(weights)
 
     def weights(self) -> dict[str, mx.array]:
-        """Return all weights, buffers and puzzle embeddings, under their names in a checkpoint."""
-        return dict(tree_flatten(self.head.parameters()))
+        """Return all weights, averaged where there is an average, buffers and puzzle embeddings, by name."""
+        return dict(tree_flatten(self.head.parameters())) | dict(tree_flatten(self.ema.get("weights", {})))
 
     def named_arrays(self) -> dict[str, mx.array]:
-        """Return what the next step depends on besides the weights: `optimizer.…`, `random.key` and `carry.…`.
+        """Return what the next step depends on besides `weights()`.
 
+        That is `optimizer.…`, `random.key` and `carry.…`; with an average also `raw.…`, the weights that are trained.
         All ranks have to call this. On rank 0 the carry is that of the global batch, elsewhere of the rank's rows.
         """
         return self._named(self.ranks.rows_for_first(self.carry))
 
     def _named(self, carry: Carry) -> dict[str, mx.array]:
-        return dict(tree_flatten({"optimizer": self.optimizer.state, "random": self.random, "carry": carry}))
+        tree = {"optimizer": self.optimizer.state, "random": self.random, "carry": carry}
+        if self.config.ema:
+            tree["raw"] = self.head.trainable_parameters()
+        return dict(tree_flatten(tree))
 
     def restore(self, step: int, arrays: Mapping[str, StoredTensor], origin: str) -> None:
-        """Restore the state of which `named_arrays` returned the arrays; not the weights.
+        """Restore the state of which `named_arrays` returned the arrays, once `head` has the weights of `weights()`.
 
         All ranks have to call this. The number of ranks may be another than when the arrays were saved.
 
@@ -224,6 +261,9 @@ class TrainState:
         stored = tree_unflatten(list(restored.items()))
         _assign(self.optimizer.state, stored["optimizer"])
         _assign(self.random, stored["random"])
+        if self.config.ema:
+            self.ema["weights"] = self.head.trainable_parameters()
+            self.head.update(stored.get("raw", {}))
         self.carry = stored["carry"]
         self.step = step
 
@@ -255,6 +295,8 @@ class TrainState:
         """
         if self.carry is None:
             self.carry = self.head.model.initial_carry(batch)
+            if self.config.ema:
+                self.ema["weights"] = self.head.trainable_parameters()
         self.step += 1
         rates = (mx.array(rate, mx.float32) for rate in self.learning_rates(self.step))
         self.carry, *result = self._compiled_step(self.carry, batch, *rates, mx.array(signal, mx.float32))

@@ -9,29 +9,44 @@ import mlx.core as mx
 import pytest
 
 from models.layers import swiglu_width
-from tests.helpers.configs import pretrain_config, random_batch, train_state
+from tests.helpers.configs import TINY_TRM, TINY_URM, pretrain_config, random_batch, train_state
 from utils.bench.measure import step_products
 from utils.bench.products import Product, ProductTimer, matmuls
 
 
+def blocks_of(c: Any) -> tuple[int, int, bool]:
+    """Blocks in an outer step, those of them that are differentiated, and whether there is a second pass."""
+    if "num_layers" in type(c).model_fields:  # URM
+        return c.H_cycles * c.L_cycles * c.num_layers, c.L_cycles * c.num_layers, False
+    if "mlp_t" in type(c).model_fields:  # TRM
+        cycle = (c.L_cycles + 1) * c.L_layers
+        return c.H_cycles * cycle, cycle, False
+    return c.H_cycles * (c.L_cycles * c.L_layers + c.H_layers), c.L_layers + c.H_layers, c.halt_max_steps > 1
+
+
 def expected_flops(config: Any, rows: int) -> dict[str, int]:
-    """What HRM's matmuls come to, by hand."""
+    """What the matmuls come to, by hand."""
     c, s = config, config.seq_len
-    d, t, inter = c.hidden_size, s + c.puzzle_emb_len, swiglu_width(c.hidden_size, c.expansion)
-    block = 2 * rows * (t * d * (3 * d + d) + 2 * t * t * d + t * d * (2 * inter) + t * inter * d)
+    d, t, inter = c.hidden_size, c.num_tokens, swiglu_width(c.hidden_size, c.expansion)
+    attention = t * d * (3 * d + d) + 2 * t * t * d
+    mixer = 3 * t * d * swiglu_width(t, c.expansion) if getattr(c, "mlp_t", False) else attention
+    block = 2 * rows * (mixer + t * d * (2 * inter) + t * inter * d)
     q_head = 2 * rows * d * 2
     heads = 2 * rows * s * d * c.vocab_size + q_head
-    blocks = c.H_cycles * (c.L_cycles * c.L_layers + c.H_layers)
+    blocks, differentiated, second_pass = blocks_of(c)
     evaluation = blocks * block + heads
     # Each differentiated matmul has two gradients. The target pass needs no logits.
-    backward = 2 * ((c.L_layers + c.H_layers) * block + heads)
-    target = blocks * block + q_head if c.halt_max_steps > 1 else 0
+    backward = 2 * (differentiated * block + heads)
+    target = blocks * block + q_head if second_pass else 0
     return {"train": evaluation + backward + target, "eval": evaluation}
 
 
 @pytest.mark.parametrize(
     "arch",
     [
+        TINY_TRM,
+        TINY_TRM | {"mlp_t": True, "pos_encodings": "none", "puzzle_emb_len": 0},
+        TINY_URM,
         {"H_cycles": 2, "L_cycles": 2, "H_layers": 2, "L_layers": 1, "forward_dtype": "bfloat16"},
         {"H_cycles": 1, "L_cycles": 3, "H_layers": 1, "L_layers": 2, "puzzle_emb_ndim": 0, "pos_encodings": "learned"},
         {"halt_max_steps": 1},

@@ -12,7 +12,15 @@ import pytest
 from mlx.utils import tree_flatten, tree_unflatten
 
 from models.kernels import plain_forms
-from tests.helpers.configs import count_calls, mlx_compiles, pretrain_config, random_batch, train_state
+from tests.helpers.configs import (
+    FAMILY,
+    TINY_ARCH,
+    count_calls,
+    mlx_compiles,
+    pretrain_config,
+    random_batch,
+    train_state,
+)
 from utils.checkpoints.safetensors_file import read_safetensors, write_safetensors
 from utils.checkpoints.stored_tensors import host_tensor
 from utils.evaluation.evaluate import Evaluator, make_eval_step
@@ -47,20 +55,26 @@ def graph_of(function: Callable[..., Any], *arguments: Any) -> tuple[set[str], s
     return primitives, dtypes
 
 
-@pytest.fixture(params=["rope-stablemax", "learned-softmax"])
+LEARNED_SOFTMAX = TINY_ARCH | {
+    "pos_encodings": "learned",
+    "loss": {"name": "losses@ACTLossHead", "loss_type": "softmax_cross_entropy"},
+}
+
+
+@pytest.fixture(params=[*FAMILY, "learned-softmax"])
 def arch(request: pytest.FixtureRequest) -> dict[str, Any]:
-    positions, loss = request.param.split("-")
-    return {"pos_encodings": positions, "loss": {"name": "losses@ACTLossHead", "loss_type": f"{loss}_cross_entropy"}}
+    return (FAMILY | {"learned-softmax": LEARNED_SOFTMAX})[request.param]
 
 
 @pytest.mark.parametrize("forward_dtype", ["float32", "bfloat16"])
 def test_graphs_hold_no_float64_and_nothing_for_the_cpu_alone(arch: dict[str, Any], forward_dtype: str) -> None:
     # Metal has no float64, and a CPU-only primitive would end the run there at the first step.
-    state = train_state(pretrain_config(arch | {"forward_dtype": forward_dtype}))
-    mx.eval(state.arrays)
+    state = train_state(pretrain_config(arch | {"forward_dtype": forward_dtype}, ema=True))
     batch = random_batch(0)
+    state.train_step(batch)  # with it the average begins
+    mx.eval(state.arrays)
     carry = state.head.model.initial_carry(batch)
-    step = make_train_step(state.head, state.optimizer, state.random, state.config, state.ranks)
+    step = make_train_step(state.head, state.optimizer, state.random, state.ema, state.config, state.ranks)
 
     def train(*arguments: Any) -> Any:
         return step(*arguments), state.arrays
@@ -90,12 +104,13 @@ def test_the_graph_walk_would_notice() -> None:
 @needs_compile
 def test_a_step_is_traced_once_and_never_again(arch: dict[str, Any], monkeypatch: pytest.MonkeyPatch) -> None:
     calls = count_calls(monkeypatch)
-    state = train_state(pretrain_config(arch))
+    state = train_state(pretrain_config(arch, ema=True))
     evaluator = Evaluator(state.head)
     for step in range(5):
         state.train_step(random_batch(step))
-        for _ in evaluator.outer_steps(random_batch(step)):
-            pass
+        with state.averaged():
+            for _ in evaluator.outer_steps(random_batch(step)):
+                pass
     assert len(calls) == 2  # once to train, once to evaluate
 
 

@@ -10,7 +10,16 @@ import mlx.core as mx
 import pytest
 
 from common.errors import UserError
-from tests.helpers.configs import bits_of, pretrain_config, random_batch, sizes, train_state
+from tests.helpers.configs import (
+    TINY_TRM,
+    TINY_TRM_MLP,
+    TINY_URM,
+    bits_of,
+    pretrain_config,
+    random_batch,
+    sizes,
+    train_state,
+)
 from utils.checkpoints.safetensors_file import read_safetensors, write_safetensors
 from utils.checkpoints.stored_tensors import StoredTensor, host_tensor
 from utils.checkpoints.weights import load_weights
@@ -25,6 +34,7 @@ def make_state(arch: dict[str, Any], **changes: Any) -> TrainState:
     state = train_state(config, total_steps=20)
     q_head = state.head.model.inner.q_head
     q_head.weight = mx.random.normal(q_head.weight.shape, key=mx.random.key(0))  # zero, they halt all together
+    q_head.bias = mx.zeros_like(q_head.bias)
     return state
 
 
@@ -46,24 +56,32 @@ def take_steps(state: TrainState, first: int, last: int) -> list[dict[str, Any]]
 
 
 @pytest.mark.parametrize(
-    ("arch", "begun"),
+    ("arch", "begun", "changes"),
     [
-        ({"forward_dtype": "float32"}, False),
-        ({"forward_dtype": "float32"}, True),
-        ({"forward_dtype": "bfloat16"}, False),
-        ({"forward_dtype": "float16", "pos_encodings": "learned"}, True),
+        ({"forward_dtype": "float32"}, False, {}),
+        ({"forward_dtype": "float32"}, True, {"ema": True}),
+        ({"forward_dtype": "bfloat16"}, False, {"ema": True}),
+        ({"forward_dtype": "float16", "pos_encodings": "learned"}, True, {}),
+        (TINY_TRM, True, {"ema": True}),
+        (TINY_TRM_MLP, False, {"ema": True, "ema_rate": 0.9}),
+        (TINY_URM, True, {"ema": True}),
+        ({"forward_dtype": "float32"}, True, {"freeze_weights": True}),
+        (TINY_TRM_MLP, False, {"freeze_weights": True, "ema": True}),
     ],
-    ids=str,
+    ids=["float32", "float32-ema", "bfloat16-ema", "float16", "trm", "trm_mlp", "urm", "frozen", "frozen-trm-ema"],
 )
-def test_a_restored_state_goes_on_bit_for_bit_the_same(tmp_path: Path, arch: dict[str, Any], begun: bool) -> None:
-    """Weights, both moments, random numbers, the rows in the middle of a puzzle, the place in the schedule."""
-    original = make_state(arch)
+def test_a_restored_state_goes_on_bit_for_bit_the_same(
+    tmp_path: Path, arch: dict[str, Any], begun: bool, changes: dict[str, Any]
+) -> None:
+    """Weights and their average, both moments, random numbers, the rows in the middle of a puzzle, the place in the
+    schedule."""
+    original = make_state(arch, **changes)
     take_steps(original, 1, STEPS)
     save(original, tmp_path)
     assert original.carry is not None
     assert len(set(original.carry["steps"].tolist())) > 1, "all rows are at the same place, which tests too little"
 
-    restored = make_state(arch, seed=1)  # nothing may be left of what it began with
+    restored = make_state(arch, seed=1, **changes)  # nothing may be left of what it began with
     if begun:
         take_steps(restored, 1, 3)
     restore(restored, tmp_path)

@@ -1,0 +1,1 @@
+"""The Universal Reasoning Model. Named like the package of its PyTorch code."""
