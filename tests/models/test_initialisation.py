@@ -7,12 +7,17 @@ import math
 import mlx.core as mx
 import numpy as np
 import pytest
+from hydra import compose, initialize_config_dir
 from mlx.utils import tree_flatten
 
+from dataset.metadata import PuzzleDatasetMetadata
 from models.common import truncated_normal
-from tests.helpers.configs import DEFAULT_ARCH, pretrain_config, sizes
+from tests.helpers.configs import DEFAULT_ARCH, FAMILY, pretrain_config, sizes
+from tests.helpers.tiny_data import ROOT
+from utils.config import parse_pretrain_config
 from utils.model import build_model, count_parameters
 
+INNER = "model.inner."
 SUDOKU = sizes(seq_len=81, vocab_size=11, num_puzzle_identifiers=1)
 
 
@@ -22,9 +27,28 @@ def default_parameters() -> dict[str, np.ndarray]:
     return {name: np.array(array) for name, array in tree_flatten(head.parameters())}
 
 
-def test_default_model_has_the_published_size() -> None:
-    head = build_model(pretrain_config(DEFAULT_ARCH).arch, SUDOKU, mx.random.key(0))
-    assert count_parameters(head) == 27_275_266
+MAZE, ARC = (sizes(seq_len=900, vocab_size=n, num_puzzle_identifiers=1) for n in (6, 12))
+
+
+@pytest.mark.parametrize(
+    ("overrides", "data", "parameters"),
+    [
+        (["arch=hrm_v1"], SUDOKU, 27_275_266),
+        (["arch=trm", "++arch.mlp_t=True", "++arch.pos_encodings=none"], SUDOKU, 5_028_866),
+        (["arch=trm"], SUDOKU, 6_828_034),
+        (["arch=trm"], MAZE, 6_822_914),
+        (["arch=trm"], ARC, 6_829_058),
+        (["arch=urm"], ARC, 13_663_234),
+    ],
+    ids=["hrm", "trm-mlp-sudoku", "trm-sudoku", "trm-maze", "trm-arc", "urm-arc"],
+)
+def test_default_models_have_the_published_sizes(
+    overrides: list[str], data: PuzzleDatasetMetadata, parameters: int
+) -> None:
+    with initialize_config_dir(str(ROOT / "config"), version_base=None):
+        config = parse_pretrain_config(compose("cfg_pretrain", overrides))
+    head = build_model(config.arch, data, mx.random.key(0))
+    assert count_parameters(head) == parameters
 
 
 @pytest.mark.parametrize("std", [1.0, 0.02])
@@ -61,6 +85,33 @@ def test_heads_puzzle_embedding_and_initial_states(default_parameters: dict) -> 
     for name in ("model.inner.H_init", "model.inner.L_init"):
         assert p[name].std() == pytest.approx(1.0, abs=0.15)
     assert not np.array_equal(p["model.inner.H_init"], p["model.inner.L_init"])
+
+
+@pytest.mark.parametrize("arch", ["trm", "trm_mlp", "urm"])
+def test_the_other_architectures_begin_like_hrm(arch: str) -> None:
+    """Maps and embeddings by the size of their input, Q head and puzzle embedding at rest; the convolution uniform."""
+    wide = {"hidden_size": 256, "num_heads": 4, "puzzle_emb_ndim": 256}
+    head = build_model(pretrain_config(FAMILY[arch] | wide).arch, SUDOKU, mx.random.key(0))
+    parameters = {name: np.array(array) for name, array in tree_flatten(head.parameters())}
+    initial = {name for name in parameters if name.endswith(("H_init", "L_init", "init_hidden"))}
+    assert len(initial) == (1 if arch == "urm" else 2)
+    for name, array in parameters.items():
+        if name.endswith(("proj.weight", "lm_head.weight", "embedding_weight")):
+            expected = 1 / math.sqrt(array.shape[1])
+            assert array.std() == pytest.approx(expected, rel=5 / math.sqrt(2 * array.size)), name
+            assert np.abs(array).max() <= 2 * 1.13685 * expected * (1 + 1e-5), name
+        elif ".dwconv." in name:
+            assert np.abs(array).max() <= 1 / math.sqrt(2)
+            assert array.std() == pytest.approx(1 / math.sqrt(6), rel=5 / math.sqrt(2 * array.size)), name
+        elif name in initial:
+            assert array.std() == pytest.approx(1.0, abs=0.2)
+        else:
+            expected = {"q_head.weight": 0, "q_head.bias": -5, "puzzle_emb.weights": 0}[name.removeprefix(INNER)]
+            assert (array == expected).all()
+    assert parameters.keys() - dict(tree_flatten(head.trainable_parameters())).keys() == {
+        *initial,
+        f"{INNER}puzzle_emb.weights",
+    }
 
 
 def test_no_two_weights_are_the_same_draw(default_parameters: dict) -> None:

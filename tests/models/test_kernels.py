@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
+
 import mlx.core as mx
 import numpy as np
 import pytest
@@ -28,14 +30,16 @@ def test_vectorised_exp2_is_as_accurate_as_float32() -> None:
     assert (extremes < 1.2e-38).all()
 
 
-def test_silu_and_its_derivative() -> None:
+def gate_of_swiglu(gate: mx.array) -> mx.array:
+    """SwiGLU whose other half is 1."""
+    weight = mx.array([[1.0, 0.0], [0.0, 1.0]])  # the first column is the gate, the second is multiplied with it
+    return kernels.swiglu(mx.stack([gate, mx.ones_like(gate)], axis=-1), weight)[:, 0]
+
+
+@pytest.mark.parametrize("silu", [kernels.silu, gate_of_swiglu], ids=["silu", "swiglu"])
+def test_silu_and_its_derivative(silu: Callable[[mx.array], mx.array]) -> None:
     x = np.linspace(-30, 30, 10_001).astype(np.float32)
     sigmoid = 1 / (1 + np.exp(-x.astype(np.float64)))
-    weight = mx.array([[1.0, 0.0], [0.0, 1.0]])  # the first column is the gate, the second is multiplied with it
-
-    def silu(gate: mx.array) -> mx.array:
-        return kernels.swiglu(mx.stack([gate, mx.ones_like(gate)], axis=-1), weight)[:, 0]
-
     value, gradient = mx.value_and_grad(lambda a: silu(a).sum())(mx.array(x))
     np.testing.assert_allclose(np.array(silu(mx.array(x))), x * sigmoid, rtol=1e-6, atol=1e-12)
     np.testing.assert_allclose(np.array(gradient), sigmoid + x * sigmoid * (1 - sigmoid), rtol=1e-5, atol=1e-6)
@@ -44,7 +48,7 @@ def test_silu_and_its_derivative() -> None:
     assert np.isfinite(value.item())
 
 
-@pytest.mark.parametrize("form", ["swiglu", "rms_norm"])
+@pytest.mark.parametrize("form", ["swiglu", "rms_norm", "silu"])
 def test_forms_for_cpus_agree_with_those_for_gpus(form: str) -> None:
     """A model trained on a Mac would be another one on a Linux server."""
     x = mx.random.normal((3, 5, 8), key=mx.random.key(0)) * 3
@@ -52,7 +56,8 @@ def test_forms_for_cpus_agree_with_those_for_gpus(form: str) -> None:
     cotangent = mx.random.normal((3, 5, 6 if form == "swiglu" else 8), key=mx.random.key(2))
 
     def both(x: mx.array, weight: mx.array) -> mx.array:
-        y = kernels.swiglu(x, weight) if form == "swiglu" else kernels.rms_norm(x, 1e-5) + 0 * weight.sum()
+        of_x = {"rms_norm": lambda x: kernels.rms_norm(x, 1e-5), "silu": kernels.silu}
+        y = kernels.swiglu(x, weight) if form == "swiglu" else of_x[form](x) + 0 * weight.sum()
         return (y * cotangent).sum()
 
     value, gradients = mx.value_and_grad(both, (0, 1))(x, weight)
