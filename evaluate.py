@@ -171,7 +171,7 @@ def run(arguments: list[str], ranks: Ranks) -> None:
     if ranks.watchdog is not None:
         ranks.watchdog.timeout = config.rank_timeout
     source = ranks.from_first(lambda: find_weights(config.checkpoint), WeightsSource)
-    trained = ranks.from_first(lambda: read_trained_config(source.config_folder), TrainedConfig)
+    trained = ranks.from_first(lambda: read_trained_config(source.config_folder, config.data_path), TrainedConfig)
     if config.data_path is None and not Path(trained.data_path).is_dir():
         raise UserError(
             f"{source.name} was trained on {trained.data_path}, which is not here; give its data set as "

@@ -252,6 +252,29 @@ def test_training_keys_of_other_code_are_no_obstacle(
     assert "unknown key 'arch.gate'" in err
 
 
+def test_a_list_of_data_sets_as_trm_writes_it_is_understood(
+    tmp_path: Path, call_script: Callable[..., tuple[int, str, str]]
+) -> None:
+    """With one entry nothing more is needed; with several, data_path= says which."""
+    data, golden = golden_data(tmp_path / "data", "rope_stablemax")
+    loss = float(golden["eval/metrics/lm_loss"]) / len(golden["eval/logits"])
+    theirs: dict[str, Any] = {"data_path": None, "data_paths_test": [], "evaluators": [], "ema": False}
+    one = with_config(tmp_path / "one", **theirs, data_paths=[str(data)])
+    several = with_config(tmp_path / "several", **theirs, data_paths=["data/a", "data/b"])
+    for arguments in ([f"checkpoint={one}"], [f"checkpoint={several}", f"data_path={data}"]):
+        status, out, err = call_script(evaluate, *arguments, "save_outputs=[]")
+        assert status == 0, err
+        assert json.loads(out.splitlines()[-1])["eval/lm_loss"] == pytest.approx(loss, rel=1e-5)
+
+    status, _, err = call_script(evaluate, f"checkpoint={several}", "save_outputs=[]")
+    assert (status, err.count("\n")) == (1, 1)
+    assert "names 2 data sets in data_paths ('data/a', 'data/b'); give one as data_path=<folder>" in err
+    away = with_config(tmp_path / "away", **theirs, data_paths=["data/away"])
+    status, _, err = call_script(evaluate, f"checkpoint={away}", "save_outputs=[]")
+    assert (status, err.count("\n")) == (1, 1)
+    assert "was trained on data/away, which is not here" in err
+
+
 @pytest.mark.parametrize(
     ("arch", "message"),
     [

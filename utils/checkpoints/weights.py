@@ -246,10 +246,15 @@ def _mean_row(table: StoredTensor, name: str) -> mx.array:
 
 
 def _trained_on(config_folder: Path | None, before: str) -> str:
-    """Return the `data_path` of the training behind `before`; nothing if no configuration names it."""
+    """Return the `data_path` of the training behind `before`, or its `data_paths`; nothing if neither is known."""
     if config_folder is None or not (config_folder / CONFIG_FILE).is_file():
         return ""
-    data_path = read_yaml(config_folder / CONFIG_FILE).get("data_path")
+    config = read_yaml(config_folder / CONFIG_FILE)
+    data_path = config.get("data_path")
+    if data_path is None:
+        data_path = config.get("data_paths")
+        if isinstance(data_path, list) and len(data_path) == 1:
+            data_path = data_path[0]
     return "" if data_path is None else f"{before}{shown(data_path)}"
 
 

@@ -276,6 +276,15 @@ def test_a_model_on_the_wrong_data_tells_what_it_was_trained_on(tmp_path: Path) 
     ):
         with pytest.raises(UserError, match=re.escape(part)):
             load(train_state(pretrain_config(), other).head, folder)
+    for text, part in (  # as TRM's code writes them
+        ("data_paths: [data/sudoku-4x4]", ": 'data/sudoku-4x4'"),
+        ("data_paths: [data/a, data/b]", ": ['data/a', 'data/b']"),
+        ("{data_path: data/a, data_paths: [data/b]}", ": 'data/a'"),
+        ("data_paths: null", ""),
+    ):
+        (tmp_path / "all_config.yaml").write_text(text)
+        with pytest.raises(UserError, match=re.escape(f"give that one as data_path{part};")):
+            load(train_state(pretrain_config(), sizes(num_puzzle_identifiers=7)).head, folder)
     (tmp_path / "all_config.yaml").unlink()
     with pytest.raises(UserError, match=r"that it was trained on$"):
         load(train_state(pretrain_config(), sizes(vocab_size=11)).head, folder)
