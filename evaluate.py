@@ -36,7 +36,7 @@ from utils.arc.tasks import read_evaluation_tasks
 from utils.checkpoints.foreign_config import TrainedConfig, read_trained_config
 from utils.checkpoints.weights import WeightsSource, find_weights, load_weights, share_weights
 from utils.command_line import parse
-from utils.config import DEFAULT_PREDICTION_KEYS, ArchConfig, PredictionKey, check_step_preds
+from utils.config import DEFAULT_PREDICTION_KEYS, ArchConfig, LoadPuzzleEmb, PredictionKey, check_step_preds
 from utils.evaluation.evaluate import Evaluation, Evaluator, evaluate
 from utils.evaluation.predictions import PredictionWriter, predictions_folder, remove_surplus
 from utils.evaluation.puzzle_view import format_puzzle
@@ -57,6 +57,11 @@ class EvaluateConfig(BaseModel):
         description="a step folder, a run's folder (its newest step), a file, or owner/name on the Hugging Face hub"
     )
     data_path: HomePath | None = Field(default=None, description="the data set; null: the one it was trained on")
+    load_puzzle_emb: LoadPuzzleEmb = Field(
+        default="exact",
+        description="the puzzle embeddings: exact, as stored; mean, each the mean of all stored ones, for puzzles of "
+        "another build of the data set; skip, zeros",
+    )
     save_outputs: list[PredictionKey] = Field(
         default=list(DEFAULT_PREDICTION_KEYS),
         description="arrays to save; also logits, and step_preds, the predictions after every outer step; [] for none",
@@ -166,7 +171,7 @@ def run(arguments: list[str], ranks: Ranks) -> None:
     if ranks.watchdog is not None:
         ranks.watchdog.timeout = config.rank_timeout
     source = ranks.from_first(lambda: find_weights(config.checkpoint), WeightsSource)
-    trained = ranks.from_first(lambda: read_trained_config(source.config_folder), TrainedConfig)
+    trained = ranks.from_first(lambda: read_trained_config(source.config_folder, config.data_path), TrainedConfig)
     if config.data_path is None and not Path(trained.data_path).is_dir():
         raise UserError(
             f"{source.name} was trained on {trained.data_path}, which is not here; give its data set as "
@@ -191,7 +196,9 @@ def run(arguments: list[str], ranks: Ranks) -> None:
         ranks.from_first(lambda: len(read_evaluation_tasks(str(config.test_puzzles))), int)
     head = build_model(ArchConfig.model_validate(arch), test_set.metadata, mx.random.key(trained.seed))
     if ranks.first:
-        load_weights(head, source.tensors(), source.name, source.config_folder)
+        note = load_weights(head, source.tensors(), source.name, source.config_folder, config.load_puzzle_emb)
+        if note is not None:
+            print(note, file=sys.stderr)
     share_weights(head, ranks)
 
     output_path = Path(config.output_path or source.output_folder)

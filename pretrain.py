@@ -87,7 +87,7 @@ def launch(hydra_config: DictConfig, ranks: Ranks) -> None:
             restore(point, state, metrics)
             progress = progress_from(point, config)
         elif config.load_weights is not None:
-            start_from(config.load_weights, state.head, ranks)
+            start_from(config.load_weights, state.head, ranks, config.load_puzzle_emb)
         if ranks.size > 1:
             ranks.require_same("the initial weights and random state", checksum(state.arrays))
 

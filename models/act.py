@@ -23,6 +23,7 @@ Outputs = dict[str, mx.array]  # what an outer step yields, arrays [b, …] by n
 # of the batch (`inputs` [b, s], `labels` [b, s], `puzzle_identifiers` [b], …) that each row is working on.
 Carry = dict[str, Any]
 _OF_WRAPPER = ("steps", "halted", "current_data")
+PUZZLE_EMB = "puzzle_emb"  # a core's attribute for its puzzle embedding, if there is one
 
 
 class ACTConfig(BaseModel):
@@ -135,7 +136,7 @@ class ACTModel(nn.Module):
     @property
     def puzzle_emb(self) -> SparseEmbedding | None:
         """The puzzle embedding, which has an optimiser of its own."""
-        return self.inner.get("puzzle_emb")
+        return self.inner.get(PUZZLE_EMB)
 
     def initial_carry(self, batch: dict[str, mx.array]) -> Carry:
         """Return the carry before the first step: every row has halted, so `begin_step` fills all from its batch."""

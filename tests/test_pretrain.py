@@ -295,6 +295,8 @@ def test_several_test_sets_are_reported_apart(data: Path, tmp_path: Path, run_he
         ),
         (["stop_when.at_least=1"], "set stop_when.metric too"),
         (["load_weights=nowhere"], "nowhere is neither a folder or file here"),
+        (["load_puzzle_emb=mean"], "load_puzzle_emb = 'mean' is about the puzzle embeddings in load_weights, which is"),
+        (["load_puzzle_emb=none"], "load_puzzle_emb = 'none'"),
         (["checkpoint_path=/dev/null/run"], "checkpoint_path /dev/null/run can't be used"),
         (["arch.loss.name=hrm.hrm_act_v1@HierarchicalReasoningModel_ACTV1"], "is not a loss head"),
         (["arch.name=losses@ACTLossHead"], "is not a model"),

@@ -183,6 +183,24 @@ def test_a_run_of_two_ranks_is_resumed_by_any_number(sudoku: dict[int, Trained],
     assert_same_run(Trained(tmp_path / "run"), sudoku[1])
 
 
+def test_ranks_begin_with_the_mean_of_other_puzzles(sudoku: dict[int, Trained], tmp_path: Path) -> None:
+    """All with the row that rank 0 has read, and one line on it, in training and in evaluation."""
+    data = make_tiny_data(tmp_path / "data", identifiers=4)
+    note = "puzzle embeddings: each of the 4 rows is the mean of 5 stored ones\n"
+    for ranks in (1, 2):
+        place = tmp_path / str(ranks)
+        place.mkdir()
+        begin = [f"load_weights={sudoku[1].path}", "load_puzzle_emb=mean", "global_batch_size=16"]
+        arguments = train_arguments(data, place / "run", *shape_of(ARCH), *begin)
+        trained = run_ranks("pretrain.py", arguments, place, ranks)
+        assert trained.printed(0).count(note) == 1
+        arguments = [f"checkpoint={sudoku[1].path}", f"data_path={data}", "load_puzzle_emb=mean", "save_outputs=[]"]
+        evaluated = run_ranks("evaluate.py", arguments, place, ranks)
+        assert evaluated.output(0).count(note) == 1
+        assert [evaluated.output(rank) for rank in range(1, ranks)] == [""] * (ranks - 1)
+    assert_same_run(Trained(tmp_path / "2" / "run"), Trained(tmp_path / "1" / "run"))
+
+
 def evaluate_as(ranks: int, run: Trained, folder: Path) -> tuple[dict[str, float], str]:
     """What evaluate.py reports: the record, and the puzzles that it shows."""
     folder.mkdir(exist_ok=True)

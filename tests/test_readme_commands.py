@@ -270,6 +270,7 @@ def test_defaults_are_the_documented_ones() -> None:
     assert config["hydra"]["output_subdir"] is None
     off: dict[str, Any] = {"eval_max_examples": None, "log_interval": 1, "log_examples": 0, "load_weights": None}
     off |= {
+        "load_puzzle_emb": "exact",
         "eval_batch_size": None,
         "eval_halt": "max",
         "resume": None,

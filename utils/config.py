@@ -34,6 +34,9 @@ DEFAULT_PREDICTION_KEYS: tuple[PredictionKey, ...] = (
     "q_continue_logits",
 )
 
+# What a model gets as its table of puzzle embeddings: the stored one, the mean of its rows in every row, or zeros
+LoadPuzzleEmb = Literal["exact", "mean", "skip"]
+
 
 def check_step_preds(eval_halt: str, save_outputs: list[PredictionKey], key: str) -> None:
     """Check that step predictions are saved only where all examples take the same outer steps.
@@ -160,6 +163,7 @@ class PretrainConfig(BaseModel):
     log_interval: int = Field(default=1, ge=1)
     log_examples: int = Field(default=0, ge=0)
     load_weights: HomePath | None = None
+    load_puzzle_emb: LoadPuzzleEmb = "exact"
     on_nonfinite: Literal["stop", "skip"] = "stop"
     stop_when: StopWhen = StopWhen()
     rank_timeout: float = Field(default=DEFAULT_TIMEOUT, ge=1)
@@ -177,6 +181,15 @@ class PretrainConfig(BaseModel):
     @model_validator(mode="after")
     def _step_preds_are_complete(self) -> PretrainConfig:
         check_step_preds(self.eval_halt, self.eval_save_outputs, "eval_save_outputs")
+        return self
+
+    @model_validator(mode="after")
+    def _puzzle_emb_is_of_weights(self) -> PretrainConfig:
+        if self.load_puzzle_emb != "exact" and self.load_weights is None:
+            raise ValueError(
+                f"load_puzzle_emb = {self.load_puzzle_emb!r} is about the puzzle embeddings in load_weights, which is "
+                "not set; give load_weights too, or leave load_puzzle_emb out"
+            )
         return self
 
     @property

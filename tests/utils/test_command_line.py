@@ -153,6 +153,7 @@ def test_help_fits_the_terminal(monkeypatch: pytest.MonkeyPatch) -> None:
     [
         *(("hidden_size=256", "arch.hidden_size"), ("global_batchsize=8", "global_batch_size")),
         *(("++hiden_size=256", "arch.hidden_size"), ("stop_when.metrik=x", "stop_when.metric")),
+        ("data_paths=[data/x]", "data_path"),
         *(("loss_type=x", "arch.loss.loss_type"), ("learning_rate=1", None), ("xyzzy=1", None)),
     ],
 )

@@ -11,7 +11,7 @@ from pathlib import Path
 
 from pydantic import BaseModel, ConfigDict, Field, ValidationError
 
-from common.errors import UserError, describe_validation_error, shown, shown_name
+from common.errors import UserError, describe_validation_error, printable, shown, shown_name
 from common.files import HomePath
 from utils.config import CONFIG_FILE, ArchConfig
 from utils.plain_yaml import read_yaml
@@ -30,7 +30,7 @@ class TrainedConfig(BaseModel):
 
     Attributes:
         arch: the architecture and its loss head.
-        data_path: the data set.
+        data_path: the data set; in a file of TRM's or URM's code, the only one in `data_paths`.
         global_batch_size: bounded, because a large one needs more memory than there is.
         seed: of the training.
     """
@@ -43,25 +43,49 @@ class TrainedConfig(BaseModel):
     seed: int = Field(default=0, ge=0, lt=2**64)
 
 
-def read_trained_config(folder: Path) -> TrainedConfig:
+def read_trained_config(folder: Path, data_path: str | None = None) -> TrainedConfig:
     """Read the `all_config.yaml` beside a trained model, whichever code wrote it and with what keys.
 
     Args:
         folder: where the file lies.
+        data_path: the data set if the file has no `data_path`, whatever it has in `data_paths`.
 
     Returns:
         The model, its data set and what evaluation needs of the training.
 
     Raises:
-        UserError: if it is missing, not plain YAML, lacks the model or its data set, or exceeds a bound.
+        UserError: if it is missing, not plain YAML, lacks the model or its data set, names several, or exceeds a bound.
     """
     path = folder / CONFIG_FILE
+    values = read_yaml(path)
+    if values.get("data_path") is None and data_path:
+        values["data_path"] = data_path
+    elif values.get("data_path") is None and "data_paths" in values:
+        values["data_path"] = _only_entry(values["data_paths"], str(path))
     try:
-        config = TrainedConfig.model_validate(read_yaml(path))
+        config = TrainedConfig.model_validate(values)
     except ValidationError as error:
         raise UserError(describe_validation_error(error, str(path))) from error
     check_bounds(config.arch.model_dump(), str(path))
     return config
+
+
+def _only_entry(data_paths: object, origin: str) -> object:
+    """Return the only entry of `data_paths`.
+
+    Raises:
+        UserError: if it is no list of one.
+    """
+    if not isinstance(data_paths, list) or not data_paths:
+        raise UserError(f"data_paths = {shown(data_paths)} in {origin}; expected a list of the data set's folder")
+    if len(data_paths) > _MAX_LENGTH:
+        raise UserError(f"data_paths in {origin} has {len(data_paths):,} entries; at most {_MAX_LENGTH}")
+    if len(data_paths) > 1:
+        names = printable(", ".join(map(shown, data_paths)), 300)
+        raise UserError(
+            f"{origin} names {len(data_paths)} data sets in data_paths ({names}); give one as data_path=<folder>"
+        )
+    return data_paths[0]
 
 
 def check_bounds(arch: dict[str, object], origin: str) -> None:

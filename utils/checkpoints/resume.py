@@ -32,7 +32,7 @@ from utils.train.state import TrainState
 # Keys that the checkpoint's arrays depend on, as on those of arch
 _FIXED = {"global_batch_size", "seed", "optimizer.name", "ema", "freeze_weights"}
 # Keys of where a run begins and its folder, on which no number depends
-_FREE = {"resume", "load_weights", "checkpoint_path"}
+_FREE = {"resume", "load_weights", "load_puzzle_emb", "checkpoint_path"}
 _SHOWN_LENGTH = 200  # of a value that has changed
 
 

@@ -8,7 +8,7 @@ from __future__ import annotations
 import io
 import mmap
 import os
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from math import prod
 from pathlib import Path
 
@@ -106,6 +106,11 @@ class StoredTensor:
         """Whether the elements are in the order of a dense tensor in row-major order."""
         dense = zip(self.shape, self.strides, dense_strides(self.shape), strict=True)
         return all(stride == wanted for size, stride, wanted in dense if size != 1)
+
+    def rows(self, start: int, stop: int) -> StoredTensor:
+        """Return the rows from `start` to `stop`, or to the last one, as a tensor of their own. Nothing is read."""
+        offset = self.offset + start * self.strides[0] * NUMPY_TYPES[self.dtype].itemsize
+        return replace(self, shape=(min(stop, self.shape[0]) - start, *self.shape[1:]), offset=offset)
 
     def read(self) -> mx.array:
         """Read the tensor.

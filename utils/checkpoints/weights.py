@@ -11,10 +11,13 @@ from dataclasses import dataclass
 from pathlib import Path
 
 import mlx.core as mx
+import numpy as np
 from mlx.utils import tree_flatten
+from tqdm import tqdm
 
 from common.errors import UserError, shown, shown_name
 from common.files import expand_user
+from models.act import PUZZLE_EMB
 from models.losses import ACTLossHead
 from models.sparse_embedding import SparseEmbedding
 from utils.checkpoints.hub import fetch_checkpoint, is_hub_id
@@ -28,13 +31,13 @@ from utils.checkpoints.record import (
 from utils.checkpoints.safetensors_file import read_metadata, read_safetensors
 from utils.checkpoints.stored_tensors import StoredTensor
 from utils.checkpoints.torch_file import read_torch_file
-from utils.config import CONFIG_FILE
+from utils.config import CONFIG_FILE, LoadPuzzleEmb
 from utils.plain_yaml import read_yaml
 from utils.ranks.ranks import Ranks
 
 COMPILED_PREFIX = "_orig_mod."  # torch.compile puts it before every name
 HUB_OUTPUT = Path("checkpoints")
-_FINITE_PIECE = 4 << 20  # numbers looked at together
+_PIECE = 4 << 20  # numbers looked at together
 _TORCH_STEP = re.compile(r"step_(\d+)")
 _STEP_IN_METADATA = re.compile(r"[0-9]{1,15}")
 
@@ -155,8 +158,12 @@ def _file(path: Path) -> WeightsSource:
 
 
 def load_weights(
-    head: ACTLossHead, tensors: Mapping[str, StoredTensor], origin: str, config_folder: Path | None = None
-) -> None:
+    head: ACTLossHead,
+    tensors: Mapping[str, StoredTensor],
+    origin: str,
+    config_folder: Path | None = None,
+    puzzle_emb: LoadPuzzleEmb = "exact",
+) -> str | None:
     """Read tensors into a model, which keeps its own dtypes.
 
     Initial weights that have not been evaluated yet are never computed, so that a table of 2 GB doesn't exist twice.
@@ -166,11 +173,27 @@ def load_weights(
         tensors: one for each of its parameters and buffers, by name.
         origin: where they are from, for the messages.
         config_folder: of the `all_config.yaml` that names the data set of their training, for the messages.
+        puzzle_emb: `exact` reads the table of puzzle embeddings as it is. `mean` sets each row of the model's table to
+            the mean of the stored rows, however many there are. `skip` leaves the model's table as it is, and ignores
+            the stored one.
+
+    Returns:
+        One line on the puzzle embeddings if they are not as stored, else None.
 
     Raises:
         UserError: if names or shapes are not those of `head`, and then nothing is read; or if a number is not finite.
     """
     own = dict(tree_flatten(head.parameters()))
+    tables = {f"{name}.weights" for name, module in head.named_modules() if isinstance(module, SparseEmbedding)}
+    note = None
+    if puzzle_emb == "skip":
+        skipped = tables or {name for name in tensors if name.endswith(f".{PUZZLE_EMB}.weights")}
+        rows = sum(own[name].shape[0] for name in tables)
+        own = {name: array for name, array in own.items() if name not in skipped}
+        tensors = {name: tensor for name, tensor in tensors.items() if name not in skipped}
+        note = f"not loaded, all {rows:,} rows are zero" if tables else "not loaded, the model has none"
+    elif puzzle_emb == "mean" and not tables:
+        raise UserError("load_puzzle_emb = 'mean', but the model has no puzzle embeddings; leave load_puzzle_emb out")
     for names, verdict in ((own.keys() - tensors.keys(), "lacks"), (tensors.keys() - own.keys(), "has the unexpected")):
         if names:
             raise UserError(
@@ -178,16 +201,18 @@ def load_weights(
                 + (f" and {len(names) - 1} more" if len(names) > 1 else "")
                 + "; it was made by another architecture, compare the arch keys in all_config.yaml"
             )
-    tables = {f"{name}.weights" for name, module in head.named_modules() if isinstance(module, SparseEmbedding)}
     for name, tensor in tensors.items():
         found, needed = tensor.shape, own[name].shape
         if found == needed:
             continue
         if name in tables and found[1:] == needed[1:]:
+            if puzzle_emb == "mean" and found[0]:
+                continue
             raise UserError(
                 f"{origin} has embeddings of {found[0]:,} puzzles, but the data set has {needed[0]:,} identifiers; "
                 "identifiers belong to the build of the data set that the model was trained on, give that one as "
-                f"data_path{_trained_on(config_folder, ': ')}"
+                f"data_path{_trained_on(config_folder, ': ')}; or give load_puzzle_emb=mean, with which every puzzle "
+                "has the mean of the stored embeddings, or load_puzzle_emb=skip, with which all begin as zeros"
             )
         raise UserError(
             f"{origin}: {name} has shape {shown(found)}, the model needs {tuple(needed)}; compare the arch keys in "
@@ -195,31 +220,53 @@ def load_weights(
             f"trained on{_trained_on(config_folder, ', ')}"
         )
     for name, tensor in tensors.items():
-        array = tensor.read()
-        if not _is_finite(array):
-            raise UserError(
-                f"{origin}: {shown_name(name)} holds NaN or infinity; the run had diverged, or the file is damaged: "
-                "take an earlier checkpoint"
-            )
-        head.load_weights([(name, array.astype(own.pop(name).dtype))], strict=False)
-        del array
+        initial = own.pop(name)
+        if name in tables and puzzle_emb == "mean":
+            array = mx.broadcast_to(_mean_row(tensor, f"{origin}: {name}"), initial.shape)
+            note = f"each of the {initial.shape[0]:,} rows is the mean of {tensor.shape[0]:,} stored ones"
+        else:
+            array = tensor.read()
+            _check_finite(array, f"{origin}: {shown_name(name)}")
+        head.load_weights([(name, array.astype(initial.dtype))], strict=False)
+        del array, initial
     mx.eval(head.parameters())
+    return None if note is None else f"puzzle embeddings: {note}"
+
+
+def _mean_row(table: StoredTensor, name: str) -> mx.array:
+    """Compute the mean of a table's rows, float32 `[dims]`. It is read in pieces, and summed in float64."""
+    num_rows, dims = table.shape
+    total = np.zeros(dims)
+    step = max(1, _PIECE // dims)
+    for start in range(0, num_rows, step):
+        piece = table.rows(start, start + step).read()
+        _check_finite(piece, name)
+        total += np.asarray(piece.astype(mx.float32)).sum(axis=0, dtype=np.float64)
+    return mx.array((total / num_rows).astype(np.float32))
 
 
 def _trained_on(config_folder: Path | None, before: str) -> str:
-    """Return the `data_path` of the training behind `before`; nothing if no configuration names it."""
+    """Return the `data_path` of the training behind `before`, or its `data_paths`; nothing if neither is known."""
     if config_folder is None or not (config_folder / CONFIG_FILE).is_file():
         return ""
-    data_path = read_yaml(config_folder / CONFIG_FILE).get("data_path")
+    config = read_yaml(config_folder / CONFIG_FILE)
+    data_path = config.get("data_path")
+    if data_path is None:
+        data_path = config.get("data_paths")
+        if isinstance(data_path, list) and len(data_path) == 1:
+            data_path = data_path[0]
     return "" if data_path is None else f"{before}{shown(data_path)}"
 
 
-def _is_finite(array: mx.array) -> bool:
-    """Return whether an array holds neither NaN nor infinity. In pieces: no second table of 2 GB is made for it."""
+def _check_finite(array: mx.array, name: str) -> None:
+    """Raise UserError if an array holds NaN or infinity. In pieces: no second table of 2 GB is made for it."""
     flat = array.reshape(-1)
-    return all(
-        mx.isfinite(flat[start : start + _FINITE_PIECE]).all().item() for start in range(0, flat.size, _FINITE_PIECE)
-    )
+    for start in range(0, flat.size, _PIECE):
+        if not mx.isfinite(flat[start : start + _PIECE]).all().item():
+            raise UserError(
+                f"{name} holds NaN or infinity; the run had diverged, or the file is damaged: take an earlier "
+                "checkpoint"
+            )
 
 
 def share_weights(head: ACTLossHead, ranks: Ranks) -> None:
@@ -229,9 +276,14 @@ def share_weights(head: ACTLossHead, ranks: Ranks) -> None:
             head.load_weights([(name, ranks.share(array))], strict=False)
 
 
-def start_from(checkpoint: str, head: ACTLossHead, ranks: Ranks) -> None:
-    """Load the weights that `checkpoint` names into a model, on all ranks. Only rank 0 reads them."""
+def start_from(checkpoint: str, head: ACTLossHead, ranks: Ranks, puzzle_emb: LoadPuzzleEmb = "exact") -> None:
+    """Load the weights that `checkpoint` names into a model, on all ranks. Only rank 0 reads them.
+
+    It prints a line if the puzzle embeddings are not as stored, see `load_weights`.
+    """
     if ranks.first:
         source = find_weights(checkpoint)
-        load_weights(head, source.tensors(), source.name, source.config_folder)
+        note = load_weights(head, source.tensors(), source.name, source.config_folder, puzzle_emb)
+        if note is not None:
+            tqdm.write(note)
     share_weights(head, ranks)

@@ -29,6 +29,50 @@ def test_a_model_needs_no_valid_training_keys(tmp_path: Path) -> None:
         read_saved_config(tmp_path)
 
 
+def test_a_list_of_one_data_set_is_that_data_set(tmp_path: Path) -> None:
+    """As TRM's and URM's code writes it, beside keys that HRM's lacks."""
+
+    def data_path(given: str | None = None, **values: Any) -> str:
+        theirs = {"arch": DEFAULT_ARCH, "data_paths_test": [], "evaluators": [], "ema": True, "ema_rate": 0.999}
+        (tmp_path / "all_config.yaml").write_text(yaml.safe_dump(theirs | values))
+        return read_trained_config(tmp_path, given).data_path
+
+    assert data_path(data_paths=["data/theirs"]) == "data/theirs"
+    assert data_path(data_paths=["~/theirs"]) == str(Path.home() / "theirs")
+    assert data_path(data_paths=["x" * 4096]) == "x" * 4096
+    assert data_path(data_paths=["data/theirs"], data_path=None) == "data/theirs"
+    for several in ([], ["data/theirs"], ["data/a", "data/b"], 5):
+        assert data_path(data_paths=several, data_path="data/wins") == "data/wins"
+        assert data_path(given="data/given", data_paths=several) == "data/given"
+    assert data_path(given="data/given", data_path="data/as-trained") == "data/as-trained"
+
+
+@pytest.mark.parametrize(
+    ("data_paths", "message"),
+    [
+        (["data/a", "data/b"], "names 2 data sets in data_paths ('data/a', 'data/b'); give one as data_path=<folder>"),
+        (["\x1b[2J", "x" * 50_000, 1], r"names 3 data sets in data_paths ('\x1b[2J', 'xxx"),
+        ([f"data/{i}" for i in range(200)], "names 200 data sets in data_paths ('data/0', 'data/1', "),
+        ([f"data/{i}" for i in range(201)], "has 201 entries; at most 200"),
+        ([], "data_paths = [] in "),
+        (None, "data_paths = None in "),
+        ("data/a", "data_paths = 'data/a' in "),
+        ({"data/a": 1}, "data_paths = {'data/a': 1} in "),
+        ([None], "data_path = None in "),
+        ([["data/a"]], "data_path = ['data/a'] in "),
+        ([""], "data_path = '' in "),
+        (["x" * 4097], "data_path = 'xxx"),
+    ],
+    ids=lambda value: str(value)[:20],
+)
+def test_any_other_list_of_data_sets_ends_in_one_short_line(tmp_path: Path, data_paths: Any, message: str) -> None:
+    (tmp_path / "all_config.yaml").write_text(yaml.safe_dump({"arch": DEFAULT_ARCH, "data_paths": data_paths}))
+    with pytest.raises(UserError, match=re.escape(message)) as caught:
+        read_trained_config(tmp_path)
+    assert str(caught.value).isprintable()
+    assert len(str(caught.value).replace(str(tmp_path), "")) < 500
+
+
 LAUGHS = "\n".join(["a0: &a0 [1, 1]", *(f"a{i}: &a{i} [*a{i - 1}, *a{i - 1}]" for i in range(1, 60)), "lr: *a59"])
 
 

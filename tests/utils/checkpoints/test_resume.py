@@ -253,6 +253,7 @@ def test_harmless_changes_are_allowed_and_listed(run: Path) -> None:
         "stop_when": {"metric": "train/lm_loss", "at_most": 0.5},
         "data_path": "/mnt/moved",  # the same data set at another place
         "load_weights": "official/weights",  # what a run begins with is over
+        "load_puzzle_emb": "mean",
     }
     assert check(run, **changes) == [
         "data_path: data/none → /mnt/moved",

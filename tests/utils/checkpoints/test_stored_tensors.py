@@ -117,6 +117,20 @@ def test_strides_of_axes_of_one_element_do_not_matter(tmp_path: Path) -> None:
     assert tensor.read().tolist() == [[[0], [1], [2]]]
 
 
+@pytest.mark.parametrize("strides", [(4, 1), (1, 6)], ids=["contiguous", "transposed"])
+@pytest.mark.parametrize("name", ["float32", "bfloat16", "float64"])
+def test_rows_are_a_part_of_the_tensor(name: str, strides: tuple[int, int], tmp_path: Path) -> None:
+    path = tmp_path / "file"
+    path.write_bytes(b"front" + np.arange(24).astype(NUMPY_TYPES[name]).tobytes())
+    tensor = StoredTensor(path, name, (6, 4), strides, 5)
+    whole = tensor.read()
+    for start, stop in ((0, 2), (3, 4), (4, 9)):
+        assert mx.array_equal(tensor.rows(start, stop).read(), whole[start:stop])
+    path.write_bytes(path.read_bytes()[:-1])
+    with pytest.raises(UserError, match="shorter than when it was opened"):
+        tensor.rows(5, 6).read()
+
+
 def test_float64_is_read_as_float32(tmp_path: Path) -> None:
     path = tmp_path / "file"
     path.write_bytes(np.array([1 / 3, 1e300, -0.0, np.nan]).tobytes())
