@@ -111,7 +111,8 @@ def score_predictions(
     """Score saved predictions of an ARC data set.
 
     Args:
-        folders: prediction folders, one for each rank, or patterns such as `run/step_1000_all_preds.*`.
+        folders: prediction folders, one for each rank, or patterns such as `run/step_1000_all_preds.*`. Those of
+            several evaluations vote together.
         data_path: the data set, which holds `identifiers.json`.
         test_puzzles: the tasks, a file or folder; None means those of the data set, as in `evaluation_tasks`.
 
@@ -230,14 +231,17 @@ def _score_input(pair: Pair, candidates: list[Candidate]) -> InputScore:
 
 
 def _notes(scores: dict[str, TaskScore], ballot: _Ballot, origin: str) -> list[str]:
-    """List what may make the score wrong."""
+    """List what may make the score another than expected."""
     notes = []
     if ballot.of_other_tasks:
         notes.append(f"{ballot.of_other_tasks:,} predictions left out: they belong to no task of {origin}")
     if ballot.of_other_inputs:
         notes.append(f"{ballot.of_other_inputs:,} predictions left out: their inputs are no test inputs of their tasks")
     if repeated := ballot.repeated():
-        notes.append(f"{repeated:,} predictions are repeated for the same puzzle: give the folders of one step only")
+        notes.append(
+            f"{repeated:,} predictions are further votes of the same puzzles: several evaluations vote together, "
+            "or the same predictions are there twice"
+        )
     if missing := [task_id for task_id, score in scores.items() if not all(test.candidates for test in score.inputs)]:
         notes.append(f"{len(missing):,} tasks lack predictions and count as unsolved, such as {missing[0]}")
     if unknown := [task_id for task_id, score in scores.items() if not score.task.has_answers]:

@@ -156,7 +156,20 @@ def test_equal_test_inputs_share_their_predictions(tmp_path: Path) -> None:
     assert (same.pass_at, same.notes) == (pass_at(1.0), [])
     other = score_rows(tmp_path / "other", {"a": task((INPUT, RIGHT), (INPUT, WRONG))}, [*rows, *rows])
     assert other.pass_at == pass_at(0.0)
-    assert other.notes == ["2 predictions are repeated for the same puzzle: give the folders of one step only"]
+
+
+def test_several_evaluations_of_a_run_vote_together(tmp_path: Path) -> None:
+    """As TRM's published figures are counted; whoever mixes evaluations by mistake has to hear of it all the same."""
+    files = ArcFiles(tmp_path, {"a": task((INPUT, RIGHT))})
+    folders = [files.predict([plain("a", INPUT, grid)], step=step) for step, grid in enumerate((WRONG, RIGHT, RIGHT))]
+    assert score_predictions(folders[:1], files.data).pass_at == pass_at(0.0)
+    score = score_predictions([files.root / "run" / "step_*_all_preds.*"], files.data)
+    assert votes(score) == [(RIGHT, 2), (WRONG, 1)]
+    assert score.pass_at == pass_at(1.0)
+    assert score.notes == [
+        "2 predictions are further votes of the same puzzles: several evaluations vote together, "
+        "or the same predictions are there twice"
+    ]
 
 
 def test_a_prediction_without_a_grid_is_a_vote_for_nothing(tmp_path: Path) -> None:
