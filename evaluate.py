@@ -131,7 +131,7 @@ def report(
     } | metrics
     if arc is not None:
         print(format_score(arc))
-        record |= {f"pass@{k}": rate for k, rate in arc.pass_at.items()}
+        record |= arc.rates()
     print(json.dumps(record), flush=True)
 
 

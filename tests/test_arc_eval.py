@@ -20,7 +20,7 @@ from PIL import Image
 
 import evaluate
 from dataset.build_arc_dataset import ArcOptions, build
-from tests.helpers.arc_data import make_like_pytorch
+from tests.helpers.arc_data import make_like_pytorch, predict_test_split
 from tests.helpers.arc_source import make_arc
 from tests.helpers.tiny_data import ROOT, TINY_ARCH, run_script
 from utils.arc import __main__ as arc
@@ -89,11 +89,12 @@ def test_it_runs_and_shows_the_score_of_the_command_line(evaluated: Evaluated, c
     assert f"ARC: {TASKS} tasks" in table
     assert table in evaluated.printed  # as evaluate.py ended
     scores, evaluation = (json.loads(said.splitlines()[-1]) for said in (printed, evaluated.printed))
-    assert {key for key in scores if key.startswith("pass@")} == {f"pass@{k}" for k in (1, 2, 10, 100, 1000)}
-    assert all(evaluation[key] == value for key, value in scores.items() if key.startswith("pass@"))
+    rates = {key: value for key, value in scores.items() if key.startswith("pass@")}
+    assert set(rates) == {f"pass@{k}{over}" for k in (1, 2, 10, 100, 1000) for over in ("", "_outputs")}
+    assert {key: value for key, value in evaluation.items() if key.startswith("pass@")} == rates
     assert table in text
     assert "left out" not in text, "the evaluation's rows were not recognised"
-    assert f"{TASKS} of {TASKS} tasks are not solved" in text
+    assert f"Not solved with two attempts: {TASKS} of {TASKS} tasks, 4 of 4 outputs\n" in text
     assert len(re.findall(r"^e\d, test input \d: 4 predictions", text, re.MULTILINE)) == 4
 
     pictures = [output.data["image/png"] for output in outputs if "image/png" in output.get("data", {})]
@@ -137,6 +138,23 @@ def test_tasks_to_show_can_be_chosen(evaluated: Evaluated) -> None:
     )
     text = "".join(output.text for output in outputs if output.output_type == "stream")
     assert set(re.findall(r"^(e\d), test input", text, re.MULTILINE)) == {"e1"}
+
+
+@pytest.mark.usefixtures("own_folders")
+def test_it_counts_tasks_and_outputs(evaluated: Evaluated, tmp_path: Path) -> None:
+    """A number without its convention would be compared with one of the other."""
+    predictions = predict_test_split(evaluated.data, tmp_path / "step_1_all_preds.0")
+    puzzles = json.loads((evaluated.data / "test_puzzles.json").read_text())
+    assert [len(puzzle["test"]) for puzzle in puzzles.values()] == [1, 2, 1]
+    puzzles["e1"]["test"][0]["output"] = [[0]]  # what the data set's labels do not say
+    puzzles["unknown"] = {"train": puzzles["e0"]["train"], "test": [{"input": [[1]]}]}
+    data = Path(shutil.copytree(evaluated.data, tmp_path / "data"))
+    (data / "test_puzzles.json").write_text(json.dumps(puzzles))
+    outputs = run_notebook(read_notebook(), predictions=str(predictions), data_path=str(data))
+    lines = "".join(output.text for output in outputs if output.output_type == "stream").splitlines()
+    assert ["tasks", "outputs"] in [line.split() for line in lines]
+    assert ["pass@2", "0.6667", "0.7500"] in [line.split() for line in lines]
+    assert "Not solved with two attempts: 1 of 3 tasks, 1 of 4 outputs" in lines
 
 
 def test_it_is_committed_without_outputs() -> None:

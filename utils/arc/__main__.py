@@ -2,7 +2,8 @@
 
     python -m utils.arc "predictions=checkpoints/<project>/<run>/step_<N>_all_preds.*" submission=submission.json
 
-Prints pass@K as a table and as one line of JSON. Options write the ARC Prize's submission and a table of all tasks.
+Prints pass@K, over tasks and over outputs, as a table and as one line of JSON. Options write the ARC Prize's submission
+and a table of all tasks.
 """
 
 from __future__ import annotations
@@ -63,7 +64,7 @@ def main() -> None:
         write_table(score, Path(config.table))
     print(format_score(score))
     record = {"predictions": [str(folder) for folder in folders], "num_tasks": len(score.tasks)}
-    print(json.dumps(record | {f"pass@{k}": rate for k, rate in score.pass_at.items()}), flush=True)
+    print(json.dumps(record | score.rates()), flush=True)
 
 
 if __name__ == "__main__":

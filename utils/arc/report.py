@@ -6,11 +6,16 @@ from utils.arc.scoring import ArcScore, TaskScore
 
 
 def format_score(score: ArcScore) -> str:
-    """Format a table of pass@K, below the numbers of tasks and predictions and the notes."""
+    """Format a table of pass@K, a column for each convention, below the numbers of tasks and predictions and the notes.
+
+    Where no task has answers there is no table.
+    """
     inputs = sum(len(task.inputs) for task in score.tasks.values())
     lines = [f"ARC: {len(score.tasks):,} tasks, {inputs:,} test inputs, {score.predictions:,} predictions"]
     lines += [f"  {note}" for note in score.notes]
-    lines += [f"  {f'pass@{k}':<9}  {rate:.4f}" for k, rate in score.pass_at.items()]
+    if score.pass_at:
+        lines.append(f"  {'':<9}  {'tasks':>7}  {'outputs':>7}")
+    lines += [f"  {f'pass@{k}':<9}  {rate:7.4f}  {score.pass_at_outputs[k]:7.4f}" for k, rate in score.pass_at.items()]
     return "\n".join(lines)
 
 

@@ -1,11 +1,12 @@
 """ARC scores: predictions for a task's augmented copies are mapped back, vote for an answer, and are ranked.
 
 The rules are the published ones. Candidates of a test input rank by (votes, mean halting probability), highest first;
-pass@K is the share of tasks for which one of the first K is the answer, for all test inputs. Tasks without answers are
-not counted. Left open by the rules: of candidates equal in both, the one that the lowest puzzle identifier voted for
-comes first (the task itself before its augmentations, as in the order of the data set), then the one with fewer rows,
-then columns, then lower colours. Equal test inputs of a task share their predictions. An empty grid is a candidate like
-others, and never right.
+an output is right with K attempts if one of the first K is the answer. pass@K is counted in two ways: over tasks, where
+all outputs of a task must be right, as in HRM's notebook; and over outputs, as in the ARC Prize. Tasks without answers
+are counted in neither. Left open by the rules: of candidates equal in votes and probability, the one that the lowest
+puzzle identifier voted for comes first (the task itself before its augmentations, as in the order of the data set),
+then the one with fewer rows, then columns, then lower colours. Equal test inputs of a task share their predictions, and
+each has an output of its own. An empty grid is a candidate like others, and never right.
 """
 
 from __future__ import annotations
@@ -75,6 +76,10 @@ class InputScore:
         """Return a candidate's share of the votes, from 0 to 1."""
         return candidate.votes / self.predictions
 
+    def solved(self, k: int) -> bool:
+        """Return whether one of the first k candidates is right."""
+        return self.rank is not None and self.rank <= k
+
 
 @dataclass(frozen=True)
 class TaskScore:
@@ -85,24 +90,35 @@ class TaskScore:
 
     def solved(self, k: int) -> bool:
         """Return whether one of the first k candidates is right, for every test input."""
-        return all(test.rank is not None and test.rank <= k for test in self.inputs)
+        return all(test.solved(k) for test in self.inputs)
 
 
 @dataclass(frozen=True)
 class ArcScore:
-    """The score of all tasks.
+    """The score of all tasks, in two conventions.
+
+    Tasks without answers are in neither; where all are such, both are empty.
 
     Attributes:
-        pass_at: for each K the share of tasks that are solved with K attempts.
+        pass_at: over tasks, as in HRM's notebook: for each K the share of tasks of which all test outputs are right
+            with K attempts.
+        pass_at_outputs: over outputs, as in the ARC Prize: for each K the share of the tasks' test outputs that are
+            right with K attempts.
         tasks: by id.
         predictions: number of predictions that voted.
         notes: a line for each irregularity of the predictions.
     """
 
     pass_at: dict[int, float]
+    pass_at_outputs: dict[int, float]
     tasks: dict[str, TaskScore]
     predictions: int
     notes: list[str]
+
+    def rates(self) -> dict[str, float]:
+        """Return the entries of a line of JSON: `pass@<K>`, over tasks, and `pass@<K>_outputs`."""
+        over_tasks = {f"pass@{k}": rate for k, rate in self.pass_at.items()}
+        return over_tasks | {f"pass@{k}_outputs": rate for k, rate in self.pass_at_outputs.items()}
 
 
 def score_predictions(
@@ -111,7 +127,8 @@ def score_predictions(
     """Score saved predictions of an ARC data set.
 
     Args:
-        folders: prediction folders, one for each rank, or patterns such as `run/step_1000_all_preds.*`.
+        folders: prediction folders, one for each rank, or patterns such as `run/step_1000_all_preds.*`. Those of
+            several evaluations vote together.
         data_path: the data set, which holds `identifiers.json`.
         test_puzzles: the tasks, a file or folder; None means those of the data set, as in `evaluation_tasks`.
 
@@ -138,9 +155,8 @@ def score_predictions(
         scores[task_id] = TaskScore(task, inputs)
     with_answers = [score for score in scores.values() if score.task.has_answers]
     return ArcScore(
-        pass_at={k: sum(score.solved(k) for score in with_answers) / len(with_answers) for k in PASS_K}
-        if with_answers
-        else {},
+        pass_at=_shares(with_answers),
+        pass_at_outputs=_shares([test for score in with_answers for test in score.inputs]),
         tasks=scores,
         predictions=ballot.voters,
         notes=_notes(scores, ballot, origin),
@@ -229,15 +245,23 @@ def _score_input(pair: Pair, candidates: list[Candidate]) -> InputScore:
     return InputScore(*pair, candidates, rank)
 
 
+def _shares(scores: Sequence[TaskScore] | Sequence[InputScore]) -> dict[int, float]:
+    """Return for each K the share that is solved; nothing if there are none."""
+    return {k: sum(score.solved(k) for score in scores) / len(scores) for k in PASS_K} if scores else {}
+
+
 def _notes(scores: dict[str, TaskScore], ballot: _Ballot, origin: str) -> list[str]:
-    """List what may make the score wrong."""
+    """List what may make the score another than expected."""
     notes = []
     if ballot.of_other_tasks:
         notes.append(f"{ballot.of_other_tasks:,} predictions left out: they belong to no task of {origin}")
     if ballot.of_other_inputs:
         notes.append(f"{ballot.of_other_inputs:,} predictions left out: their inputs are no test inputs of their tasks")
     if repeated := ballot.repeated():
-        notes.append(f"{repeated:,} predictions are repeated for the same puzzle: give the folders of one step only")
+        notes.append(
+            f"{repeated:,} predictions are further votes of the same puzzles: several evaluations vote together, "
+            "or the same predictions are there twice"
+        )
     if missing := [task_id for task_id, score in scores.items() if not all(test.candidates for test in score.inputs)]:
         notes.append(f"{len(missing):,} tasks lack predictions and count as unsolved, such as {missing[0]}")
     if unknown := [task_id for task_id, score in scores.items() if not score.task.has_answers]:

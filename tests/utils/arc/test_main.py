@@ -21,15 +21,16 @@ from utils.arc.report import format_votes
 from utils.arc.scoring import score_predictions
 from utils.config import write_saved_config
 
-INPUT = [[1, 0]]
+INPUT, OTHER_INPUT = [[1, 0]], [[2, 0, 7]]
 
 
 @pytest.fixture
 def files(tmp_path: Path) -> ArcFiles:
-    """Two ranks' predictions: task a is right at the first attempt, b at the second, c never."""
-    files = ArcFiles(tmp_path / "arc files", {name: task((INPUT, RIGHT)) for name in "abc"})
+    """Two ranks' predictions: task a is right at the first attempt, b at the second, of c one of two outputs."""
+    tasks = {name: task((INPUT, RIGHT)) for name in "ab"} | {"c": task((INPUT, RIGHT), (OTHER_INPUT, RIGHT))}
+    files = ArcFiles(tmp_path / "arc files", tasks)
     files.predict([plain("a", INPUT, RIGHT), plain("b", INPUT, WRONG), plain("b", INPUT, RIGHT, q_halt=-1.0)])
-    files.predict([plain("c", INPUT, WRONG)], rank=1)
+    files.predict([plain("c", INPUT, WRONG), plain("c", OTHER_INPUT, RIGHT)], rank=1)
     return files
 
 
@@ -49,14 +50,19 @@ def test_prints_a_table_and_one_json_line_and_writes_what_is_asked(files: ArcFil
     )
     assert result.returncode == 0, result.stderr
     lines = result.stdout.splitlines()
-    assert lines[0] == "ARC: 3 tasks, 3 test inputs, 4 predictions"
-    assert [line.split() for line in lines[2:7]] == [
-        ["pass@1", "0.3333"],
-        *([f"pass@{k}", "0.6667"] for k in (2, 10, 100, 1000)),
+    assert lines[0] == "ARC: 3 tasks, 4 test inputs, 5 predictions"
+    assert lines[1].startswith("  1 predictions are further votes of the same puzzles: ")
+    assert lines[2:-1] == [
+        "               tasks  outputs",
+        "  pass@1      0.3333   0.5000",
+        "  pass@2      0.6667   0.7500",
+        "  pass@10     0.6667   0.7500",
+        "  pass@100    0.6667   0.7500",
+        "  pass@1000   0.6667   0.7500",
     ]
     record = json.loads(lines[-1])
     assert record["num_tasks"] == 3
-    assert record["pass@2"] == pytest.approx(2 / 3)
+    assert (record["pass@2"], record["pass@2_outputs"]) == (pytest.approx(2 / 3), pytest.approx(3 / 4))
     assert record["predictions"] == [str(pattern)[:-1] + rank for rank in "01"]
     assert {path.name for path in out.iterdir()} == {"s.json", "t.csv"}
     assert result.stderr == ""

@@ -68,7 +68,7 @@ def test_perfect_predictions_score_everything(tmp_path: Path) -> None:
                     augmented(task_id, k, colours, input_, output) if number else plain(task_id, input_, output)
                 )
     score = score_rows(tmp_path, {task_id: task(*pairs) for task_id, pairs in tests.items()}, rows)
-    assert score.pass_at == pass_at(1.0)
+    assert score.pass_at == score.pass_at_outputs == pass_at(1.0)
     assert score.notes == []
     assert score.predictions == len(rows)
     for task_score in score.tasks.values():
@@ -133,7 +133,7 @@ def test_remaining_ties_go_to_the_lowest_identifier_in_any_order_of_rows(tmp_pat
 
 
 def test_a_task_counts_only_if_all_its_test_inputs_are_solved(tmp_path: Path) -> None:
-    """Counting test inputs instead of tasks gives other, higher numbers than the published ones."""
+    """Counting outputs instead of tasks gives other numbers than HRM's; both are told, each by its name."""
     tasks = {"a": task((INPUT, RIGHT), (OTHER_INPUT, WORSE)), "b": task((INPUT, RIGHT)), "c": task((INPUT, RIGHT))}
     rows = [
         plain("a", OTHER_INPUT, WORSE),  # in another order than in the task
@@ -146,17 +146,57 @@ def test_a_task_counts_only_if_all_its_test_inputs_are_solved(tmp_path: Path) ->
     assert [result.rank for result in score.tasks["a"].inputs] == [2, 1]
     assert [score.tasks["a"].solved(k) for k in (1, 2)] == [False, True]
     assert score.pass_at == pass_at(1 / 3, 2 / 3)
+    assert score.pass_at_outputs == pass_at(2 / 4, 3 / 4)
+
+
+def test_one_of_two_outputs_is_no_task_and_half_the_outputs(tmp_path: Path) -> None:
+    """Each convention would pass for the other one, in which the model looks worse or better."""
+    rows = [plain("a", INPUT, RIGHT), plain("a", OTHER_INPUT, WRONG)]
+    score = score_rows(tmp_path, {"a": task((INPUT, RIGHT), (OTHER_INPUT, WORSE))}, rows)
+    assert [result.solved(1) for result in score.tasks["a"].inputs] == [True, False]
+    assert (score.pass_at, score.pass_at_outputs) == (pass_at(0.0), pass_at(1 / 2))
+    tasks_first = [f"pass@{k}" for k in PASS_K] + [f"pass@{k}_outputs" for k in PASS_K]
+    assert list(score.rates().items()) == list(zip(tasks_first, [0.0] * 5 + [0.5] * 5, strict=True))
+
+
+def test_tasks_without_all_answers_count_in_neither_convention(tmp_path: Path) -> None:
+    """An output that nobody can check would count as wrong, and one of a task that is left out as right."""
+    tasks = {"a": task((INPUT, RIGHT), (OTHER_INPUT, WORSE)), "b": task((INPUT, RIGHT), (OTHER_INPUT, WORSE))}
+    rows = [plain(task_id, INPUT, RIGHT) for task_id in "ab"]
+    del tasks["b"]["test"][1]["output"]
+    score = score_rows(tmp_path / "one", tasks, rows)
+    assert (score.pass_at, score.pass_at_outputs) == (pass_at(0.0), pass_at(1 / 2))
+    none = score_rows(tmp_path / "none", {"b": tasks["b"]}, rows[1:])
+    assert (none.pass_at, none.pass_at_outputs, none.rates()) == ({}, {}, {})
 
 
 def test_equal_test_inputs_share_their_predictions(tmp_path: Path) -> None:
-    """A model can't tell them apart: their rows can't be told apart either, and none is to be left out."""
+    """A model can't tell them apart: their rows can't be told apart either, and none is to be left out.
+
+    Each counts as an output of its own, also where their outputs differ.
+    """
     rows = [plain("a", INPUT, RIGHT), plain("a", INPUT, RIGHT)]
     same = score_rows(tmp_path / "same", {"a": task((INPUT, RIGHT), (INPUT, RIGHT))}, rows)
     assert (votes(same, number=0), votes(same, number=1)) == ([(RIGHT, 2)], [(RIGHT, 2)])
     assert (same.pass_at, same.notes) == (pass_at(1.0), [])
     other = score_rows(tmp_path / "other", {"a": task((INPUT, RIGHT), (INPUT, WRONG))}, [*rows, *rows])
-    assert other.pass_at == pass_at(0.0)
-    assert other.notes == ["2 predictions are repeated for the same puzzle: give the folders of one step only"]
+    assert (other.pass_at, other.pass_at_outputs) == (pass_at(0.0), pass_at(1 / 2))
+    third = score_rows(tmp_path / "third", {"a": task((INPUT, RIGHT), (INPUT, RIGHT), (OTHER_INPUT, WORSE))}, rows)
+    assert (third.pass_at, third.pass_at_outputs) == (pass_at(0.0), pass_at(2 / 3))
+
+
+def test_several_evaluations_of_a_run_vote_together(tmp_path: Path) -> None:
+    """As TRM's published figures are counted; whoever mixes evaluations by mistake has to hear of it all the same."""
+    files = ArcFiles(tmp_path, {"a": task((INPUT, RIGHT))})
+    folders = [files.predict([plain("a", INPUT, grid)], step=step) for step, grid in enumerate((WRONG, RIGHT, RIGHT))]
+    assert score_predictions(folders[:1], files.data).pass_at == pass_at(0.0)
+    score = score_predictions([files.root / "run" / "step_*_all_preds.*"], files.data)
+    assert votes(score) == [(RIGHT, 2), (WRONG, 1)]
+    assert score.pass_at == pass_at(1.0)
+    assert score.notes == [
+        "2 predictions are further votes of the same puzzles: several evaluations vote together, "
+        "or the same predictions are there twice"
+    ]
 
 
 def test_a_prediction_without_a_grid_is_a_vote_for_nothing(tmp_path: Path) -> None:
@@ -220,8 +260,11 @@ def crop(board: np.ndarray) -> np.ndarray:
     return best.astype(int) - 2
 
 
-def literal_score(tasks: dict[str, Any], rows: list[Row], names: list[str]) -> tuple[dict[int, float], dict[str, Any]]:
-    """The rules, one prediction at a time: pass@K, and per task and test input the ranked grids with votes and q."""
+def literal_score(
+    tasks: dict[str, Any], rows: list[Row], names: list[str]
+) -> tuple[dict[int, float], dict[int, float], dict[str, Any]]:
+    """The rules, one prediction at a time: pass@K over tasks and over outputs, and per task and test input the ranked
+    grids with votes and q."""
     found: dict[tuple[str, str], dict[str, list[tuple[float, int]]]] = {}
     for row in rows:
         if row.name == "<blank>":
@@ -232,7 +275,8 @@ def literal_score(tasks: dict[str, Any], rows: list[Row], names: list[str]) -> t
         )
         q = 1 / (1 + math.exp(-float(np.float32(row.q_halt))))
         found.setdefault((task_id, input_), {}).setdefault(answer, []).append((q, names.index(row.name)))
-    rates = dict.fromkeys(PASS_K, 0.0)
+    right_tasks, right_outputs = dict.fromkeys(PASS_K, 0), dict.fromkeys(PASS_K, 0)
+    num_tasks = num_outputs = 0
     ranking: dict[str, list[Any]] = {}
     for task_id, raw in tasks.items():
         ranking[task_id] = []
@@ -252,16 +296,29 @@ def literal_score(tasks: dict[str, Any], rows: list[Row], names: list[str]) -> t
             ranking[task_id].append(
                 [(json.loads(grid), len(who), math.fsum(q for q, _ in who) / len(who)) for grid, who in ranked]
             )
+        if any("output" not in pair for pair in raw["test"]):
+            continue
+        num_tasks += 1
+        num_outputs += len(raw["test"])
         for k in PASS_K:
-            rates[k] += all(
-                pair["output"] in [grid for grid, _, _ in ranked[:k]]
-                for pair, ranked in zip(raw["test"], ranking[task_id], strict=True)
-            ) / len(tasks)
-    return rates, ranking
+            right = 0
+            for pair, ranked in zip(raw["test"], ranking[task_id], strict=True):
+                if pair["output"] in [grid for grid, _, _ in ranked[:k]]:
+                    right += 1
+            right_outputs[k] += right
+            if right == len(raw["test"]):
+                right_tasks[k] += 1
+    if num_tasks == 0:
+        return {}, {}, ranking
+    over_tasks = {k: right / num_tasks for k, right in right_tasks.items()}
+    return over_tasks, {k: right / num_outputs for k, right in right_outputs.items()}, ranking
 
 
 def random_case(rng: np.random.Generator) -> tuple[dict[str, Any], list[Row]]:
-    """Tasks with one to three test inputs, some equal, and few different answers to them, so that many tie."""
+    """Tasks with one to three test inputs, some equal, and few different answers to them, so that many tie.
+
+    The output of some test inputs is not known.
+    """
     logits = np.array([-1.25, 0.25, 0.5, 2.0])
     tasks, rows = {}, []
     for number in range(rng.integers(1, 5)):
@@ -279,6 +336,8 @@ def random_case(rng: np.random.Generator) -> tuple[dict[str, Any], list[Row]]:
                     noise = rng.random(900) < rng.choice([0.003, 0.3])
                     row = Row(row.name, row.inputs, np.where(noise, rng.integers(12, size=900), row.preds), row.q_halt)
                 rows.append(row)
+        if rng.random() < 0.2:
+            del tasks[task_id]["test"][rng.integers(len(tests))]["output"]
     rows += [Row("<blank>", np.zeros(900), np.zeros(900)), plain("elsewhere", [[1]], [[1]])]
     rows += [Row(next(iter(tasks)), np.zeros(900), np.zeros(900))]
     return tasks, rows
@@ -296,8 +355,9 @@ def test_agrees_with_the_rules_taken_literally(seed: int, tmp_path: Path, monkey
     files.names += list(dict.fromkeys(row.name for row in rows if row.name != "<blank>"))
     score = score_predictions([files.predict([rows[i] for i in p], rank) for rank, p in enumerate(parts)], files.data)
 
-    rates, ranking = literal_score(tasks, rows, files.names)
-    assert score.pass_at == pytest.approx(rates)
+    over_tasks, over_outputs, ranking = literal_score(tasks, rows, files.names)
+    assert score.pass_at == pytest.approx(over_tasks)
+    assert score.pass_at_outputs == pytest.approx(over_outputs)
     for task_id, results in ranking.items():
         for result, expected in zip(score.tasks[task_id].inputs, results, strict=True):
             assert [(c.grid.tolist(), c.votes) for c in result.candidates] == [(grid, n) for grid, n, _ in expected]
@@ -320,7 +380,7 @@ class ScoreLike:
             task_id: [(result.candidates, result.rank) for result in scored.inputs]
             for task_id, scored in score.tasks.items()
         }
-        return score.pass_at, score.predictions, score.notes, ranked
+        return score.rates(), score.predictions, score.notes, ranked
 
     def __eq__(self, other: object) -> bool:
         return isinstance(other, ArcScore) and self._numbers(other) == self.numbers
