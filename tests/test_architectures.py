@@ -6,12 +6,14 @@ Of a run whose weights are averaged, so that its checkpoints hold two sets of th
 from __future__ import annotations
 
 import json
+import os
 import sys
 from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
 from types import ModuleType
 from typing import Any
+from unittest import mock
 
 import mlx.core as mx
 import numpy as np
@@ -62,8 +64,8 @@ class Trained:
 
 
 def call(script: ModuleType, *arguments: str) -> None:
-    """Run a script's `main` in this process."""
-    with pytest.MonkeyPatch.context() as patch:
+    """Run a script's `main` in this process, also in a fixture of the module."""
+    with mock.patch.dict(os.environ), pytest.MonkeyPatch.context() as patch:
         patch.setenv("WANDB_MODE", "disabled")
         patch.setattr(sys, "argv", [f"{script.__name__}.py", *arguments])
         script.main()

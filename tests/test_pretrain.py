@@ -417,3 +417,40 @@ def test_values_and_folder_of_hydra_s_job_are_those_of_each_run(
         "sweep/0/run-0",
         "sweep/1/run-1",
     }
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize(
+    ("overrides", "evaluated"),
+    [
+        (["min_eval_interval=2"], [24, 32]),
+        (["min_eval_interval=2", "max_steps=12"], [12]),  # its last step, in the middle of an iteration
+        (["min_eval_interval=9", "max_steps=16"], [16]),
+        (["min_eval_interval=9", "stop_when.metric=train/lm_loss", "stop_when.at_least=0", "stop_when.window=8"], [8]),
+    ],
+    ids=["last-two", "in-the-middle", "at-an-end", "stopped"],
+)
+def test_the_first_evaluations_can_be_left_out(
+    data: Path, tmp_path: Path, call_script: Callable[..., Any], overrides: list[str], evaluated: list[int]
+) -> None:
+    """With their checkpoints; never the last one, without which a run would end with nothing."""
+    run = tmp_path / "run"
+    status, _, err = call_script(pretrain, *train_arguments(data, run, "epochs=4", *overrides))
+    assert status == 0, err
+    log = [json.loads(line) for line in (run / "metrics.jsonl").read_text().splitlines()]
+    assert [line["step"] for line in log if "eval/lm_loss" in line] == evaluated
+    assert sorted(int(path.name.split("_")[1]) for path in run.glob("step_*")) == evaluated
+    assert log[-1]["step"] == evaluated[-1]
+
+
+@pytest.mark.slow
+def test_a_run_without_its_first_evaluations_is_resumed_where_it_was(
+    data: Path, tmp_path: Path, call_script: Callable[..., Any]
+) -> None:
+    """The position between two iterations is no evaluation's."""
+    for run, more in (("whole", []), ("parts", ["max_steps=20"]), ("parts", ["resume=auto"])):
+        arguments = train_arguments(data, tmp_path / run, "epochs=4", "min_eval_interval=3", *more)
+        assert call_script(pretrain, *arguments)[0] == 0
+    for file in ("model", "training"):
+        found, expected = (tmp_path / run / "step_32" / f"{file}.safetensors" for run in ("parts", "whole"))
+        assert found.read_bytes() == expected.read_bytes()

@@ -40,6 +40,31 @@ KNOWN_COMMANDS = [
     "global_batch_size=2304 lr=3e-4 puzzle_emb_lr=3e-4 weight_decay=0.1 puzzle_emb_weight_decay=0.1 "
     "arch.loss.loss_type=softmax_cross_entropy arch.L_cycles=8 arch.halt_max_steps=8 arch.pos_encodings=learned",
 ]
+SUDOKU_OF_TRM = (
+    "data_path=data/sudoku-extreme-1k-aug-1000 epochs=50000 eval_interval=5000 lr=1e-4 puzzle_emb_lr=1e-4 "
+    "weight_decay=1.0 puzzle_emb_weight_decay=1.0"
+)
+OF_TRM = "arch.L_layers=2 arch.H_cycles=3 arch.L_cycles"
+# Those of TRM and URM, with data_path in place of data_paths and evaluators.
+COMMANDS_OF_THE_FAMILY = [
+    f"python pretrain.py arch=trm {SUDOKU_OF_TRM} arch.mlp_t=True arch.pos_encodings=none {OF_TRM}=6 ema=True",
+    f"python pretrain.py arch=trm {SUDOKU_OF_TRM} {OF_TRM}=6 ema=True",
+    "python pretrain.py arch=trm "
+    + SUDOKU_OF_TRM.replace("sudoku-extreme-1k-aug-1000", "maze-30x30-hard-1k")
+    + f" {OF_TRM}=4 ema=True",
+    f"python pretrain.py arch=trm data_path=data/arc-aug-1000 {OF_TRM}=4 ema=True",
+    "python pretrain.py arch=urm data_path=data/arc-aug-1000 epochs=200000 eval_interval=2000 lr=1e-4 "
+    "puzzle_emb_lr=1e-2 weight_decay=0.1 ema=True",
+    "python pretrain.py arch=urm data_path=data/sudoku-extreme-1k-aug-1000 epochs=50000 eval_interval=2000 "
+    "global_batch_size=128 lr=1e-4 puzzle_emb_lr=1e-4 weight_decay=1.0 puzzle_emb_weight_decay=1.0 ema=True",
+]
+# Parameters on data of 16 tokens and 6 words: that is 5 · 512 weights fewer in embedding and head than with Sudoku's 11
+SIZES = {
+    "hrm_v1": 27_275_266 - 2 * 5 * 512,
+    "trm": 6_828_034 - 2 * 5 * 512,
+    "trm mlp_t": 5_028_866 - 2 * 5 * 512 - 2 * 3 * (512 * 97 - 256 * 32),  # an MLP over 32 tokens in place of 97
+    "urm": 13_663_234 - 2 * 6 * 512,  # published for ARC's 12
+}
 
 
 # The other commands of the README before there was a port.
@@ -102,7 +127,7 @@ def uncompiled() -> Iterator[None]:
 
 def test_the_readme_has_the_known_commands() -> None:
     """Somebody's notes from the PyTorch project would no longer be found here."""
-    missing = {*KNOWN_COMMANDS, *OTHER_KNOWN_COMMANDS} - set(commands(ROOT / "README.md"))
+    missing = {*KNOWN_COMMANDS, *COMMANDS_OF_THE_FAMILY, *OTHER_KNOWN_COMMANDS} - set(commands(ROOT / "README.md"))
     assert not missing
 
 
@@ -230,13 +255,13 @@ def test_every_command_takes_its_first_step(
             assert state.config.weight_decay == float(given.get("weight_decay", 0.1))
             assert state.config.epochs == int(given.get("epochs", 100_000))
         if "--config-name" not in arguments and "arch.hidden_size" not in given:
-            # 5 · 512 weights fewer in embedding and head than with Sudoku's 11 tokens; `learned` adds 17 positions.
-            learned = given.get("arch.pos_encodings") == "learned"
-            assert count_parameters(state.head) == 27_275_266 - 2 * 5 * 512 + learned * 17 * 512
+            learned = given.get("arch.pos_encodings") == "learned"  # 17 positions
+            size = SIZES[given.get("arch", "hrm_v1") + (" mlp_t" if "arch.mlp_t" in given else "")]
+            assert count_parameters(state.head) == size + learned * 17 * 512
             of_the_paper += 1
     assert len(steps) == len(training_commands())
-    assert of_the_paper >= len(KNOWN_COMMANDS)
-    assert len(trained) >= 3  # of the paper, of full Sudoku, of the demo
+    assert of_the_paper >= len(KNOWN_COMMANDS) + len(COMMANDS_OF_THE_FAMILY)
+    assert len(trained) >= 6  # HRM as in the paper, for full Sudoku, for the demo; TRM's two forms, URM
 
 
 def test_defaults_are_the_documented_ones() -> None:
@@ -279,6 +304,10 @@ def test_defaults_are_the_documented_ones() -> None:
         "max_steps": None,
         "on_nonfinite": "stop",
         "rank_timeout": 300,
+        "ema": False,
+        "ema_rate": 0.999,
+        "freeze_weights": False,
+        "min_eval_interval": 0,
     }
     assert {key: config[key] for key in off} == off
     assert config["stop_when"]["metric"] is None
