@@ -213,16 +213,18 @@ def test_puzzles_of_another_build_are_evaluated_on_request(
 
 
 @pytest.mark.slow
-def test_training_goes_on_with_the_puzzles_of_another_build(tmp_path: Path) -> None:
+def test_training_goes_on_with_the_puzzles_of_another_build(
+    tmp_path: Path, call_script: Callable[..., tuple[int, str, str]]
+) -> None:
     """Eight steps of 0.01 each in the rows of four other puzzles, and after them a resumed epoch."""
     data = make_tiny_data(tmp_path / "data", identifiers=4)
     arch = ["hidden_size=32", "num_heads=2", "H_layers=2", "L_layers=2", "halt_max_steps=4", "forward_dtype=float32"]
     steps = ["lr=0", "lr_warmup_steps=0", "puzzle_emb_lr=0.01", "puzzle_emb_weight_decay=0", "global_batch_size=8"]
     arguments = [*(f"arch.{key}" for key in arch), *steps, f"data_path={data}", f"checkpoint_path={tmp_path / 'run'}"]
     source = [f"load_weights={GOLDEN / 'rope_stablemax' / 'step_8'}", "load_puzzle_emb=mean"]
-    result = run_script("pretrain.py", [*arguments, *source, "epochs=1", "eval_interval=1"], tmp_path)
-    assert result.returncode == 0, result.stderr
-    assert result.stdout.count("puzzle embeddings: each of the 4 rows is the mean of 5 stored ones\n") == 1
+    status, out, err = call_script(pretrain, *arguments, *source, "epochs=1", "eval_interval=1")
+    assert status == 0, err
+    assert out.count("puzzle embeddings: each of the 4 rows is the mean of 5 stored ones\n") == 1
     saved = read_safetensors(tmp_path / "run" / "step_8" / "model.safetensors")
     moved = np.array(saved["model.inner.puzzle_emb.weights"].read() - golden_mean())
     assert moved.shape == (4, 32)
@@ -230,10 +232,10 @@ def test_training_goes_on_with_the_puzzles_of_another_build(tmp_path: Path) -> N
     assert all(0.005 < np.abs(row).max() < 0.085 for row in moved)
     assert (moved[0] != moved[1]).any()
 
-    result = run_script("pretrain.py", [*arguments, "epochs=2", "eval_interval=1", "resume=auto"], tmp_path)
-    assert result.returncode == 0, result.stderr
-    assert "puzzle embeddings:" not in result.stdout
-    assert "load_puzzle_emb" not in result.stdout
+    status, out, err = call_script(pretrain, *arguments, "epochs=2", "eval_interval=1", "resume=auto")
+    assert status == 0, err
+    assert "puzzle embeddings:" not in out
+    assert "load_puzzle_emb" not in out
     assert (tmp_path / "run" / "step_16").is_dir()
 
 

@@ -73,9 +73,9 @@ DEFAULT_ARCH = TINY_ARCH | {
 
 
 def pretrain_config(arch: dict[str, Any] | None = None, **changes: Any) -> PretrainConfig:
-    """A training configuration with the tiny HRM, changed as asked, or another architecture, if `arch` names one."""
+    """A training configuration with the tiny HRM, changed as asked, or with a whole other architecture."""
     values = {
-        "arch": arch if arch and "name" in arch else TINY_ARCH | (arch or {}),
+        "arch": arch if arch and {"name", "loss"} <= arch.keys() else TINY_ARCH | (arch or {}),
         "data_path": "data/none",
         "global_batch_size": 8,
         "epochs": 1,
