@@ -25,9 +25,11 @@ INCLUDED = requirements-common.txt $(if $(filter cuda13,$(WANTED_MLX)),,requirem
 HAS = .venv/bin/python -c 'import sys; from importlib.util import find_spec; sys.exit(not all(map(find_spec, sys.argv[1:])))'
 ifneq ($(VENV_MLX),)
 $(shell $(HAS) mlx.core hydra pydantic wandb 2>/dev/null || rm -f .venv/installed)
-$(shell $(HAS) ruff mypy pytest 2>/dev/null || rm -f .venv/installed-dev)
+$(shell $(HAS) ruff mypy pytest xdist 2>/dev/null || rm -f .venv/installed-dev)
 endif
 
+# Two processes, each with whole files: what a file has prepared is prepared once.
+PYTEST = .venv/bin/python -m pytest -n 2 --dist loadfile
 PIP_INSTALL = .venv/bin/python -m pip install -qq --disable-pip-version-check
 DATA = data/sudoku-6x6
 RUN = checkpoints/demo
@@ -114,10 +116,10 @@ lint: .venv/installed-dev
 	.venv/bin/python -m mypy
 
 check: lint
-	.venv/bin/python -m pytest -m "not slow"
+	$(PYTEST) -m "not slow"
 
 test: lint browser
-	.venv/bin/python -m pytest
+	$(PYTEST)
 
 # For the tests of puzzle_visualizer.html: finds a browser or fetches Playwright's; without either they are left out.
 browser: .venv/installed-dev

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import gc
 from typing import Any
 
 import mlx.core as mx
@@ -98,6 +99,7 @@ def test_an_evaluation_that_is_broken_off_leaves_the_raw_weights() -> None:
 
 def memory_of(arch: dict[str, Any], **changes: Any) -> tuple[int, int, int]:
     """Bytes of the trainable weights; bytes held after some steps, and at most in a step and an evaluation."""
+    gc.collect()  # what earlier tests have left
     before = mx.get_active_memory()
     state = train_state(pretrain_config(arch, **changes))
     evaluator = Evaluator(state.head)
