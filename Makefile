@@ -100,7 +100,7 @@ demo: .venv/installed
 	@run() { line=; for word; do case $$word in *\[*) line="$$line '$$word'";; *) line="$$line $$word";; esac; done; \
 	  echo; echo "\$$$$line"; env "$$@"; }; set -e; \
 	WANDB_MODE=$${WANDB_MODE:-disabled}; python=.venv/bin/python; \
-	run $$python dataset/build_mini_sudoku_dataset.py --output-dir $(DATA) --blanks 8 --seed $(DEMO_SEED) --overwrite; \
+	run $$python dataset/build_mini_sudoku_dataset.py --output-dir $(DATA) --seed $(DEMO_SEED) --overwrite; \
 	run rm -rf $(RUN); \
 	run WANDB_MODE=$$WANDB_MODE $$python pretrain.py --config-name cfg_demo seed=$(DEMO_SEED) checkpoint_path=$(RUN); \
 	checkpoint=$$(ls -t $(RUN)/step_*/model.safetensors | head -n 1); checkpoint=$${checkpoint%/*}; \
@@ -108,7 +108,7 @@ demo: .venv/installed
 	echo; echo "The checkpoint is $$checkpoint."; \
 	echo "See the puzzles, and the model think: open puzzle_visualizer.html in a browser, choose the data set $(DATA)"; \
 	echo "and the predictions $${checkpoint}_all_preds.0."; \
-	echo "Next: change a value, such as --blanks 12 or arch.halt_max_steps=8, or train on 9x9 puzzles: README.md, Quick Demo."
+	echo "Next: change a value, such as --blanks 20 or arch.halt_max_steps=8, or train on 9x9 puzzles: README.md, Quick Demo."
 
 lint: .venv/installed-dev
 	.venv/bin/python -m ruff check .

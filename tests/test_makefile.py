@@ -211,7 +211,7 @@ def test_demo_runs_the_documented_commands(checkout: Checkout) -> None:
     done = checkout.make("demo", "DEMO_SEED=3")
     assert done.returncode == 0, done.stderr
     build, train, evaluate = checkout.log[2:]
-    assert build == "dataset/build_mini_sudoku_dataset.py --output-dir data/sudoku-6x6 --blanks 8 --seed 3 --overwrite"
+    assert build == "dataset/build_mini_sudoku_dataset.py --output-dir data/sudoku-6x6 --seed 3 --overwrite"
     assert train.startswith("pretrain.py --config-name cfg_demo seed=3")
     assert train.endswith("WANDB_MODE=disabled")
     assert evaluate.startswith("evaluate.py checkpoint=checkpoints/demo/step_10 ")

@@ -124,7 +124,7 @@ def test_help_knows_the_chosen_configuration_and_architecture() -> None:
     """Of the demo, the defaults of the 27M-parameter model would be shown."""
     for arguments in (["--config-name", "cfg_demo"], ["--config-name=cfg_demo"], ["-cn", "cfg_demo", "--help"]):
         keys = pretrain_keys(arguments)
-        assert (keys["epochs"].default, keys["arch.hidden_size"].default) == ("5", "128")
+        assert (keys["epochs"].default, keys["arch.hidden_size"].default) == ("2", "128")
         assert keys["epochs"].explanation == pretrain_keys()["epochs"].explanation
     keys = pretrain_keys(["arch=hrm_demo"])
     assert (keys["epochs"].default, keys["arch.hidden_size"].default) == ("100000", "128")

@@ -74,7 +74,7 @@ def test_an_unknown_architecture_is_refused_before_measuring(call_script: Callab
     status, out, err = call_script(bench, "arch=hrm_v2")
     assert (status, out) == (1, "")
     assert len(err.splitlines()) == 1
-    assert "arch=hrm_v2: there is no config/arch/hrm_v2.yaml; choose one of hrm_demo, hrm_v1" in err
+    assert "arch=hrm_v2: there is no config/arch/hrm_v2.yaml; choose one of hrm_demo, hrm_v1, trm, " in err
 
 
 def test_a_graph_that_mlx_cannot_export_is_told_by_name(monkeypatch: pytest.MonkeyPatch) -> None:
