@@ -138,6 +138,11 @@ class ACTModel(nn.Module):
         """The puzzle embedding, which has an optimiser of its own."""
         return self.inner.get(PUZZLE_EMB)
 
+    @property
+    def trains_q_continue(self) -> bool:
+        """Whether the core has a target for Q-continue. Without one its Q-continue, if it has any, means nothing."""
+        return type(self.inner).target_q_continue is not Core.target_q_continue
+
     def initial_carry(self, batch: dict[str, mx.array]) -> Carry:
         """Return the carry before the first step: every row has halted, so `begin_step` fills all from its batch."""
         rows = len(batch["inputs"])

@@ -32,14 +32,14 @@ class TokenConfig(ACTConfig):
     rope_theta: float = Field(default=10000.0, gt=0)
 
     @model_validator(mode="after")
-    def _heads_fit(self) -> Any:
+    def _heads_fit(self) -> TokenConfig:
         if self.hidden_size % self.num_heads:
             raise ValueError(
                 f"num_heads = {self.num_heads} does not divide hidden_size = {self.hidden_size}; "
                 "choose a num_heads that divides it"
             )
         head_dim = self.hidden_size // self.num_heads
-        if head_dim % 2:
+        if self.pos_encodings == "rope" and head_dim % 2:
             raise ValueError(
                 f"hidden_size / num_heads = {head_dim} is odd, and rotary positions pair the halves of a head; "
                 "choose a num_heads that leaves an even quotient"

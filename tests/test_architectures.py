@@ -7,6 +7,7 @@ from __future__ import annotations
 
 import json
 import os
+import shutil
 import sys
 from collections.abc import Callable
 from dataclasses import dataclass
@@ -96,26 +97,48 @@ def test_step_predictions_are_those_of_its_own_rule(trained: Trained) -> None:
     found = {path.stem: np.load(path) for path in folder.iterdir()}
     assert found["step_preds"].shape == (20, OUTER_STEPS, 16)
     np.testing.assert_array_equal(found["step_preds"][:, -1], found["preds"])
-    q_continue = found["step_q_continue_logits"] if "arch=hrm_v1" in trained.arch else 0
+    of_hrm = "arch=hrm_v1" in trained.arch
+    assert ("step_q_continue_logits" in found) == of_hrm  # the others do not train it
+    q_continue = found["step_q_continue_logits"] if of_hrm else 0
     np.testing.assert_array_equal(found["step_halted"], found["step_q_halt_logits"] > q_continue)
 
 
-@pytest.mark.parametrize("halt", ["max", "q"])
-def test_it_is_evaluated_as_it_was_logged(
-    trained: Trained, halt: str, capsys: pytest.CaptureFixture[str], tmp_path: Path
-) -> None:
-    """With the averaged weights, since those were evaluated in training."""
-    checkpoint = trained.folder / "run" / f"step_{STEPS}"
+def evaluated(capsys: pytest.CaptureFixture[str], *arguments: str) -> dict[str, Any]:
+    """The record that evaluate.py prints."""
     capsys.readouterr()
-    call(evaluate, f"checkpoint={checkpoint}", f"output_path={tmp_path}", f"eval_halt={halt}")
-    found = json.loads(capsys.readouterr().out.splitlines()[-1])
+    call(evaluate, *arguments)
+    record = json.loads(capsys.readouterr().out.splitlines()[-1])
+    assert isinstance(record, dict)
+    return record
+
+
+def test_it_is_evaluated_as_it_was_logged(trained: Trained, capsys: pytest.CaptureFixture[str], tmp_path: Path) -> None:
+    """With the averaged weights, since those were evaluated in training."""
+    found = evaluated(capsys, f"checkpoint={trained.folder / 'run' / f'step_{STEPS}'}", f"output_path={tmp_path}")
     logged = next(line for line in trained.log() if line["step"] == STEPS and "eval/lm_loss" in line)
-    assert 1 <= found["eval/steps"] <= OUTER_STEPS
-    if halt == "max":
-        assert found["eval/steps"] == OUTER_STEPS
-        assert {name: found[name] for name in logged if name.startswith("eval/")} == pytest.approx(
-            {name: value for name, value in logged.items() if name.startswith("eval/")}, rel=1e-6
-        )
+    expected = {name: value for name, value in logged.items() if name.startswith("eval/")}
+    assert {name: found[name] for name in expected} == pytest.approx(expected, rel=1e-6)
+
+
+def test_evaluation_by_q_ends_where_its_rule_halts(
+    trained: Trained, capsys: pytest.CaptureFixture[str], tmp_path: Path
+) -> None:
+    """With Q values that differ from example to example, as they do later in training."""
+    arrays = trained.arrays(STEPS, "model")
+    weight, table = (f"model.inner.{name}" for name in ("q_head.weight", "puzzle_emb.weights"))
+    arrays[weight] = mx.random.normal(arrays[weight].shape, key=mx.random.key(0))
+    arrays["model.inner.q_head.bias"] = mx.zeros((2,))
+    arrays[table] = mx.random.normal(arrays[table].shape, key=mx.random.key(1))
+    mx.save_safetensors(str(tmp_path / "model.safetensors"), arrays)
+    shutil.copy(trained.folder / "run" / "all_config.yaml", tmp_path)
+    arguments = [f"checkpoint={tmp_path / 'model.safetensors'}", "save_outputs=[preds,step_preds]"]
+    evaluated(capsys, *arguments)
+    halted = np.load(tmp_path / "step_0_all_preds.0" / "step_halted.npy")
+    halted[:, -1] = True
+    steps = 1 + halted.argmax(axis=1)
+    assert len(set(steps.tolist())) > 1, "all halt together, which tests too little"
+    found = evaluated(capsys, arguments[0], "eval_halt=q", "save_outputs=[preds]")
+    assert found["eval/steps"] == pytest.approx(steps.mean())
 
 
 def test_a_run_stopped_by_its_loss_is_resumed_bit_for_bit(trained: Trained) -> None:

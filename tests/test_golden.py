@@ -1,6 +1,6 @@
 """The port computes what the PyTorch code computed, step by step, for every folder of values in tests/golden/.
 
-If one of these fails, numbers published for HRM can't be reproduced with this code.
+If one of these fails, published numbers can't be reproduced with this code.
 """
 
 from __future__ import annotations

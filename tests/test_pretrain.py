@@ -444,13 +444,17 @@ def test_the_first_evaluations_can_be_left_out(
 
 
 @pytest.mark.slow
-def test_a_run_without_its_first_evaluations_is_resumed_where_it_was(
+def test_a_run_without_its_first_evaluations_is_resumed_between_two_iterations(
     data: Path, tmp_path: Path, call_script: Callable[..., Any]
 ) -> None:
-    """The position between two iterations is no evaluation's."""
-    for run, more in (("whole", []), ("parts", ["max_steps=20"]), ("parts", ["resume=auto"])):
-        arguments = train_arguments(data, tmp_path / run, "epochs=4", "min_eval_interval=3", *more)
-        assert call_script(pretrain, *arguments)[0] == 0
-    for file in ("model", "training"):
-        found, expected = (tmp_path / run / "step_32" / f"{file}.safetensors" for run in ("parts", "whole"))
-        assert found.read_bytes() == expected.read_bytes()
+    """At step 16 an iteration ends, and nothing was evaluated."""
+    run = tmp_path / "run"
+    arguments = train_arguments(data, run, "epochs=4", "min_eval_interval=3", "checkpoint_interval=8")
+    assert call_script(pretrain, *arguments)[0] == 0
+    expected = [(run / "step_32" / f"{file}.safetensors").read_bytes() for file in ("model", "training")]
+    for step in (24, 32):
+        shutil.rmtree(run / f"step_{step}")
+    status, out, err = call_script(pretrain, *arguments, "resume=auto")
+    assert status == 0, err
+    assert f"resuming {run / 'step_16'}" in out
+    assert [(run / "step_32" / f"{file}.safetensors").read_bytes() for file in ("model", "training")] == expected

@@ -4,8 +4,8 @@
 /**
  * One example's predictions, step by step (steps count from 0 here, from 1 on the page).
  *
- * `wrongCells[t]`; `q[t]`, q_halt - q_continue, or q_halt where q_continue has no part in the halting (`qName` tells
- * which), null without Q values; `halted[t]`, whether the model's own rule would have halted it there, null if that isn't stored;
+ * `wrongCells[t]`; `q[t]`, q_halt - q_continue, or q_halt where there is no q_continue (`qName` tells which), null
+ * without Q values; `halted[t]`, whether the model's own rule would have halted it there, null if that isn't stored;
  * `halt`, the first such step, null if there is none.
  */
 class Film {
@@ -16,10 +16,8 @@ class Film {
       keys.map((key) => arrays[key]?.rows(row, row + 1)),
     );
     const film = Object.assign(new Film(), { allTokens: tokens, steps, seqLen, halted });
-    // Models that halt by q_halt alone may have a q_continue all the same, which was never trained.
-    const compares = qContinue && !halted?.some((flag, t) => Boolean(flag) !== qHalt[t] > qContinue[t]);
-    film.q = qHalt ? Array.from(qHalt, (value, t) => (compares ? value - qContinue[t] : value)) : null;
-    film.qName = compares ? "q_halt − q_continue" : "q_halt";
+    film.q = qHalt ? Array.from(qHalt, (value, t) => value - (qContinue?.[t] ?? 0)) : null;
+    film.qName = qContinue ? "q_halt − q_continue" : "q_halt";
     const halt = halted?.findIndex(Boolean) ?? -1;
     film.halt = halt < 0 ? null : halt;
     film.wrong = Array.from({ length: steps }, (_, t) => wrongCells(film.tokens(t), labels, isScored));

@@ -30,7 +30,7 @@ class Tolerance(NamedTuple):
 
 
 HRM = Tolerance(1e-4, 1e-4, 1e-4, 1e-5)
-TOLERANCES = {
+TOLERANCES = {  # by the name of the folder
     "rope_stablemax": HRM,
     "learned_softmax": HRM,
     "trm_att": Tolerance(3e-5, 3e-5, 7e-5, 3e-5),

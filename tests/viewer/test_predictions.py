@@ -346,12 +346,11 @@ def test_the_mark_of_halting_is_the_model_s_word(viewer: Viewer, film: Folders) 
     would have halted: these Q values, positive from the second step on, mean nothing to the page."""
     path = film.predictions / "step_halted.npy"
     path.rename(path.with_suffix(".aside"))  # as before it was stored
-    (film.predictions / "step_q_continue_logits.npy").unlink()  # whether it is shown depends on the rule
     viewer.open(film.dataset, film.predictions)
     assert "would" not in viewer.text("#verdict")
     unmarked = viewer.pixels("#plot")
     assert viewer.page.locator("#plot").get_attribute("aria-label").endswith("8, 3, 0")
-    assert viewer.text("#step-text").endswith("q_halt +2.00")
+    assert viewer.text("#step-text").endswith("q_halt − q_continue +2.00")
     assert viewer.page.locator("#filter option").count() == 3
     _, strip = download(viewer, "#save-strip")
 
@@ -388,11 +387,3 @@ def test_a_model_without_q_continue(viewer: Viewer, film: Folders) -> None:
     plot = viewer.pixels("#plot")
     np.testing.assert_array_equal(plot[22:], before[22:])  # the same line, since q_continue was 0
     assert (plot[:18] != before[:18]).any()  # under another name
-
-
-def test_a_model_that_halts_by_q_halt_alone_yet_has_a_q_continue(viewer: Viewer, film: Folders) -> None:
-    """TRM and URM never train it, so their difference says nothing of the halting that is marked."""
-    np.save(film.predictions / "step_q_continue_logits.npy", np.full((20, 3), -5, np.float32))
-    viewer.open(film.dataset, film.predictions)
-    assert viewer.text("#step-text") == "Step 3 of 3 · all right · 3 changed · q_halt +2.00"
-    assert "would halt after step 2" in viewer.text("#verdict")

@@ -174,8 +174,8 @@ def load_weights(
         origin: where they are from, for the messages.
         config_folder: of the `all_config.yaml` that names the data set of their training, for the messages.
         puzzle_emb: `exact` reads the table of puzzle embeddings as it is. `mean` sets each row of the model's table to
-            the mean of the stored rows, however many there are. `skip` leaves the model's table as it is, and ignores
-            the stored one.
+            the mean of the stored rows, however many there are. `skip` ignores the stored table, and leaves the model's
+            as it is: zeros, if the model is new.
 
     Returns:
         One line on the puzzle embeddings if they are not as stored, else None.

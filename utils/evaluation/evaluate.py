@@ -108,7 +108,8 @@ class Evaluator:
         for batch in batches:
             for *_, metrics, outputs in self.outer_steps(to_device(batch)):  # noqa: B007 - the last step's count
                 if writer is not None:
-                    writer.write_step(outputs)
+                    untrained = () if self.head.model.trains_q_continue else ("q_continue_logits",)
+                    writer.write_step({name: array for name, array in outputs.items() if name not in untrained})
                 after_step()
             yield batch, metrics, outputs
 

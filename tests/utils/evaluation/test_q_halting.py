@@ -55,18 +55,13 @@ def batches_of(*sizes: int) -> list[Batch]:
 
 
 def at_halting_steps(head: ACTLossHead, batch: dict[str, mx.array]) -> dict[str, np.ndarray]:
-    """Outputs, and what each row adds to the metrics, at the first step of a `max` run where the model's rule halts.
-
-    That is q_halt > q_continue, or q_halt > 0 where Q-continue is not trained.
-    """
+    """Outputs, and what each row adds to the metrics, at the first step of a `max` run where the model's rule halts."""
     found: dict[str, np.ndarray] = {}
     halted = np.zeros(batch["inputs"].shape[0], bool)
     for step, (carry, _, outputs) in enumerate(Evaluator(head).outer_steps(batch), start=1):
         rows = head.counted_row_metrics(carry, outputs) | {name: outputs[name] for name in OUTPUTS}
         last = step == head.model.config.halt_max_steps
-        q_halt, q_continue = (to_numpy(outputs[f"q_{name}_logits"]) for name in ("halt", "continue"))
-        trains_q_continue = head.model.config.__class__.__name__.startswith("Hierarchical")
-        stops = ~halted & (last | (q_halt > (q_continue if trains_q_continue else 0)))
+        stops = ~halted & (last | to_numpy(head.model.inner.halts(outputs)))
         for name, array in rows.items():
             found.setdefault(name, np.zeros_like(to_numpy(array)))[stops] = to_numpy(array)[stops]
         halted |= stops
