@@ -194,6 +194,16 @@ def check(run: Path, arch: dict[str, Any] | None = None, data: dict[str, str] = 
     return check_same_run(config, data, point)
 
 
+def test_a_run_of_before_there_were_averages_goes_on(run: Path) -> None:
+    """Its record has none of the keys that came with them, and all of these are off unless they are given."""
+    new = ("ema", "ema_rate", "freeze_weights", "min_eval_interval", "load_puzzle_emb")
+    config = {key: value for key, value in config_of(run).model_dump().items() if key not in new}
+    write_step(run, 40, config=config)
+    assert check(run) == ["mlx: 0 → " + version("mlx")]
+    with pytest.raises(UserError, match="can't be continued, because this differs: ema: False → True"):
+        check(run, ema=True)
+
+
 @pytest.mark.parametrize(
     ("arch", "changes", "expected"),
     [
