@@ -28,8 +28,9 @@ $(shell $(HAS) mlx.core hydra pydantic wandb 2>/dev/null || rm -f .venv/installe
 $(shell $(HAS) ruff mypy pytest xdist 2>/dev/null || rm -f .venv/installed-dev)
 endif
 
-# Two processes, each with whole files: what a file has prepared is prepared once.
-PYTEST = .venv/bin/python -m pytest -n 2 --dist loadfile
+# Two processes, each with whole files, so that what a file prepares is prepared once; in the order of their names, since
+# the files with the fewest tests have the longest.
+PYTEST = .venv/bin/python -m pytest -n 2 --dist loadfile --no-loadscope-reorder
 PIP_INSTALL = .venv/bin/python -m pip install -qq --disable-pip-version-check
 DATA = data/sudoku-6x6
 RUN = checkpoints/demo

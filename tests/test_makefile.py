@@ -248,9 +248,13 @@ def test_check_leaves_out_what_is_slow_and_test_nothing(checkout: Checkout) -> N
     lint = ["-m ruff check .", "-m ruff format --check .", "-m mypy"]
     assert checkout.make("check").returncode == 0
     installed = len(["venv", "pip", "pip for tests"])
-    assert checkout.log[installed:] == [*lint, "-m pytest -n 2 --dist loadfile -m not slow"]
+    assert checkout.log[installed:] == [*lint, "-m pytest -n 2 --dist loadfile --no-loadscope-reorder -m not slow"]
     assert checkout.make("test").returncode == 0
-    assert checkout.log[installed + 4 :] == [*lint, "-m tests.helpers.browser", "-m pytest -n 2 --dist loadfile"]
+    assert checkout.log[installed + 4 :] == [
+        *lint,
+        "-m tests.helpers.browser",
+        "-m pytest -n 2 --dist loadfile --no-loadscope-reorder",
+    ]
 
 
 def test_clean_keeps_what_the_user_made(checkout: Checkout) -> None:

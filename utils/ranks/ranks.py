@@ -295,7 +295,11 @@ def _end_if_connection_lost(ranks: Ranks, error: BaseException) -> None:
     if isinstance(error, RuntimeError) and str(error).startswith(("[ring]", "[jaccl]", "[nccl]", "[mpi]")):
         who, found = "" if ranks.first else f"rank {ranks.rank}: ", " ".join(str(error).split())
         advice = "start all ranks again, for training with resume=auto"
-        print(f"error: {who}the connection to the other ranks is lost ({found}); {advice}", file=sys.stderr, flush=True)
+        line = f"error: {who}the connection to the other ranks is lost ({found}); {advice}"
+        if (
+            ranks.watchdog is None or not ranks.watchdog.ending
+        ):  # it may have come first, while a checkpoint was written
+            print(line, file=sys.stderr, flush=True)
         os._exit(1)
 
 

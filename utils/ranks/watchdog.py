@@ -21,11 +21,13 @@ class Watchdog:
     Attributes:
         timeout: seconds allowed between two steps.
         before_exit: called before the process ends, with the seconds allowed, to finish what is being written.
+        ending: whether the watchdog has printed its line and is about to end the process.
     """
 
     def __init__(self, rank: int):
         self.timeout = DEFAULT_TIMEOUT
         self.before_exit: Callable[[float], None] | None = None
+        self.ending = False
         self._rank = rank
         self._moves = 0
         self._stepping = False
@@ -59,6 +61,7 @@ class Watchdog:
 
     def _exit(self, reason: str) -> None:
         advice = "start all ranks again, for training with resume=auto"
+        self.ending = True
         try:
             with contextlib.suppress(OSError):  # not through print, which the main thread may be in the middle of
                 os.write(2, f"\nerror: rank {self._rank}: {reason}; {advice}\n".encode())
