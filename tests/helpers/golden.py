@@ -12,10 +12,19 @@ import numpy as np
 import yaml
 
 from tests.helpers.configs import sizes
+from tests.helpers.tiny_data import make_tiny_data
 from utils.config import PretrainConfig, parse_pretrain_config
 from utils.train.state import TrainState
 
-FOLDERS = sorted(path.parent for path in (Path(__file__).parents[1] / "golden").glob("*/golden.npz"))
+GOLDEN = Path(__file__).parents[1] / "golden"
+FOLDERS = sorted(path.parent for path in GOLDEN.glob("*/golden.npz"))
+KINDS = {  # of values in tests/golden, each with its file in config/arch
+    "rope_stablemax": "hrm_v1",
+    "learned_softmax": "hrm_v1",
+    "trm_att": "trm",
+    "trm_mlp": "trm",
+    "urm_conv": "urm",
+}
 OUTPUTS = ("logits", "q_halt_logits", "q_continue_logits", "target_q_continue")
 BATCH = ("inputs", "labels", "puzzle_identifiers")
 
@@ -83,3 +92,19 @@ def set_weights(state: TrainState, golden: Mapping[str, np.ndarray], prefix: str
 
 def batch_of(golden: Mapping[str, np.ndarray], prefix: str) -> dict[str, mx.array]:
     return {name: mx.array(golden[f"{prefix}/batch/{name}"]) for name in BATCH}
+
+
+def golden_data(folder: Path, kind: str) -> tuple[Path, dict[str, np.ndarray]]:
+    """A data set whose test split is the batch that the reference evaluated, and the values that it found."""
+    with np.load(GOLDEN / kind / "golden.npz") as file:
+        golden = {name: file[name] for name in file.files if name.startswith("eval/")}
+    make_tiny_data(folder, identifiers=5)
+    for name, key in (("inputs", "inputs"), ("labels", "labels"), ("puzzle_identifiers", "puzzle_identifiers")):
+        np.save(folder / "test" / f"all__{name}.npy", golden[f"eval/batch/{key}"])
+    rows = len(golden["eval/batch/inputs"])
+    for name in ("puzzle_indices", "group_indices"):
+        np.save(folder / "test" / f"all__{name}.npy", np.arange(rows + 1, dtype=np.int32))
+    metadata = json.loads((folder / "test" / "dataset.json").read_text())
+    metadata |= {"ignore_label_id": -100, "total_groups": rows}
+    (folder / "test" / "dataset.json").write_text(json.dumps(metadata))
+    return folder, golden
