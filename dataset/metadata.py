@@ -39,7 +39,7 @@ def is_field_name(name: str) -> bool:
 class PuzzleDatasetMetadata(BaseModel):
     """The `dataset.json` of one split. Unknown keys are ignored, so that files with later additions stay readable.
 
-    Files of the PyTorch code, and of other programs, lack the last four.
+    Files of the PyTorch code, and of other programs, lack the last six.
 
     Attributes:
         pad_id: token of padding rows.
@@ -53,6 +53,9 @@ class PuzzleDatasetMetadata(BaseModel):
         sets: names of the sets.
         kind: what the puzzles are: "sudoku", "maze", "arc" or another builder's word.
         box: rows and columns of a Sudoku's box.
+        shape: rows and columns of a board, where it isn't square; their product is seq_len.
+        vocabulary: the symbol of each token, vocab_size texts, for puzzles of kinds of their own; the padding's, the
+            first, is empty.
         fields: the arrays in `<set>__<field>.npy` that batches hold beside the standard ones, by name.
         command: the builder's command line without `--output-dir`.
     """
@@ -70,5 +73,7 @@ class PuzzleDatasetMetadata(BaseModel):
     sets: list[str]
     kind: str | None = None
     box: tuple[int, int] | None = None
+    shape: tuple[int, int] | None = None
+    vocabulary: list[str] | None = None
     fields: dict[str, ExampleField] = {}
     command: str | None = None
