@@ -7,16 +7,14 @@ from __future__ import annotations
 
 import math
 from dataclasses import dataclass
-from typing import Literal
 
 import numpy as np
 
 from common import IGNORE_LABEL_ID
 from dataset import arc_grids, mazes
+from dataset.kinds import Kind, kind_of
 from dataset.metadata import PuzzleDatasetMetadata
 from dataset.sudoku import BLANK_TOKEN
-
-Kind = Literal["sudoku", "maze", "arc", "tokens"]
 
 # Colours 0 to 9 as on arcprize.org, and the tokens around a grid
 ARC_COLOURS = (
@@ -38,20 +36,6 @@ INK, FILLED, WRONG, MUTED, LINE = "#1d2530", "#1763b6", "#c2242f", "#5b6675", "#
 
 _LONGEST_ROW = 32  # of tokens that are no square
 _NO_CELL = -1  # after the last token of such a board
-
-
-def kind_of(metadata: PuzzleDatasetMetadata) -> Kind:
-    """Return the kind that dataset.json names, or that sizes tell where it names none; `tokens` for any other."""
-    named: dict[str, Kind] = {"sudoku": "sudoku", "maze": "maze", "arc": "arc"}
-    if metadata.kind is not None:
-        return named.get(metadata.kind, "tokens")
-    side = math.isqrt(metadata.seq_len)
-    if (metadata.seq_len, metadata.vocab_size) == (arc_grids.SEQ_LEN, arc_grids.VOCAB_SIZE):
-        return "arc"
-    is_square = side > 1 and side * side == metadata.seq_len
-    if is_square and metadata.vocab_size == side + 2:
-        return "sudoku"
-    return "maze" if is_square and metadata.vocab_size == mazes.VOCAB_SIZE else "tokens"
 
 
 def box_of(metadata: PuzzleDatasetMetadata) -> tuple[int, int]:

@@ -7,10 +7,9 @@ from collections.abc import Callable
 
 import numpy as np
 
-from common.errors import UserError
 from dataset import mazes
+from dataset.kinds import sudoku_board
 from dataset.metadata import PuzzleDatasetMetadata
-from dataset.sudoku import Board
 
 # tokens (inputs, preds), both integer [b, seq_len] -> bool [b]
 Check = Callable[[np.ndarray, np.ndarray], np.ndarray]
@@ -36,16 +35,8 @@ def answer_checks(metadata: PuzzleDatasetMetadata) -> dict[str, Check]:
     published = {(81, 11): "sudoku", (900, 6): "maze"}
     kind = metadata.kind or published.get((metadata.seq_len, metadata.vocab_size))
     if kind == "sudoku":
-        box_side = math.isqrt(side)
-        box_rows, box_cols = metadata.box or (box_side, box_side)
-        if box_rows < 1 or (box_rows * box_cols) ** 2 != metadata.seq_len:
-            if metadata.box is None:
-                return {}
-            raise UserError(
-                f"dataset.json: box is {list(metadata.box)}, expected rows and columns whose product squared is "
-                f"seq_len = {metadata.seq_len}; build the data set again"
-            )
-        return {"valid": Board(box_rows, box_cols).is_valid_answer}
+        board = sudoku_board(metadata)
+        return {} if board is None else {"valid": board.is_valid_answer}
     if kind == "maze" and side * side == metadata.seq_len:
         return {"valid_path": mazes.is_valid_path, "optimal": mazes.is_shortest_path}
     return {}
