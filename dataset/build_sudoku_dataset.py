@@ -21,7 +21,7 @@ from dataset.build_options import BuildOptions, OptionalInt
 from dataset.csv_puzzles import Boards, CsvRows, choose, parse_boards, read_csv, resolve_source, write_split
 from dataset.metadata import SPLITS
 from dataset.sudoku import Board
-from dataset.symmetries import Symmetries
+from dataset.symmetries import Symmetries, sudoku_cell_sources
 from dataset.writer import DatasetWriter
 
 BOX = 3
@@ -75,11 +75,8 @@ def random_symmetries(rng: np.random.Generator, n: int) -> Symmetries:
     digit_map[:, 1:] = rng.permuted(np.tile(np.arange(1, SIDE + 1, dtype=np.uint8), (n, 1)), axis=1)
     rows = LINE_PERMUTATIONS[rng.integers(len(LINE_PERMUTATIONS), size=n)]  # (n 9)
     cols = LINE_PERMUTATIONS[rng.integers(len(LINE_PERMUTATIONS), size=n)]  # (n 9)
-    transposed = rng.integers(2, size=n, dtype=np.uint8)[:, None]
-    # Cell (r, c) comes from (rows[r], cols[c]) of the board, or from (cols[c], rows[r]) of it where it is transposed.
-    row_step, col_step = np.where(transposed, 1, SIDE).astype(np.uint8), np.where(transposed, SIDE, 1).astype(np.uint8)
-    cell_source = (rows * row_step)[:, :, None] + (cols * col_step)[:, None, :]
-    return Symmetries(cell_source=cell_source.reshape(n, CELLS), value_map=digit_map)
+    transposed = rng.integers(2, size=n, dtype=np.uint8) == 1
+    return Symmetries(cell_source=sudoku_cell_sources(rows, cols, transposed), value_map=digit_map)
 
 
 def read_puzzles(path: Path, min_difficulty: int | None) -> Iterator[Boards]:

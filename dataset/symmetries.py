@@ -68,6 +68,36 @@ def relabel(boards: np.ndarray, value_map: np.ndarray) -> np.ndarray:
     return value_map.ravel()[boards + (np.arange(len(boards)) * value_map.shape[1])[:, None]]
 
 
+def draw_lines(rng: np.random.Generator, lines_per_block: int, blocks: int) -> np.ndarray:
+    """Draw an order of a Sudoku's rows (or columns) that keeps blocks together, each as likely as the others.
+
+    Returns:
+        int64 `[lines_per_block * blocks]`; entry r is the line that moves to place r.
+    """
+    within = rng.permuted(np.tile(np.arange(lines_per_block), (blocks, 1)), axis=1)
+    return (rng.permutation(blocks)[:, None] * lines_per_block + within).ravel()
+
+
+def sudoku_cell_sources(rows: np.ndarray, cols: np.ndarray, transposed: np.ndarray) -> np.ndarray:
+    """Find where the cells of Sudoku come from whose lines are permuted, n boards of side d at once.
+
+    Args:
+        rows: the row that moves to each place, integer `[n, d]`.
+        cols: the column that moves to each place, integer `[n, d]`.
+        transposed: whether the board is transposed before that, bool `[n]`.
+
+    Returns:
+        `cell_source` of `Symmetries`, `[n, d * d]`, of the smallest unsigned dtype that holds it.
+    """
+    side = rows.shape[1]
+    dtype = np.min_scalar_type(side * side - 1)
+    # Cell (r, c) comes from (rows[r], cols[c]) of the board, or from (cols[c], rows[r]) of it where it is transposed.
+    row_step, col_step = np.where(transposed, 1, side)[:, None], np.where(transposed, side, 1)[:, None]
+    from_row, from_col = (rows * row_step).astype(dtype), (cols * col_step).astype(dtype)
+    cell_source = from_row[:, :, None] + from_col[:, None, :]
+    return cell_source.reshape(-1, side * side)
+
+
 @dataclass(frozen=True)
 class Symmetries:
     """n symmetries of a board with S cells: each moves cells and renames values.
