@@ -21,7 +21,7 @@ from pathlib import Path
 from typing import Literal
 
 import mlx.core as mx
-from pydantic import BaseModel, ConfigDict, Field, model_validator
+from pydantic import ConfigDict, Field, model_validator
 
 from common.errors import UserError, one_line
 from common.files import HomePath
@@ -36,10 +36,14 @@ from utils.arc.tasks import read_evaluation_tasks
 from utils.checkpoints.foreign_config import TrainedConfig, read_trained_config
 from utils.checkpoints.weights import WeightsSource, find_weights, load_weights, share_weights
 from utils.command_line import parse
-from utils.config import DEFAULT_PREDICTION_KEYS, ArchConfig, LoadPuzzleEmb, PredictionKey, check_step_preds
+from utils.config import DEFAULT_PREDICTION_KEYS, ArchConfig, LoadPuzzleEmb, PredictionKey, check_outputs
+from utils.evaluation.curve import format_curve, plot_curve, require_plots
 from utils.evaluation.evaluate import Evaluation, Evaluator, evaluate
-from utils.evaluation.predictions import PredictionWriter, predictions_folder, remove_surplus
+from utils.evaluation.predictions import SAMPLES, PredictionWriter, predictions_folder, remove_surplus
 from utils.evaluation.puzzle_view import format_puzzle
+from utils.evaluation.search import Search
+from utils.evaluation.thinking import Thinking
+from utils.evaluation.validity import rules_of
 from utils.model import build_model
 from utils.ranks.ranks import Ranks, connected
 from utils.ranks.watchdog import DEFAULT_TIMEOUT
@@ -48,8 +52,8 @@ from utils.ranks.watchdog import DEFAULT_TIMEOUT
 MAX_DEFAULT_BATCH = 4096
 
 
-class EvaluateConfig(BaseModel):
-    """The keys of evaluate.py."""
+class EvaluateConfig(Thinking):
+    """The keys of evaluate.py, besides those of `Thinking`."""
 
     model_config = ConfigDict(extra="forbid", coerce_numbers_to_str=True)  # data_path=2024
 
@@ -64,7 +68,8 @@ class EvaluateConfig(BaseModel):
     )
     save_outputs: list[PredictionKey] = Field(
         default=list(DEFAULT_PREDICTION_KEYS),
-        description="arrays to save; also logits, and step_preds, the predictions after every outer step; [] for none",
+        description="arrays to save; also logits; step_preds, the predictions after every outer step; samples, the "
+        "answers of every try; [] for none",
     )
     output_path: HomePath | None = Field(default=None, description="the folder for them; null: beside the checkpoint")
     eval_halt: Literal["max", "q"] = Field(
@@ -92,14 +97,21 @@ class EvaluateConfig(BaseModel):
         description="the ARC tasks, a file like test_puzzles.json or a folder of raw ones; null: the data set's",
     )
 
+    curve: HomePath | None = Field(
+        default=None, description="a PNG to write: solved puzzles against the outer steps spent on them"
+    )
+    seed: int = Field(default=0, ge=0, lt=2**64, description="of the further tries")
+
     @property
     def batch_size(self) -> int | None:
         """Examples at a time, if the command line says how many."""
         return self.eval_batch_size or self.global_batch_size
 
     @model_validator(mode="after")
-    def _step_preds_are_complete(self) -> EvaluateConfig:
-        check_step_preds(self.eval_halt, self.save_outputs, "save_outputs")
+    def _outputs_exist(self) -> EvaluateConfig:
+        check_outputs(self, self.eval_halt, self.save_outputs, "save_outputs")
+        if self.curve is not None and self.is_plain:
+            raise ValueError("curve shows what further tries or outer steps bring; give samples or max_steps as well")
         return self
 
 
@@ -109,13 +121,13 @@ def report(
     checkpoint: str,
     metadata: PuzzleDatasetMetadata,
     arc: ArcScore | None,
-    eval_halt: str,
+    config: EvaluateConfig,
 ) -> None:
-    """Print sample puzzles, a table of the metrics and ARC's pass@K, and the same numbers as one line of JSON."""
+    """Print puzzles, a table of the metrics, the curve and ARC's pass@K, and the numbers as one line of JSON."""
     width = shutil.get_terminal_size().columns
     coloured = sys.stdout.isatty() and "NO_COLOR" not in os.environ
-    for sample in result.samples:
-        print(format_puzzle(sample, metadata, width=width, coloured=coloured), end="\n\n")
+    for example in result.shown:
+        print(format_puzzle(example, metadata, width=width, coloured=coloured), end="\n\n")
     print(f"{checkpoint}: {result.num_examples:,} examples, {result.num_examples / result.seconds:.1f} a second")
     width = max(map(len, result.metrics))
     for name, value in result.metrics.items():
@@ -126,9 +138,13 @@ def report(
     record = {
         "checkpoint": checkpoint,
         "step": step,
-        "eval_halt": eval_halt,
+        "eval_halt": config.eval_halt,
+        **config.options,
         "num_examples": result.num_examples,
     } | metrics
+    if result.curve is not None and not config.is_plain:
+        print(format_curve(result.curve, has_rules=rules_of(metadata) is not None))
+        record["curve"] = {str(number): found._asdict() for number, found in result.curve.points().items()}
     if arc is not None:
         print(format_score(arc))
         record |= arc.rates()
@@ -168,6 +184,8 @@ def arc_score(
 def run(arguments: list[str], ranks: Ranks) -> None:
     """Evaluate the checkpoint that the command line names. Rank 0 reads it and prints the results."""
     config = parse(arguments, EvaluateConfig, "python evaluate.py", checkpoint="<step folder, file or hub id>")
+    if config.curve is not None:
+        require_plots()
     if ranks.watchdog is not None:
         ranks.watchdog.timeout = config.rank_timeout
     source = ranks.from_first(lambda: find_weights(config.checkpoint), WeightsSource)
@@ -194,6 +212,8 @@ def run(arguments: list[str], ranks: Ranks) -> None:
         if not is_arc(test_set.metadata):
             raise UserError(f"test_puzzles is for ARC, and {test_set.path} holds other puzzles; leave it out")
         ranks.from_first(lambda: len(read_evaluation_tasks(str(config.test_puzzles))), int)
+    keep_samples = SAMPLES in config.save_outputs
+    search = Search(config, test_set.metadata, seed=config.seed, keep_samples=keep_samples)
     head = build_model(ArchConfig.model_validate(arch), test_set.metadata, mx.random.key(trained.seed))
     if ranks.first:
         note = load_weights(head, source.tensors(), source.name, source.config_folder, config.load_puzzle_emb)
@@ -209,11 +229,11 @@ def run(arguments: list[str], ranks: Ranks) -> None:
             vocab_size = test_set.metadata.vocab_size
             writer = stack.enter_context(PredictionWriter(folders[ranks.rank], config.save_outputs, vocab_size))
         result = evaluate(
-            Evaluator(head, config.eval_halt),
+            Evaluator(head, config.eval_halt, search),
             test_set,
             max_examples=config.max_examples,
             writer=writer,
-            num_samples=config.show_examples,
+            num_shown=config.show_examples,
             ranks=ranks,
         )
     ranks.rest()  # scoring may take longer than a step
@@ -223,7 +243,10 @@ def run(arguments: list[str], ranks: Ranks) -> None:
     if writer is not None:
         remove_surplus(output_path, source.step, ranks.size)
     arc = arc_score(test_set, writer, folders, config.test_puzzles)
-    report(result, source.step, source.name, test_set.metadata, arc, config.eval_halt)
+    report(result, source.step, source.name, test_set.metadata, arc, config)
+    if config.curve is not None and result.curve is not None:
+        plot_curve(result.curve, Path(config.curve), f"{source.name}: {config.samples} samples")
+        print(f"curve: {config.curve}", file=sys.stderr)
     if writer is not None:
         print(f"predictions: {writer.folder if ranks.size == 1 else writer.folder.with_suffix('.*')}", file=sys.stderr)
 

@@ -39,10 +39,12 @@ from utils.checkpoints.run_folder import RunFolder
 from utils.checkpoints.weights import start_from
 from utils.checkpoints.writer import CheckpointWriter
 from utils.command_line import HELP, pretrain_help, pretrain_keys, refuse_deep_values
-from utils.config import PretrainConfig, hydra_errors, parse_pretrain_config, with_names, write_saved_config
+from utils.config import PretrainConfig, parse_pretrain_config, with_names, write_saved_config
 from utils.evaluation.evaluate import Evaluator, evaluate, prefix
-from utils.evaluation.predictions import PredictionWriter, predictions_folder, remove_surplus
+from utils.evaluation.predictions import SAMPLES, PredictionWriter, predictions_folder, remove_surplus
+from utils.evaluation.search import Search
 from utils.evaluation.validity import answer_checks
+from utils.hydra_config import hydra_errors, plain_values
 from utils.model import metric_names, with_forward_dtype
 from utils.ranks.ranks import Ranks, checksum, connected
 from utils.tracking import Tracker
@@ -62,7 +64,8 @@ def launch(hydra_config: DictConfig, ranks: Ranks) -> None:
     """
     # Configuration, and the checkpoint to go on from
     config = ranks.from_first(
-        lambda: with_forward_dtype(with_names(with_saved_names(parse_pretrain_config(hydra_config)))), PretrainConfig
+        lambda: with_forward_dtype(with_names(with_saved_names(parse_pretrain_config(plain_values(hydra_config))))),
+        PretrainConfig,
     )
     path = config.run_folder
     with RunFolder(path) as folder, ExitStack() as stack:
@@ -126,7 +129,16 @@ def launch(hydra_config: DictConfig, ranks: Ranks) -> None:
             test_set=test_set,
             data=data,
             state=state,
-            evaluator=Evaluator(state.head, config.eval_halt),
+            evaluator=Evaluator(
+                state.head,
+                config.eval_halt,
+                Search(
+                    config.thinking,
+                    test_set.metadata,
+                    seed=config.seed,
+                    keep_samples=SAMPLES in config.eval_save_outputs,
+                ),
+            ),
             progress=progress,
             metrics=metrics,
             tracker=tracker,
@@ -185,7 +197,7 @@ def evaluate_and_log(run: Run) -> dict[str, float]:
             run.test_set,
             max_examples=config.eval_max_examples,
             writer=writer,
-            num_samples=config.log_examples,
+            num_shown=config.log_examples,
             after_step=run.interruption.check,
             ranks=ranks,
         )
@@ -193,7 +205,7 @@ def evaluate_and_log(run: Run) -> dict[str, float]:
         remove_surplus(path, step, ranks.size)
     run.log(result.metrics)
     if run.tracker is not None:
-        run.tracker.log_examples(result.samples, metadata, step)
+        run.tracker.log_examples(result.shown, metadata, step)
     tqdm.write(f"step {step}: " + "  ".join(f"{name} {value:.4f}" for name, value in result.metrics.items()))
     return result.metrics
 

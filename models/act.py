@@ -26,6 +26,11 @@ _OF_WRAPPER = ("steps", "halted", "current_data")
 PUZZLE_EMB = "puzzle_emb"  # a core's attribute for its puzzle embedding, if there is one
 
 
+def core_state(carry: Carry) -> State:
+    """Return the part of a carry that is the core's."""
+    return {name: array for name, array in carry.items() if name not in _OF_WRAPPER}
+
+
 class ACTConfig(BaseModel):
     """The keys and sizes of every architecture. Subclasses add keys of their own; unknown ones are refused."""
 
@@ -181,6 +186,7 @@ class ACTModel(nn.Module):
         training: bool,
         min_steps: mx.array | None = None,
         halt_by_q: bool = False,
+        max_steps: int | None = None,
     ) -> tuple[Carry, Outputs]:
         """Take one outer step with every row.
 
@@ -188,21 +194,22 @@ class ACTModel(nn.Module):
             carry: what `begin_step` returned.
             puzzle_rows: what `puzzle_rows` returned, or a copy with respect to which to differentiate.
             training: let rows halt by the core's rule, and compute the target of Q-continue. Evaluation takes
-                halt_max_steps steps.
+                `max_steps` steps.
             min_steps: int32 `[b]`, how many steps a row takes at least: the exploration, see `draw_min_steps`.
             halt_by_q: let rows halt by the core's rule in evaluation too.
+            max_steps: the number of steps at which a row halts at the latest; None: halt_max_steps.
 
         Returns:
             The new carry and the outputs: those of the core; `halts` bool `[b]`, the core's rule; and
             `target_q_continue` float32 `[b]`, if the core has one and a row may take more than one step.
         """
         data = carry["current_data"]
-        state = {name: array for name, array in carry.items() if name not in _OF_WRAPPER}
+        state = core_state(carry)
         embeddings = self.inner.input_embeddings(data, puzzle_rows)
         state, outputs = map_rows(self.inner, state, embeddings)
 
         steps = carry["steps"] + 1
-        last = steps >= self.config.halt_max_steps
+        last = steps >= (max_steps or self.config.halt_max_steps)
         outputs = outputs | {"halts": mx.stop_gradient(self.inner.halts(outputs))}
         halted = (last | outputs["halts"]) if training or halt_by_q else last
         if min_steps is not None:

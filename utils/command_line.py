@@ -19,7 +19,7 @@ from omegaconf import OmegaConf
 from pydantic import BaseModel, ValidationError
 
 from common.errors import UserError, describe_validation_error, printable
-from utils.config import hydra_errors
+from utils.hydra_config import hydra_errors
 
 _MAX_BRACKETS = 50  # of one argument; save_outputs has one, with twelve names
 
@@ -70,7 +70,7 @@ def parse(arguments: list[str], kind: type[Options], command: str, **required: s
         SystemExit: with status 0, for --help.
     """
     given = " ".join(f"{name}={placeholder}" for name, placeholder in required.items())
-    usage = f"usage: {command} {given} " + " ".join(f"[{name}=…]" for name in kind.model_fields if name not in required)
+    usage = f"usage: {command} {given} " + " ".join(f"[{name}=…]" for name in model_keys(kind) if name not in required)
     if not set(HELP).isdisjoint(arguments):
         print(format_help(f"usage: {command} {given} [key=value …]".replace("  ", " "), model_keys(kind)))
         raise SystemExit(0)
@@ -117,7 +117,7 @@ def format_help(usage: str, keys: dict[str, Key]) -> str:
 
 
 def model_keys(kind: type[BaseModel]) -> dict[str, Key]:
-    """Return the keys of a pydantic model, explained by the descriptions of its fields."""
+    """Return the keys of a pydantic model, explained by the descriptions of its fields; its bases' come last."""
 
     def typed(value: Any) -> str:
         if value is None or isinstance(value, bool):
@@ -126,7 +126,7 @@ def model_keys(kind: type[BaseModel]) -> dict[str, Key]:
 
     return {
         name: Key(None if field.is_required() else typed(field.default), field.description or "")
-        for name, field in kind.model_fields.items()
+        for name, field in sorted(kind.model_fields.items(), key=lambda item: item[0] not in kind.__annotations__)
     }
 
 

@@ -1,29 +1,34 @@
-"""Typed configuration: what Hydra composes or a checkpoint holds, checked key by key."""
+"""Typed configuration: what Hydra composes or a checkpoint holds, checked key by key. Needs no Hydra itself."""
 
 from __future__ import annotations
 
-import contextlib
-from collections.abc import Callable, Collection, Iterator
 from pathlib import Path
 from typing import Any, Literal
 
 import coolname
 import yaml
-from hydra.errors import HydraException, OverrideParseException
-from omegaconf import DictConfig, OmegaConf
-from omegaconf.errors import OmegaConfBaseException
 from pydantic import BaseModel, ConfigDict, Field, ValidationError, model_validator
 
-from common.errors import UserError, describe_unknown_key, describe_validation_error, printable, shown
+from common.errors import UserError, describe_validation_error
 from common.files import HomePath, replacing
+from utils.evaluation.thinking import MAX_SAMPLES, MAX_STEPS, Choose, Thinking, check_samples
 from utils.plain_yaml import read_yaml
 from utils.ranks.watchdog import DEFAULT_TIMEOUT
 
 CONFIG_FILE = "all_config.yaml"  # beside the step folders of a run; the same name as in the PyTorch code
 
-# step_preds: the predictions after every outer step, with step_q_halt_logits, step_q_continue_logits and step_halted
+# step_preds: the predictions after every outer step, with step_q_halt_logits, step_q_continue_logits and step_halted;
+# samples: the answer of every sample, with sample_q_halt_logits, sample_movement and sample_steps
 PredictionKey = Literal[
-    "inputs", "labels", "puzzle_identifiers", "preds", "logits", "q_halt_logits", "q_continue_logits", "step_preds"
+    "inputs",
+    "labels",
+    "puzzle_identifiers",
+    "preds",
+    "logits",
+    "q_halt_logits",
+    "q_continue_logits",
+    "step_preds",
+    "samples",
 ]
 DEFAULT_PREDICTION_KEYS: tuple[PredictionKey, ...] = (
     "inputs",
@@ -38,22 +43,27 @@ DEFAULT_PREDICTION_KEYS: tuple[PredictionKey, ...] = (
 LoadPuzzleEmb = Literal["exact", "mean", "skip"]
 
 
-def check_step_preds(eval_halt: str, save_outputs: list[PredictionKey], key: str) -> None:
-    """Check that step predictions are saved only where all examples take the same outer steps.
+def check_outputs(thinking: Thinking, eval_halt: str, save_outputs: list[PredictionKey], key: str) -> None:
+    """Check that what is to be saved of an evaluation exists there.
 
     Args:
+        thinking: how far the evaluation thinks.
         eval_halt: `max` or `q`.
         save_outputs: the arrays to save.
         key: where they stand in the configuration.
 
     Raises:
-        ValueError: if `save_outputs` has step_preds, and rows halt by Q.
+        ValueError: if step_preds are saved where examples take different numbers of outer steps, or logits where they
+            are those of a copy with other tokens.
     """
-    if eval_halt == "q" and "step_preds" in save_outputs:
+    if "step_preds" in save_outputs and (eval_halt == "q" or not thinking.is_plain):
+        what = "eval_halt = 'q'" if eval_halt == "q" else "samples or max_steps"
         raise ValueError(
-            f"{key} has step_preds, the predictions after every outer step, but with eval_halt = 'q' examples take "
-            "different numbers of outer steps; use eval_halt=max, or leave step_preds out"
+            f"{key} has step_preds, the predictions after every outer step, but with {what} examples take "
+            "different numbers of outer steps; use eval_halt=max without them, or leave step_preds out"
         )
+    if "logits" in save_outputs and thinking.relabel:
+        raise ValueError(f"{key} has logits, but with relabel they are those of other tokens; leave one of them out")
 
 
 class NamedConfig(BaseModel):
@@ -160,6 +170,12 @@ class PretrainConfig(BaseModel):
     eval_batch_size: int | None = Field(default=None, ge=1)
     eval_halt: Literal["max", "q"] = "max"
     eval_max_examples: int | None = Field(default=None, ge=1)
+    eval_samples: int = Field(default=1, ge=1, le=MAX_SAMPLES)
+    eval_max_steps: int | None = Field(default=None, ge=1, le=MAX_STEPS)
+    eval_noise: float = Field(default=0.0, ge=0, allow_inf_nan=False)
+    eval_random_init: bool = False
+    eval_relabel: bool = False
+    eval_choose: Choose = "auto"
     log_interval: int = Field(default=1, ge=1)
     log_examples: int = Field(default=0, ge=0)
     load_weights: HomePath | None = None
@@ -179,8 +195,9 @@ class PretrainConfig(BaseModel):
         return self
 
     @model_validator(mode="after")
-    def _step_preds_are_complete(self) -> PretrainConfig:
-        check_step_preds(self.eval_halt, self.eval_save_outputs, "eval_save_outputs")
+    def _evaluation_is_possible(self) -> PretrainConfig:
+        check_samples(self.eval_samples, self.eval_noise, self.eval_random_init, self.eval_relabel, "eval_")
+        check_outputs(self.thinking, self.eval_halt, self.eval_save_outputs, "eval_save_outputs")
         return self
 
     @model_validator(mode="after")
@@ -198,50 +215,26 @@ class PretrainConfig(BaseModel):
         return Path(str(self.checkpoint_path))
 
     @property
+    def thinking(self) -> Thinking:
+        """How far evaluations think about each puzzle."""
+        return Thinking(**{name: getattr(self, f"eval_{name}") for name in Thinking.model_fields})
+
+    @property
     def epochs_per_iteration(self) -> int:
         """Epochs from one evaluation to the next."""
         return self.eval_interval or self.epochs
 
 
-@contextlib.contextmanager
-def hydra_errors(known_keys: Callable[[], Collection[str]] = tuple) -> Iterator[None]:
-    """Turn exceptions of Hydra and OmegaConf into one-line errors.
-
-    Args:
-        known_keys: returns the keys that there are, to suggest one in place of an unknown key.
-
-    Raises:
-        UserError: in their place.
-    """
-    try:
-        yield
-    except (HydraException, OmegaConfBaseException) as error:
-        lines = [line.strip() for line in str(error).partition("Config search path")[0].splitlines() if line.strip()]
-        message = " ".join(lines) or type(error).__name__
-        if isinstance(error, OverrideParseException):
-            key, _, value = error.override.partition("=")
-            message = (
-                f"{shown(error.override, 200)} can't be read: {printable(lines[0], 300)}; quote a value with special "
-                f"characters, as in '{key}=\"{value if len(value) <= 200 else '…'}\"'"
-            )
-        elif lines and lines[0].startswith("Could not override"):
-            key = lines[0].removeprefix("Could not override").strip(" '.\"")
-            message = f"{describe_unknown_key(key, 'the command line', known_keys())} (--help lists all)"
-        raise UserError(message) from error
-
-
-def parse_pretrain_config(config: DictConfig | dict[str, Any], origin: str = "the configuration") -> PretrainConfig:
+def parse_pretrain_config(values: dict[str, Any], origin: str = "the configuration") -> PretrainConfig:
     """Check a composed configuration.
 
     Args:
-        config: what Hydra composed, or a file holds.
+        values: what Hydra composed, or a file holds.
         origin: where it is from, for messages.
 
     Raises:
         UserError: one line that names the key, what was found and what is expected.
     """
-    with hydra_errors():
-        values = OmegaConf.to_container(config, resolve=True) if isinstance(config, DictConfig) else config
     try:
         return PretrainConfig.model_validate(values)
     except ValidationError as error:

@@ -15,6 +15,7 @@ from models.common import truncated_normal
 from tests.helpers.configs import DEFAULT_ARCH, FAMILY, pretrain_config, sizes
 from tests.helpers.tiny_data import ROOT
 from utils.config import parse_pretrain_config
+from utils.hydra_config import plain_values
 from utils.model import build_model, count_parameters
 
 INNER = "model.inner."
@@ -46,7 +47,7 @@ def test_default_models_have_the_published_sizes(
     overrides: list[str], data: PuzzleDatasetMetadata, parameters: int
 ) -> None:
     with initialize_config_dir(str(ROOT / "config"), version_base=None):
-        config = parse_pretrain_config(compose("cfg_pretrain", overrides))
+        config = parse_pretrain_config(plain_values(compose("cfg_pretrain", overrides)))
     head = build_model(config.arch, data, mx.random.key(0))
     assert count_parameters(head) == parameters
 

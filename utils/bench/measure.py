@@ -29,8 +29,9 @@ from dataset.puzzle_dataset import PuzzleDataset
 from dataset.writer import DatasetWriter
 from models.kernels.streams import cpu_streams, on_gpu
 from utils.bench.products import Product, ProductTimer, Seconds, least, matmuls, seconds, total
-from utils.config import PretrainConfig, hydra_errors, parse_pretrain_config, with_names
+from utils.config import PretrainConfig, parse_pretrain_config, with_names
 from utils.evaluation.evaluate import Evaluator, make_eval_step
+from utils.hydra_config import hydra_errors, plain_values
 from utils.model import with_forward_dtype
 from utils.ranks.ranks import Ranks
 from utils.tracking import Tracker
@@ -60,7 +61,7 @@ def bench_config(arch: str, batch: int) -> PretrainConfig:
     overrides = [f"{key}={value}" for key, value in values.items()]
     with hydra_errors(), initialize_config_dir(str(_ROOT / "config"), version_base=None):
         composed = compose("cfg_pretrain", overrides)
-    return with_forward_dtype(with_names(parse_pretrain_config(composed)))
+    return with_forward_dtype(with_names(parse_pretrain_config(plain_values(composed))))
 
 
 def make_data(folder: Path, seq_len: int, vocab_size: int, puzzles: int) -> None:
@@ -136,7 +137,7 @@ def step_products(state: TrainState, batch: dict[str, mx.array]) -> dict[str, Co
 
     scalars = mx.zeros(()), mx.zeros(()), mx.zeros(())  # both rates and the signal
     try:
-        evaluation = matmuls(make_eval_step(state.head, "max"), carry, batch)
+        evaluation = matmuls(make_eval_step(state.head), carry, batch)
         return {"train": matmuls(train, carry, batch, *scalars), "eval": evaluation}
     except (ValueError, RuntimeError) as error:
         raise UserError(

@@ -1,4 +1,4 @@
-"""Evaluation: every example once, in order, through all outer steps or until the model halts.
+"""Evaluation: every example, in order, through all outer steps or until the model halts, or thought about longer.
 
 Metrics are summed, predictions are written batch by batch.
 """
@@ -19,8 +19,11 @@ from dataset.prefetch import prefetch
 from dataset.puzzle_dataset import Batch, PuzzleDataset
 from models.act import Carry, Outputs
 from models.losses import ACTLossHead
+from utils.evaluation.curve import Curve
 from utils.evaluation.predictions import PredictionWriter, to_numpy
-from utils.evaluation.q_halting import finished_batches
+from utils.evaluation.search import Search
+from utils.evaluation.slots import finished_batches, initial_slots, make_slot_step
+from utils.evaluation.thinking import Thinking
 from utils.evaluation.validity import answer_checks
 from utils.ranks.ranks import Ranks
 from utils.train.state import Metrics, to_device
@@ -28,31 +31,21 @@ from utils.train.state import Metrics, to_device
 NOT_REPORTED = ("count", "loss")  # the divisor of the others; the sum that is differentiated in training
 
 
-def make_eval_step(
-    head: ACTLossHead, halt: Literal["max", "q"] = "max"
-) -> Callable[..., tuple[Carry, Metrics, Outputs]]:
+def make_eval_step(head: ACTLossHead) -> Callable[..., tuple[Carry, Metrics, Outputs]]:
     """Make the function that takes one outer step of an evaluation, to be compiled with the state of `head`.
 
     Args:
         head: the model with its loss.
-        halt: `max` or `q`, as in `Evaluator`.
 
     Returns:
-        A function of carry and batch. It returns the new carry; the metrics, with `max` sums over the rows that have
-        halted, all of them at the last step, with `q` those of each row, `[b]`; and the outputs, with `preds`, the
-        argmax of the logits, uint32 `[b, s]`.
+        A function of carry and batch. It returns the new carry; the metrics, sums over the rows that have halted, all
+        of them at the last step; and the outputs, with `preds`, the argmax of the logits, uint32 `[b, s]`.
     """
 
     def step(carry: Carry, batch: dict[str, mx.array]) -> tuple[Carry, Metrics, Outputs]:
         carry = head.model.begin_step(carry, batch)
-        puzzle_rows = head.model.puzzle_rows(carry)
-        if halt == "q":
-            carry, outputs = head.model(carry, puzzle_rows, training=False, halt_by_q=True)
-            metrics = head.counted_row_metrics(carry, outputs)
-        else:
-            loss, carry, metrics, outputs = head(carry, puzzle_rows, training=False)
-            metrics = metrics | {"loss": loss}
-        return carry, metrics, outputs | {"preds": mx.argmax(outputs["logits"], axis=-1)}
+        loss, carry, metrics, outputs = head(carry, head.model.puzzle_rows(carry), training=False)
+        return carry, metrics | {"loss": loss}, outputs | {"preds": mx.argmax(outputs["logits"], axis=-1)}
 
     return step
 
@@ -62,16 +55,19 @@ class Evaluator:
 
     Args:
         head: the model with its loss.
-        halt: `max`, every example takes halt_max_steps outer steps; `q`, it stops where the model's own rule halts.
+        halt: `max`, every example takes all outer steps; `q`, it stops where the model's own rule halts.
+        search: how far to think about each puzzle; None: no further than the model was trained to.
     """
 
-    def __init__(self, head: ACTLossHead, halt: Literal["max", "q"] = "max"):
+    def __init__(self, head: ACTLossHead, halt: Literal["max", "q"] = "max", search: Search | None = None):
         self.head = head
-        self.halt = halt
-        self.step = mx.compile(make_eval_step(head, halt), inputs=head.state)
+        self.search = search or Search(Thinking(), None)
+        self.in_slots = halt == "q" or not self.search.is_plain
+        step = make_slot_step(head, halt, self.search) if self.in_slots else make_eval_step(head)
+        self.step = mx.compile(step, inputs=head.state)
 
     def outer_steps(self, batch: dict[str, mx.array]) -> Iterator[tuple[Carry, Metrics, Outputs]]:
-        """Take all outer steps on a batch, with `halt` = max.
+        """Take all outer steps on a batch, where they are not taken in slots.
 
         Args:
             batch: int32 arrays `inputs` `[b, s]`, `labels` `[b, s]`, `puzzle_identifiers` `[b]`, ….
@@ -95,15 +91,16 @@ class Evaluator:
 
         Args:
             batches: of the test split.
-            writer: gets the outputs of every outer step, with `halt` = max.
+            writer: gets the outputs of every outer step, where they are not taken in slots.
             after_step: called after each outer step.
 
         Yields:
             Each batch, its metric sums, and its outputs, with `preds`.
         """
-        if self.halt == "q":
-            wanted = {"preds", *(writer.keys if writer is not None else ())}
-            yield from finished_batches(self.step, self.head.model.initial_carry, batches, wanted, after_step)
+        if self.in_slots:
+            self.search.forget()
+            wanted = writer.keys if writer is not None else ()
+            yield from finished_batches(self.step, self._initial_slots, batches, wanted, after_step, self.search)
             return
         for batch in batches:
             for *_, metrics, outputs in self.outer_steps(to_device(batch)):  # noqa: B007 - the last step's count
@@ -113,6 +110,9 @@ class Evaluator:
                 after_step()
             yield batch, metrics, outputs
 
+    def _initial_slots(self, rows: dict[str, mx.array]) -> dict[str, Any]:
+        return initial_slots(self.head, rows, self.search)
+
 
 @dataclass(frozen=True)
 class Evaluation:
@@ -120,24 +120,27 @@ class Evaluation:
 
     Attributes:
         metrics: `eval/<name>`, or `eval/<set>/<name>` where the data set has several sets, means over the examples.
-        samples: the first examples, each with `inputs`, `labels` and `preds` `[s]`.
+        shown: the first examples, each with `inputs`, `labels` and `preds` `[s]`.
         num_examples: how many were evaluated.
         seconds: wall time.
+        curve: what fewer samples would have found; None for an evaluation that is not in slots.
     """
 
     metrics: dict[str, float]
-    samples: list[dict[str, np.ndarray]]
+    shown: list[dict[str, np.ndarray]]
     num_examples: int
     seconds: float
+    curve: Curve | None = None
 
 
 @dataclass
 class _Share:
-    """The results of one rank, in JSON's types: sums by set and name, samples with their place in the split."""
+    """The results of one rank, in JSON's types: sums by set and name, shown examples with their place in the split."""
 
     totals: dict[str, dict[str, float]] = field(default_factory=dict)
-    samples: list[tuple[tuple[int, int, int], dict[str, list[int]]]] = field(default_factory=list)
+    shown: list[tuple[tuple[int, int, int], dict[str, list[int]]]] = field(default_factory=list)
     num_examples: int = 0
+    curve: list[list[float]] = field(default_factory=list)
 
 
 def prefix(dataset: PuzzleDataset, set_name: str) -> str:
@@ -151,7 +154,7 @@ def evaluate(
     *,
     max_examples: int | None = None,
     writer: PredictionWriter | None = None,
-    num_samples: int = 0,
+    num_shown: int = 0,
     after_step: Callable[[], None] = lambda: None,
     ranks: Ranks | None = None,
 ) -> Evaluation:
@@ -162,7 +165,7 @@ def evaluate(
         dataset: the test split, opened with this rank and number of ranks; its batches have the size given there.
         max_examples: only the first so many examples; None means all.
         writer: of the predictions of this rank's examples, if they are saved.
-        num_samples: how many examples to return as samples.
+        num_shown: how many examples to return to be shown.
         after_step: called after each outer step, with several ranks after each batch. An exception of it on one rank
             ends the evaluation on all.
         ranks: the processes that share the test split.
@@ -176,7 +179,8 @@ def evaluate(
     ranks = ranks or Ranks()
     started = time.monotonic()
     share = _Share()
-    _evaluate_share(share, evaluator, dataset, max_examples, writer, num_samples, after_step, ranks)
+    _evaluate_share(share, evaluator, dataset, max_examples, writer, num_shown, after_step, ranks)
+    share.curve = evaluator.search.curve.changes.tolist()
     shares = [_Share(**values) for values in ranks.gather(vars(share))]
 
     checks = answer_checks(dataset.metadata)
@@ -190,9 +194,13 @@ def evaluate(
             for name, value in total.items()
             if name not in NOT_REPORTED
         }
-    samples = sorted((sample for part in shares for sample in part.samples), key=lambda placed: placed[0])
-    arrays = [{key: np.array(row) for key, row in sample.items()} for _, sample in samples[:num_samples]]
-    return Evaluation(means, arrays, sum(part.num_examples for part in shares), time.monotonic() - started)
+    placed = sorted((example for part in shares for example in part.shown), key=lambda placed: placed[0])
+    shown = [{key: np.array(row) for key, row in example.items()} for _, example in placed[:num_shown]]
+    num_examples = sum(part.num_examples for part in shares)
+    curve = None
+    if evaluator.in_slots:
+        curve = Curve(np.sum([part.curve for part in shares], axis=0), num_examples)
+    return Evaluation(means, shown, num_examples, time.monotonic() - started, curve)
 
 
 def _evaluate_share(
@@ -201,7 +209,7 @@ def _evaluate_share(
     dataset: PuzzleDataset,
     max_examples: int | None,
     writer: PredictionWriter | None,
-    num_samples: int,
+    num_shown: int,
     after_step: Callable[[], None],
     ranks: Ranks,
 ) -> None:
@@ -232,12 +240,12 @@ def _evaluate_share(
         for number, (batch, metrics, outputs) in enumerate(evaluator.results(batches, writer, stepped)):
             if writer is not None:
                 writer.write(batch, outputs)
-            for row in range(min(num_samples - len(share.samples), batch.num_examples)):
+            for row in range(min(num_shown - len(share.shown), batch.num_examples)):
                 shown = (batch.inputs[row], batch.labels[row], to_numpy(outputs["preds"][row]))
-                sample = {
+                example = {
                     name: array.tolist() for name, array in zip(("inputs", "labels", "preds"), shown, strict=True)
                 }
-                share.samples.append(((number, ranks.rank, row), sample))
+                share.shown.append(((number, ranks.rank, row), example))
 
             total = share.totals.setdefault(batch.set_name, dict.fromkeys([*metrics, *checks, "examples"], 0.0))
             for name, value in metrics.items():

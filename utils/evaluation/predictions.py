@@ -28,6 +28,10 @@ _DTYPES = {
     "step_q_halt_logits": np.float32,
     "step_q_continue_logits": np.float32,
     "step_halted": np.bool_,
+    "sample_preds": np.uint8,
+    "sample_q_halt_logits": np.float32,
+    "sample_movement": np.float32,
+    "sample_steps": np.int32,
 }
 STEP_PREDS = "step_preds"
 # The files of this key: these outputs after every outer step instead of after the last, rows `[steps, …]`
@@ -37,6 +41,10 @@ _STEP_FILES = {
     "step_q_continue_logits": "q_continue_logits",
     "step_halted": "halts",
 }
+
+SAMPLES = "samples"
+# The files of this key, rows `[samples, …]`
+_SAMPLE_FILES = ("sample_preds", "sample_q_halt_logits", "sample_movement", "sample_steps")
 
 
 def to_numpy(array: mx.array | np.ndarray) -> np.ndarray:
@@ -78,7 +86,8 @@ class PredictionWriter:
         folder: the folder to make.
         keys: any of `inputs`, `labels`, `puzzle_identifiers`, `preds`, `logits`, `q_halt_logits`,
             `q_continue_logits`; and `step_preds`, which adds `step_q_halt_logits`, `step_q_continue_logits` and
-            `step_halted`: whether the model's own rule halts the row there, bool `[examples, steps]`.
+            `step_halted`: whether the model's own rule halts the row there, bool `[examples, steps]`; and `samples`,
+            which adds `sample_preds` and so on: of every sample that counted, zeros for the others.
         vocab_size: number of tokens; above 256, tokens are stored as int32.
     """
 
@@ -88,7 +97,7 @@ class PredictionWriter:
         self._steps: dict[str, list[np.ndarray]] = {}  # of the batch being worked on
         self._dtypes = dict(_DTYPES)
         if vocab_size > np.iinfo(np.uint8).max + 1:
-            self._dtypes |= dict.fromkeys(("inputs", "labels", "preds", "step_preds"), np.int32)
+            self._dtypes |= dict.fromkeys(("inputs", "labels", "preds", "step_preds", "sample_preds"), np.int32)
         self._files: dict[str, NpyStream] = {}
 
     def __enter__(self) -> PredictionWriter:
@@ -117,7 +126,8 @@ class PredictionWriter:
             batch: of the data set.
             outputs: of the model after the last outer step, with `preds`, arrays `[b, …]`.
         """
-        for key in self.keys:
+        keys = [*self.keys, *(_SAMPLE_FILES if SAMPLES in self.keys else ())]
+        for key in keys:
             array = outputs[key] if key in outputs else batch.arrays.get(key)
             if array is not None:
                 self._append(key, to_numpy(array)[: batch.num_examples])

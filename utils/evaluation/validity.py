@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Callable
+from dataclasses import dataclass
 
 import numpy as np
 
@@ -13,6 +14,31 @@ from dataset.metadata import PuzzleDatasetMetadata
 
 # tokens (inputs, preds), both integer [b, seq_len] -> bool [b]
 Check = Callable[[np.ndarray, np.ndarray], np.ndarray]
+
+
+@dataclass(frozen=True)
+class Rules:
+    """What the rules of a puzzle tell of an answer, without its label.
+
+    Attributes:
+        holds: whether an answer keeps to them.
+        is_best: whether it does, and no answer can be better: any valid Sudoku, a shortest path.
+        cost: of an answer that holds, lower is better, tokens `[b, seq_len]` -> integer `[b]`: cells of a path.
+    """
+
+    holds: Check
+    is_best: Check
+    cost: Callable[[np.ndarray], np.ndarray]
+
+
+def rules_of(metadata: PuzzleDatasetMetadata) -> Rules | None:
+    """Return the rules of a data set's puzzles; None where `answer_checks` has none."""
+    checks = answer_checks(metadata)
+    if "valid" in checks:
+        return Rules(checks["valid"], checks["valid"], lambda preds: np.zeros(len(preds), np.int64))
+    if "valid_path" in checks:
+        return Rules(checks["valid_path"], checks["optimal"], lambda preds: (preds == mazes.PATH + 1).sum(axis=1))
+    return None
 
 
 def answer_checks(metadata: PuzzleDatasetMetadata) -> dict[str, Check]:

@@ -140,7 +140,7 @@ def test_where_no_row_halts_early_nothing_differs_from_max(test_set: PuzzleDatas
     found = []
     for halt in ("max", "q"):
         with PredictionWriter(tmp_path / halt, [*OUTPUTS, "inputs", "puzzle_identifiers"], 6) as writer:
-            found.append(run_evaluation(Evaluator(head, halt), test_set, writer=writer, num_samples=10))
+            found.append(run_evaluation(Evaluator(head, halt), test_set, writer=writer, num_shown=10))
     expected, result = found
     assert result.num_examples == expected.num_examples == NUM_TEST
     assert result.metrics.keys() == expected.metrics.keys()
@@ -150,7 +150,7 @@ def test_where_no_row_halts_early_nothing_differs_from_max(test_set: PuzzleDatas
         else:
             assert result.metrics[name] == pytest.approx(value, rel=1e-5), name
     assert result.metrics["eval/hard/steps"] == MAX_STEPS
-    for ours, theirs in zip(result.samples, expected.samples, strict=True):
+    for ours, theirs in zip(result.shown, expected.shown, strict=True):
         assert all(np.array_equal(ours[name], theirs[name]) for name in theirs)
     for path in (tmp_path / "max").iterdir():
         np.testing.assert_allclose(np.load(tmp_path / "q" / path.name), np.load(path), rtol=0, atol=1e-5)
