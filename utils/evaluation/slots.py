@@ -54,8 +54,8 @@ def make_slot_step(head: ACTLossHead, halt: Literal["max", "q"], search: Search)
         A function of the slots; the rows that wait beside them; and `leave`, bool `[b]`, the slots that take their row
         though the model has not halted there. It returns the new slots; `halted`, bool `[b]`; what each row adds to the
         metrics; and the outputs with `preds`, the argmax of the logits, uint32 `[b, s]`, and where it is needed
-        `movement`, float32 `[b]`: the root mean square by which a logit has moved from one step to the next, averaged over the
-        last 3 steps; infinite after the first step.
+        `movement`, float32 `[b]`: the root mean square by which a logit has moved from one step to the next, averaged
+        over the last 3 steps; infinite after the first step.
     """
     thinking = search.thinking
 
