@@ -120,14 +120,27 @@ def read_task(path: Path, *, is_evaluation: bool, allow_unsolved: bool = False) 
     Raises:
         UserError: if it isn't a valid task; the message names the file and the pair.
     """
-    try:
-        raw = json.loads(path.read_text(encoding="utf-8-sig"))
-    except (ValueError, RecursionError) as error:  # not UTF-8, not JSON, or nested beyond Python's depth
-        raise UserError(f"{path} is not valid JSON: {error}") from error
+    raw = parse_json(str(path), path.read_bytes())
     task_id = path.stem
     if task_id == BLANK_IDENTIFIER or parse_augmentation_name(task_id)[0] != task_id:
         raise UserError(f"{path}: {task_id!r} is a name that data sets reserve for other puzzles: rename the file")
     return parse_task(str(path), task_id, raw, is_evaluation=is_evaluation, allow_unsolved=allow_unsolved)
+
+
+def parse_json(where: str, text: str | bytes) -> object:
+    """Parse JSON, with or without a byte order mark.
+
+    Args:
+        where: the file, for messages.
+        text: its content.
+
+    Raises:
+        UserError: if it isn't JSON.
+    """
+    try:
+        return json.loads(text if isinstance(text, str) else text.decode("utf-8-sig"))
+    except (ValueError, RecursionError) as error:  # not UTF-8, not JSON, or nested beyond Python's depth
+        raise UserError(f"{where} is not valid JSON: {error}") from error
 
 
 def parse_task(where: str, task_id: str, raw: object, *, is_evaluation: bool, allow_unsolved: bool = False) -> Task:

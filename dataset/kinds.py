@@ -18,6 +18,8 @@ def kind_of(metadata: PuzzleDatasetMetadata) -> Kind:
     named: dict[str, Kind] = {"sudoku": "sudoku", "maze": "maze", "arc": "arc"}
     if metadata.kind is not None:
         return named.get(metadata.kind, "tokens")
+    if metadata.vocabulary is not None:  # puzzles of a kind of their own, whatever their sizes
+        return "tokens"
     side = math.isqrt(metadata.seq_len)
     if (metadata.seq_len, metadata.vocab_size) == (arc_grids.SEQ_LEN, arc_grids.VOCAB_SIZE):
         return "arc"

@@ -268,6 +268,7 @@ def test_kinds_are_told_by_sizes_where_files_name_none() -> None:
     ("sizes", "keys", "message"),
     [
         ((36, 9), {}, "names no kind, whose symmetries aren't known; expected sudoku, maze or arc"),
+        ((16, 6), {"vocabulary": ["", *"abcde"]}, "names no kind, whose symmetries aren't known"),  # Sudoku's sizes
         ((36, 9), {"kind": "sliding"}, "names the kind sliding, whose symmetries aren't known; expected sudoku"),
         ((36, 9), {"kind": "a\n" * 500}, "names the kind 'a.na"),
         ((36, 8), {"kind": "sudoku"}, 'names no box, expected its rows and columns, such as "box": .2, 3.'),
