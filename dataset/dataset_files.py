@@ -10,6 +10,7 @@ import json
 import math
 import re
 import shlex
+from collections import Counter
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -17,7 +18,7 @@ import numpy as np
 from pydantic import ValidationError
 
 from common.errors import UserError, shown, shown_name
-from dataset.metadata import SPLITS, PuzzleDatasetMetadata, is_field_name
+from dataset.metadata import MAX_SYMBOL_LENGTH, SPLITS, PuzzleDatasetMetadata, is_field_name, is_symbol
 from dataset.npy_file import load_npy
 
 SCAN_BYTES = 16 << 20
@@ -102,6 +103,15 @@ def read_metadata(path: Path, split: str) -> PuzzleDatasetMetadata:
             f"{file}: box is {list(metadata.box)}, expected two numbers that multiply to the side of a square board of "
             f"{metadata.seq_len} cells; {build}"
         )
+    if metadata.shape is not None and (min(metadata.shape) < 1 or math.prod(metadata.shape) != metadata.seq_len):
+        raise UserError(
+            f"{file}: shape is {shown(list(metadata.shape))}, expected rows and columns that multiply to seq_len = "
+            f"{metadata.seq_len}; {build}"
+        )
+    if metadata.vocabulary is not None:
+        wrong = _problem_of_vocabulary(metadata.vocabulary, metadata.vocab_size)
+        if wrong is not None:
+            raise UserError(f"{file}: vocabulary {wrong}; {build}")
     names = metadata.sets
     if not names or len(set(names)) < len(names) or not all(SET_NAME_PATTERN.fullmatch(name) for name in names):
         raise UserError(
@@ -114,6 +124,22 @@ def read_metadata(path: Path, split: str) -> PuzzleDatasetMetadata:
                 f"array's; {build}"
             )
     return metadata
+
+
+def _problem_of_vocabulary(vocabulary: list[str], vocab_size: int) -> str | None:
+    """Return what is wrong with a vocabulary, or None."""
+    if len(vocabulary) != vocab_size:
+        return f"has {len(vocabulary)} symbols, expected {vocab_size} (vocab_size)"
+    padding, *symbols = vocabulary
+    if padding:
+        return f"begins with {shown(padding)}, expected an empty text for padding"
+    for symbol in symbols:
+        if not is_symbol(symbol):
+            return f"has {shown(symbol)}, expected texts of 1 to {MAX_SYMBOL_LENGTH} printable characters"
+    for symbol, count in Counter(symbols).most_common(1):
+        if count > 1:
+            return f"has {shown(symbol)} {count} times, expected distinct symbols"
+    return None
 
 
 def _load_npy(file: Path, *, mmap: bool, kinds: str = "iu") -> np.ndarray:

@@ -15,6 +15,7 @@ INDEX_DTYPE = np.dtype(np.int32)
 TOKEN_DTYPE = np.dtype(np.uint8)
 # Files of a set, `<set>__<name>.npy`: no field can have these names
 STANDARD_ARRAYS = ("inputs", "labels", "puzzle_identifiers", "puzzle_indices", "group_indices")
+MAX_SYMBOL_LENGTH = 4  # more would not fit into a cell
 
 
 class ExampleField(BaseModel):
@@ -36,6 +37,11 @@ def is_field_name(name: str) -> bool:
     return re.fullmatch(r"[A-Za-z][A-Za-z0-9_]*", name) is not None and name not in STANDARD_ARRAYS
 
 
+def is_symbol(text: str) -> bool:
+    """Return whether a vocabulary may hold this text: 1 to 4 characters, none of which a terminal would obey."""
+    return 1 <= len(text) <= MAX_SYMBOL_LENGTH and text.isprintable()
+
+
 class PuzzleDatasetMetadata(BaseModel):
     """The `dataset.json` of one split. Unknown keys are ignored, so that files with later additions stay readable.
 
@@ -53,9 +59,9 @@ class PuzzleDatasetMetadata(BaseModel):
         sets: names of the sets.
         kind: what the puzzles are: "sudoku", "maze", "arc" or another builder's word.
         box: rows and columns of a Sudoku's box.
-        shape: rows and columns of a board, where it isn't square; their product is seq_len.
-        vocabulary: the symbol of each token, vocab_size texts, for puzzles of kinds of their own; the padding's, the
-            first, is empty.
+        shape: rows and columns of a board; their product is seq_len.
+        vocabulary: the symbol of each token, vocab_size texts as `is_symbol` allows; the first, the padding's, is
+            empty.
         fields: the arrays in `<set>__<field>.npy` that batches hold beside the standard ones, by name.
         command: the builder's command line without `--output-dir`.
     """

@@ -88,6 +88,8 @@ class DatasetWriter:
         ignore_label_id: label token without loss; None if every label counts.
         kind: what the puzzles are, such as "sudoku".
         box: rows and columns of a Sudoku's box.
+        shape: rows and columns of a board.
+        vocabulary: the symbol of each token, `vocab_size` texts.
         command: the command line that builds this data set, without `--output-dir`.
         overwrite: whether a data set at `output_dir` is replaced as well.
 
@@ -109,12 +111,15 @@ class DatasetWriter:
         ignore_label_id: int | None = 0,
         kind: str | None = None,
         box: tuple[int, int] | None = None,
+        shape: tuple[int, int] | None = None,
+        vocabulary: list[str] | None = None,
         command: str | None = None,
         overwrite: bool = False,
     ) -> None:
         self.output_dir = expand_user(output_dir).resolve()
         self.seq_len, self.vocab_size, self.pad_id, self.ignore_label_id = seq_len, vocab_size, pad_id, ignore_label_id
-        self.kind, self.box, self.command, self.overwrite = kind, box, command, overwrite
+        self.kind, self.box, self.shape, self.vocabulary = kind, box, shape, vocabulary
+        self.command, self.overwrite = command, overwrite
         self.identifiers = [BLANK_IDENTIFIER]
         self.test_puzzles: dict[str, Any] = {}
         self._fields: dict[str, ExampleField] | None = None  # as the first call of `add` brings them
@@ -247,6 +252,8 @@ class DatasetWriter:
                 sets=[SET_NAME],
                 kind=self.kind,
                 box=self.box,
+                shape=self.shape,
+                vocabulary=self.vocabulary,
                 fields=self._fields or {},
                 command=self.command,
             )

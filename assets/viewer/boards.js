@@ -88,11 +88,15 @@ function verdict(answer) {
 
 /** The boards of the current example: input, predictions (of a film's step), label, and ARC's attempts. */
 function boardsAt(step) {
-  const { kind, columns, rows, box, current } = view;
+  const { kind, columns, rows, box, vocabulary, current } = view;
   const isArc = kind === "arc" && view.set.seqLen === ARC_SIDE * ARC_SIDE;
   const whole = { top: 0, left: 0, bottom: rows, right: columns };
   const crop = isArc && byId("crop").checked;
-  const board = (tokens, area, more) => ({ kind, columns, box, tokens, area: crop ? area : whole, ...more });
+  const board = (tokens, area, more) => ({
+    ...{ kind, columns, box, vocabulary, tokens },
+    area: crop ? area : whole,
+    ...more,
+  });
   const clue = kind === "sudoku" ? Uint8Array.from(current.inputs, (token) => token > 1) : null;
   const labelArea = crop ? gridArea(current.shownLabels) : whole;
   const inputArea = crop ? gridArea(current.inputs) : whole;
@@ -111,7 +115,7 @@ function boardsAt(step) {
         clue,
         wrong: byId("marks").checked ? (film ? film.wrong[at] : answer.wrong) : null,
         changed: film ? film.changed(at) : null,
-        unscored: isArc ? current.unscored : null,
+        unscored: isArc || vocabulary ? current.unscored : null, // which is padding there
       }),
     });
   });
@@ -217,8 +221,8 @@ function drawStep(flash, panels = boardsAt(player.step)) {
 }
 
 /** A board as lines of text, for screen readers. */
-function boardText({ kind, tokens, columns, area }) {
-  const texts = Array.from(tokens, (token) => KINDS[kind].text(token));
+function boardText({ kind, tokens, columns, area, vocabulary }) {
+  const texts = Array.from(tokens, (token) => KINDS[kind].text(token, vocabulary));
   const width = texts.reduce((most, text) => Math.max(most, text.length), 1);
   const lines = [];
   for (let row = area.top; row < area.bottom; row++) {
@@ -238,9 +242,9 @@ function readOut(event, i) {
   const token = board.tokens[row * board.columns + column];
   if (token === undefined) return;
   const label = view.current.shownLabels[row * board.columns + column];
-  const wrong = board.wrong?.[row * board.columns + column] ? `, label ${KINDS[view.kind].name(label)}` : "";
-  byId("readout").textContent =
-    `row ${row}, column ${column}: ${KINDS[view.kind].name(token)} (token ${token})${wrong}`;
+  const nameOfToken = (any) => KINDS[view.kind].name(any, view.vocabulary);
+  const wrong = board.wrong?.[row * board.columns + column] ? `, label ${nameOfToken(label)}` : "";
+  byId("readout").textContent = `row ${row}, column ${column}: ${nameOfToken(token)} (token ${token})${wrong}`;
 }
 
 /** Thumbnails beside the example: those of its puzzle, and for an ARC test example its task's demonstrations. */
@@ -292,7 +296,7 @@ async function fillPairs(id, title, pairs) {
 
 /** A small board of at most `size` CSS pixels. */
 function thumbnail(tokens, size) {
-  const { kind, columns, rows, box } = view;
+  const { kind, columns, rows, box, vocabulary } = view;
   const crop = kind === "arc" && tokens.length === ARC_SIDE * ARC_SIDE && byId("crop").checked;
   const area = crop ? gridArea(tokens) : { top: 0, left: 0, bottom: rows, right: columns };
   const [height, width] = [area.bottom - area.top, area.right - area.left];
@@ -302,7 +306,8 @@ function thumbnail(tokens, size) {
   Object.assign(canvas, { width: width * cell, height: height * cell });
   canvas.style.width = `${(width * cell) / ratio}px`;
   const clue = kind === "sudoku" ? tokens.map((token) => token > 1) : null;
-  drawBoard(canvas.getContext("2d"), { kind, columns, box, tokens, area, clue }, themeColours(), 0, 0, cell);
+  const board = { kind, columns, box, vocabulary, tokens, area, clue };
+  drawBoard(canvas.getContext("2d"), board, themeColours(), 0, 0, cell);
   return canvas;
 }
 

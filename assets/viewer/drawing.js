@@ -42,8 +42,8 @@ function cellColour(board, token, colours) {
 /**
  * Draw a board with its top left corner at (x, y) and cells of `cell` pixels.
  *
- * `board`: `kind`, `columns`, `area` (the rectangle to show), `box` (Sudoku) and `tokens`; and by cell, where they
- * apply, `clue`, `wrong`, `changed` and `unscored`. `flash`, 0 to 1: how strongly the changed cells light up.
+ * `board`: `kind`, `columns`, `area` (the rectangle to show), `box` (Sudoku), `vocabulary` and `tokens`; and by cell,
+ * where they apply, `clue`, `wrong`, `changed` and `unscored`. `flash`, 0 to 1: how strongly the changed cells light up.
  */
 function drawBoard(context, board, colours, x, y, cell, flash = 0) {
   const { top, left, bottom, right } = board.area;
@@ -77,13 +77,14 @@ function drawCell(context, board, i, colours, x, y, cell, flash) {
       drawText(context, MAZE_SYMBOLS[token], "#ffffff", x, y, cell, 0.72);
   } else {
     const blank = board.kind === "sudoku" && token === 1;
-    const text = blank ? (wrong ? "·" : "") : KINDS[board.kind].text(token);
+    const text = blank ? (wrong ? "·" : "") : KINDS[board.kind].text(token, board.vocabulary);
     if (board.kind === "sudoku" && (wrong || board.clue?.[i])) {
       context.fillStyle = wrong ? colours.wrongPaper : colours.cluePaper;
       context.fillRect(x, y, cell, cell);
     }
     const ink = wrong ? colours.wrong : board.kind !== "sudoku" || board.clue?.[i] ? colours.ink : colours.filled;
-    drawText(context, text, ink, x, y, cell, text.length > 1 ? 0.44 : 0.62, board.clue?.[i] ? 650 : 450);
+    const share = [0.62, 0.62, 0.44, 0.38][text.length] ?? 0.3; // of the cell's side, so that the text fits in
+    drawText(context, text, ink, x, y, cell, share, board.clue?.[i] ? 650 : 450);
   }
   context.globalAlpha = 1;
   if (board.changed?.[i] && flash > 0) drawChange(context, colours, x, y, cell, flash);

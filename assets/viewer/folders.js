@@ -15,6 +15,7 @@ const PREDICTION_KEYS = [
   "step_halted",
 ];
 const IGNORED_LABEL = -100; // in predictions; data sets have their own ignore_label_id
+const SYMBOL = /^(?:[^\p{C}\p{Z}]| ){1,4}$/u; // of a vocabulary: characters that can be seen, or a blank
 const SAMPLE_ROWS = 32; // looked at to recognise puzzles, and to tell whether predictions belong to a data set
 
 // ----------------------------------------------------------------------------------------------- the files of a folder
@@ -278,11 +279,23 @@ function checkMetadata(metadata, path) {
   for (const key of ["seq_len", "vocab_size", "num_puzzle_identifiers"]) {
     if (!Number.isInteger(metadata[key]) || metadata[key] < 1) throw fail(key, "a whole number of at least 1");
   }
-  const { sets, box } = metadata;
+  const { sets, box, shape, vocabulary } = metadata;
   if (!Array.isArray(sets) || !sets.length || !sets.every((name) => typeof name === "string"))
     throw fail("sets", "a list of names");
   if (box && !(box.length === 2 && (box[0] * box[1]) ** 2 === metadata.seq_len)) {
     throw fail("box", `two numbers that multiply to the side of a square board of ${metadata.seq_len} cells`);
+  }
+  const isList = (value, length, isEntry) => Array.isArray(value) && value.length === length && value.every(isEntry);
+  const isSize = (value) => Number.isInteger(value) && value > 0;
+  if ((shape ?? null) !== null && !(isList(shape, 2, isSize) && shape[0] * shape[1] === metadata.seq_len)) {
+    throw fail("shape", `rows and columns that multiply to ${metadata.seq_len} cells`);
+  }
+  const isSymbol = (text, token) => typeof text === "string" && (token ? SYMBOL.test(text) : !text);
+  if ((vocabulary ?? null) !== null && !isList(vocabulary, metadata.vocab_size, isSymbol)) {
+    throw new FileProblem(
+      `${path}: vocabulary is not as expected, a list of ${metadata.vocab_size} symbols, the first of them empty and the ` +
+        "others of 1 to 4 characters; build the data set again",
+    );
   }
   return metadata;
 }

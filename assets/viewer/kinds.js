@@ -21,7 +21,10 @@ const MAZE_SYMBOLS = ["?", "#", " ", "S", "G", "o"]; // by token; 0 is padding
 const MAZE_NAMES = ["padding", "wall", "open", "start", "goal", "path"];
 const MAZE_COLOURS = ["#8a8f98", "#2b3440", "#f3f1ea", "#1f9d55", "#d6336c", "#f2b134"];
 
-/** For each kind: its title, a token's text (one character, or a number) and a token's name. */
+/**
+ * For each kind: its title, a token's text (one character, or a number) and a token's name. Where a kind has no symbols,
+ * those of the data set's vocabulary count, if it has one.
+ */
 const KINDS = {
   sudoku: {
     title: "Sudoku",
@@ -45,7 +48,11 @@ const KINDS = {
           : "padding";
     },
   },
-  tokens: { title: "Tokens", text: String, name: (token) => `token ${token}` },
+  tokens: {
+    title: "Tokens",
+    text: (token, vocabulary) => vocabulary?.[token] ?? String(token),
+    name: (token, vocabulary) => (vocabulary && token === 0 ? "padding" : (vocabulary?.[token] ?? `token ${token}`)),
+  },
 };
 
 /** Rows and columns of a board: square where the length allows it, else lines of at most 32 cells. */
@@ -62,8 +69,9 @@ function guessBox(side) {
 }
 
 /** The kind of a data set: what dataset.json says, or what vocabulary and size tell in files that lack `kind`. */
-function kindOfMetadata({ kind, seq_len, vocab_size }) {
+function kindOfMetadata({ kind, seq_len, vocab_size, vocabulary }) {
   if (kind !== undefined && kind !== null) return Object.hasOwn(KINDS, kind) ? kind : "tokens";
+  if (vocabulary) return "tokens"; // with symbols of its own it isn't what its sizes might tell
   const [rows, columns] = boardShape(seq_len);
   if (seq_len === ARC_SIDE * ARC_SIDE && vocab_size === ARC_FIRST_COLOUR + ARC_COLOURS.length) return "arc";
   if (rows === columns && rows > 1 && vocab_size === rows + 2) return "sudoku";

@@ -265,8 +265,8 @@ async function useSet(set, example = 0) {
 function chooseKind(kind) {
   view.kind = kind;
   const metadata = view.dataset?.metadata[view.split];
-  const [rows, columns] = boardShape(view.set.seqLen);
-  Object.assign(view, { rows, columns });
+  const [rows, columns] = metadata?.shape ?? boardShape(view.set.seqLen);
+  Object.assign(view, { rows, columns, vocabulary: metadata?.vocabulary ?? null });
   view.box = kind === "sudoku" ? (metadata?.box ?? guessBox(rows)) : null;
 }
 

@@ -408,6 +408,7 @@ def meta(**changes: object) -> Callable[[Path], None]:
     return lambda folder: edit_json(folder, **changes)
 
 
+VOCABULARY = ["", *map(str, range(1, 100))]
 # 10 puzzles in 6 groups, 29 examples of 4 tokens below 100.
 BROKEN: dict[str, tuple[Callable[[Path], None], list[str]]] = {
     "no metadata": (remove("dataset.json"), ["dataset.json is missing", "half-built"]),
@@ -439,6 +440,16 @@ BROKEN: dict[str, tuple[Callable[[Path], None], list[str]]] = {
     "box of another board": (meta(box=[2, 2]), ["box is [2, 2]", "4 cells"]),
     "box of nothing": (meta(box=[0, 0]), ["box is [0, 0]"]),
     "box of one number": (meta(box=[2]), ["dataset.json", "box"]),
+    "shape of another board": (meta(shape=[2, 3]), ["shape is [2, 3]", "seq_len = 4"]),
+    "shape of nothing": (meta(shape=[-2, -2]), ["shape is [-2, -2]"]),
+    "shape of one number": (meta(shape=[4]), ["dataset.json", "shape"]),
+    "other vocabulary": (meta(vocabulary=["", "a"]), ["vocabulary has 2 symbols", "expected 100"]),
+    "vocabulary of numbers": (meta(vocabulary=[0] * 100), ["dataset.json", "vocabulary.0"]),
+    "vocabulary without padding": (meta(vocabulary=[*VOCABULARY[1:], "a"]), ["vocabulary begins with '1'", "empty"]),
+    "symbol twice": (meta(vocabulary=[*VOCABULARY[:-1], "1"]), ["vocabulary has '1' 2 times", "distinct"]),
+    "a long symbol": (meta(vocabulary=[*VOCABULARY[:-1], "x" * 9000]), ["vocabulary has 'xxx", "1 to 4 printable"]),
+    "an escape as symbol": (meta(vocabulary=[*VOCABULARY[:-1], "\x1b[2J"]), ["vocabulary has '\\x1b[2J'"]),
+    "no symbol": (meta(vocabulary=[*VOCABULARY[:-1], ""]), ["vocabulary has ''"]),
     "no sets": (meta(sets=[]), ["sets is []"]),
     "set twice": (meta(sets=["all", "all"]), ["sets is", "distinct"]),
     "set outside the folder": (meta(sets=["../test/all"]), ["../test/all", "distinct names"]),
@@ -461,6 +472,13 @@ BROKEN: dict[str, tuple[Callable[[Path], None], list[str]]] = {
     "label token": (change("labels", (0, 0), 255), ["all__labels.npy", "token 255", "0 to 99"]),
     "negative token": (save("inputs", np.full((29, 4), -1)), ["all__inputs.npy", "token -1", "0 to 99"]),
 }
+
+
+def test_symbols_and_shape_are_read_as_they_were_written(tmp_path: Path) -> None:
+    """Puzzles of one's own would be shown as numbers, in rows that they do not have."""
+    write_split(tmp_path / "train", ARC_LIKE, vocabulary=VOCABULARY, shape=[1, 4])
+    metadata = PuzzleDataset(tmp_path, "train", global_batch_size=4).metadata
+    assert (metadata.vocabulary, metadata.shape) == (VOCABULARY, (1, 4))
 
 
 def test_the_kind_may_be_known_unknown_or_absent(tmp_path: Path) -> None:

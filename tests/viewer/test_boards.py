@@ -10,6 +10,7 @@ from typing import Any
 import numpy as np
 import pytest
 
+from dataset import build_pairs_dataset
 from tests.helpers.tiny_data import make_tiny_data, split_test_set
 from tests.helpers.viewer import ARC_COLOURS, MAZE_COLOURS, Viewer, digits, rgb
 
@@ -159,3 +160,34 @@ def test_other_puzzles_show_their_tokens(viewer: Viewer, tmp_path: Path) -> None
     assert viewer.board("label").lines == ["".join(map(str, row)) for row in tokens]
     viewer.page.locator("#kind").select_option("sudoku")
     assert viewer.board("label").lines == digits(tokens.ravel(), 4)
+
+
+def test_own_puzzles_show_their_own_symbols_and_shape(viewer: Viewer, tmp_path: Path) -> None:
+    """Whoever brings letters would see numbers of tokens in rows of 32; and a symbol must stay text."""
+    rows = [[["<b>", "&", 10], ["a", "😀", " "]], [["a", "a"]], [["&"], [10]]]
+    file = tmp_path / "pairs.jsonl"
+    file.write_text("".join(json.dumps({"input": row, "output": row[::-1]}) + "\n" for row in rows))
+    options = build_pairs_dataset.PairsOptions(
+        input_file=str(file), test_file=str(file), output_dir=str(tmp_path / "own")
+    )
+    build_pairs_dataset.build(options)
+    viewer.open(tmp_path / "own")
+    assert "2 × 3" in viewer.text("#place")
+    board = viewer.board("input")
+    assert board.shape == (2, 3)
+    assert board.lines == ["<b>   &  10", "  a  😀    "]
+    assert viewer.board("label").lines == board.lines[::-1]
+    paper, ink = viewer.theme("paper", "ink")
+    pictures = [board.crop(*place).tobytes() for place in np.ndindex(2, 3)]
+    assert len(set(pictures)) == 6
+    assert board.colours(1, 2) == {paper}  # the blank
+    assert all(ink in board.colours(*place) for place in ((0, 0), (0, 1), (0, 2), (1, 0)))
+    viewer.page.locator("#panels canvas").first.hover(position={"x": 5, "y": 5})
+    assert viewer.text("#readout") == "row 0, column 0: <b> (token 4)"
+
+    viewer.show(1)
+    board = viewer.board("input")
+    assert [line.split() for line in board.lines] == [["a", "a"], []]
+    assert board.colours(0, 2) == board.colours(1, 0) == {paper}  # padding
+    viewer.page.locator("#panels canvas").first.hover(position={"x": 5, "y": board.pixels.shape[0] - 5})
+    assert viewer.text("#readout") == "row 1, column 0: padding (token 0)"

@@ -89,6 +89,20 @@ DAMAGES: dict[str, tuple[Callable[[Path], object], list[str]]] = {
     "other sets": (edit_metadata(sets=["hard"]), ["train/hard__inputs.npy is missing"]),
     "no sets": (edit_metadata(sets="all"), ['train/dataset.json: sets is "all", expected a list of names']),
     "box": (edit_metadata(box=[2, 3]), ["train/dataset.json: box is [2,3], expected two numbers"]),
+    "shape": (edit_metadata(shape=[2, 4]), ["train/dataset.json: shape is [2,4], expected rows and columns"]),
+    "shape of text": (edit_metadata(shape="44"), ['train/dataset.json: shape is "44", expected rows and columns']),
+    "no shape": (edit_metadata(shape=False), ["train/dataset.json: shape is false, expected rows and columns"]),
+    "few symbols": (
+        edit_metadata(vocabulary=["", "a"]),
+        ["train/dataset.json: vocabulary is not as expected, a list of 6"],
+    ),
+    "markup for a symbol": (
+        edit_metadata(vocabulary=["", "a", "b", "c", "d", "<img src=x onerror=alert(1)>"]),
+        ["train/dataset.json: vocabulary is not as expected"],
+    ),
+    "an end of line for a symbol": (edit_metadata(vocabulary=["", *"abcd", "\n"]), ["vocabulary is not as expected"]),
+    "numbers for symbols": (edit_metadata(vocabulary=[0, 1, 2, 3, 4, 5]), ["vocabulary is not as expected"]),
+    "no list of symbols": (edit_metadata(vocabulary={"length": 6}), ["vocabulary is not as expected"]),
     "names": (lambda f: (f / "identifiers.json").write_text('{"a": 1}'), ["identifiers.json is no list of names"]),
     "unknown token": (
         overwrite("all__inputs.npy", lambda a: put(a, 0, 99)),

@@ -45,8 +45,14 @@ def box_of(metadata: PuzzleDatasetMetadata) -> tuple[int, int]:
     return metadata.box or (box_rows, side // box_rows)
 
 
-def symbol(kind: Kind, token: int) -> str:
-    """Return what stands for a token in text: one character, or a number."""
+def symbol(kind: Kind, token: int, vocabulary: list[str] | None = None) -> str:
+    """Return what stands for a token in text: one character, a number, or the symbol of its own that a puzzle has.
+
+    Args:
+        kind: of the puzzle.
+        token: any number.
+        vocabulary: of dataset.json; used where the kind has no symbols.
+    """
     if token == _NO_CELL:
         return ""
     if token == IGNORE_LABEL_ID:
@@ -57,7 +63,7 @@ def symbol(kind: Kind, token: int) -> str:
         return mazes.ALPHABET[token - 1] if 1 <= token <= len(mazes.ALPHABET) else "?"
     if kind == "arc":
         return {arc_grids.PAD: ".", arc_grids.END: "|"}.get(token, str(token - arc_grids.FIRST_COLOUR))
-    return str(token)
+    return vocabulary[token] if vocabulary is not None and 0 <= token < len(vocabulary) else str(token)
 
 
 def colour(kind: Kind, token: int) -> str | None:
@@ -98,8 +104,11 @@ def boards_of(sample: dict[str, np.ndarray], metadata: PuzzleDatasetMetadata) ->
     wrong = (labels != IGNORE_LABEL_ID) & (preds != labels)
     if kind == "arc":  # what is not scored there is padding
         labels = np.where(labels == IGNORE_LABEL_ID, arc_grids.PAD, labels)
+    if metadata.vocabulary is not None:  # a smaller board has nothing beyond its end, whatever the model puts there
+        beyond = inputs == metadata.pad_id
+        labels, preds = (np.where(beyond, metadata.pad_id, tokens) for tokens in (labels, preds))
 
-    rows, cols = _shape(len(inputs))
+    rows, cols = metadata.shape or _shape(len(inputs))
     whole = (slice(0, rows), slice(0, cols))
     of_puzzle = of_answer = of_truth = whole
     if kind == "arc" and len(inputs) == arc_grids.SEQ_LEN:

@@ -64,7 +64,7 @@ def format_puzzle(
     """
     kind = kind_of(metadata)
     boards = boards_of(sample, metadata)
-    panels = [_panel(board, kind, coloured) for board in boards]
+    panels = [_panel(board, kind, metadata.vocabulary, coloured) for board in boards]
     num_wrong = int(((sample["labels"] != IGNORE_LABEL_ID) & (sample["preds"] != sample["labels"])).sum())
     wrong = boards[1].wrong
     if num_wrong and wrong is not None and kind in ("maze", "arc") and not coloured:
@@ -95,10 +95,10 @@ def _side_by_side(panels: list[_Panel]) -> list[str]:
     return [line.rstrip() for line in lines]
 
 
-def _panel(board: Board, kind: Kind, coloured: bool) -> _Panel:
+def _panel(board: Board, kind: Kind, vocabulary: list[str] | None, coloured: bool) -> _Panel:
     wrong = np.zeros_like(board.given) if board.wrong is None else board.wrong
     if kind in ("sudoku", "tokens"):
-        symbols = [[symbol(kind, token) for token in row] for row in board.tokens.tolist()]
+        symbols = [[symbol(kind, token, vocabulary) for token in row] for row in board.tokens.tolist()]
         longest = max(len(text) for row in symbols for text in row)
         right = "" if board.wrong is None else " "
         lines = [
@@ -151,7 +151,6 @@ def draw_puzzle(sample: dict[str, np.ndarray], metadata: PuzzleDatasetMetadata) 
     Returns:
         An RGB picture.
     """
-    kind = kind_of(metadata)
     boards = boards_of(sample, metadata)
     cell = cell_size(boards)
     widths = [max(NARROWEST_BOARD, board.tokens.shape[1] * cell) for board in boards]
@@ -161,7 +160,7 @@ def draw_puzzle(sample: dict[str, np.ndarray], metadata: PuzzleDatasetMetadata) 
     left = MARGIN
     for board, width in zip(boards, widths, strict=True):
         draw.text((left, MARGIN + HEADING / 2), board.title, fill=kinds.MUTED, font=_font(13.0), anchor="lm")
-        _draw_board(draw, board, kind, box_of(metadata) if kind == "sudoku" else None, left, MARGIN + HEADING, cell)
+        _draw_board(draw, board, metadata, left, MARGIN + HEADING, cell)
         left += width + MARGIN
     return image
 
@@ -172,13 +171,15 @@ def cell_size(boards: list[Board]) -> int:
 
 
 def _draw_board(
-    draw: ImageDraw.ImageDraw, board: Board, kind: Kind, box: tuple[int, int] | None, left: int, top: int, cell: int
+    draw: ImageDraw.ImageDraw, board: Board, metadata: PuzzleDatasetMetadata, left: int, top: int, cell: int
 ) -> None:
+    kind, vocabulary = kind_of(metadata), metadata.vocabulary
     rows, cols = board.tokens.shape
     for (row, col), token in np.ndenumerate(board.tokens):
         wrong = board.wrong is not None and bool(board.wrong[row, col])
         given = bool(board.given[row, col])
-        _draw_cell(draw, kind, int(token), given, wrong, left + col * cell, top + row * cell, cell)
+        text = symbol(kind, int(token), vocabulary)
+        _draw_cell(draw, kind, int(token), text, given, wrong, left + col * cell, top + row * cell, cell)
     right, bottom = left + cols * cell, top + rows * cell
 
     def lines(every_row: int, every_col: int, ink: str, thick: int) -> None:
@@ -190,19 +191,19 @@ def _draw_board(
     if kind == "maze":
         return
     lines(1, 1, kinds.LINE, 1)
-    if box is not None:
-        lines(*box, kinds.INK, 2)
+    if kind == "sudoku":
+        lines(*box_of(metadata), kinds.INK, 2)
 
 
 def _draw_cell(
-    draw: ImageDraw.ImageDraw, kind: Kind, token: int, given: bool, wrong: bool, x: int, y: int, cell: int
+    draw: ImageDraw.ImageDraw, kind: Kind, token: int, text: str, given: bool, wrong: bool, x: int, y: int, cell: int
 ) -> None:
     area = (x, y, x + cell, y + cell)
     colour = kinds.colour(kind, token)
     if colour is not None:
         draw.rectangle(area, fill=colour)
         if kind == "maze" and token in (START + 1, GOAL + 1):
-            _draw_text(draw, symbol(kind, token), kinds.PAPER, x, y, cell)
+            _draw_text(draw, text, kinds.PAPER, x, y, cell)
         if wrong:
             near, far = round(cell * 0.3), round(cell * 0.7)
             for ink, thick in ((kinds.INK, 4), (kinds.PAPER, 2)):  # stands out from any colour
@@ -216,7 +217,7 @@ def _draw_cell(
         if wrong:
             draw.ellipse((x + cell * 0.4, y + cell * 0.4, x + cell * 0.6, y + cell * 0.6), fill=ink)
     else:
-        _draw_text(draw, symbol(kind, token), ink, x, y, cell)
+        _draw_text(draw, text, ink, x, y, cell)
 
 
 def _draw_text(draw: ImageDraw.ImageDraw, text: str, ink: str, x: int, y: int, cell: int) -> None:

@@ -32,6 +32,18 @@ def test_the_name_of_a_kind_counts_more_than_its_sizes() -> None:
         assert kinds.kind_of(sizes(16, 6).model_copy(update={"kind": name})) == expected
 
 
+def test_symbols_of_its_own_make_a_kind_of_its_own() -> None:
+    """Letters of a 4×4 board would be shown as the digits of a Sudoku."""
+    metadata = sizes(16, 6).model_copy(update={"vocabulary": ["", "a", "b", "c", "d", "e"]})
+    assert kinds.kind_of(metadata) == "tokens"
+    assert kinds.kind_of(metadata.model_copy(update={"kind": "sudoku"})) == "sudoku"
+
+
+def test_a_token_without_a_symbol_is_its_number() -> None:
+    """A model with more tokens than its data has symbols would end the evaluation when it is shown."""
+    assert [kinds.symbol("tokens", token, ["", "a"]) for token in (0, 1, 2, -7)] == ["", "a", "2", "-7"]
+
+
 def test_the_box_of_a_sudoku() -> None:
     assert kinds.box_of(sizes(36, 8).model_copy(update={"box": (3, 2)})) == (3, 2)
     for length, expected in ((36, (2, 3)), (81, (3, 3)), (64, (2, 4)), (25, (1, 5))):

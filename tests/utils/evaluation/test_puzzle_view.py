@@ -26,6 +26,7 @@ from utils.evaluation.puzzle_view import HEADING, MARGIN, NARROWEST_BOARD, cell_
 
 MAZE = sizes(900, 6).model_copy(update={"kind": "maze"})
 ARC = sizes(900, 12).model_copy(update={"kind": "arc"})
+OWN = sizes(6, 5).model_copy(update={"kind": "pairs", "vocabulary": ["", "-1", "10", "a", "ß"], "shape": (2, 3)})
 ESCAPE = re.compile(r"\x1b\[[0-9;]*m")
 
 
@@ -50,6 +51,15 @@ def arc(answer: list[list[int]]) -> dict[str, np.ndarray]:
     truth, inputs = (grid_to_tokens(np.array(grid, np.uint8)) for grid in ([[1, 2]], [[0, 5, 9], [3, 3, 3]]))
     labels = np.where(truth == 0, -100, truth.astype(np.int32))
     return {"inputs": inputs, "labels": labels, "preds": grid_to_tokens(np.array(answer, np.uint8))}
+
+
+def own(preds: list[int]) -> dict[str, np.ndarray]:
+    """A board of 2×2 in the top left corner of one of 2×3: its third column is padding, which is not scored."""
+    return {
+        "inputs": np.array([1, 2, 0, 3, 4, 0]),
+        "labels": np.array([2, 1, -100, 4, 3, -100]),
+        "preds": np.array(preds),
+    }
 
 
 def cell(
@@ -95,6 +105,17 @@ def test_a_length_that_is_no_square_is_one_row_of_at_most_32() -> None:
     first, second = format_puzzle(long, sizes(40, 5)).splitlines()[1:3]
     assert first == " ".join("0123" * 8)
     assert second == " ".join("0123" * 2)
+
+
+def test_own_puzzles_are_shown_in_their_own_symbols_and_shape() -> None:
+    """Whoever brings letters would read numbers of tokens, in rows that the board does not have."""
+    assert format_puzzle(own([2, 1, 4, 4, 4, 1]), OWN) == "\n".join(
+        [
+            "puzzle     answer        truth      1 wrong cell",
+            "-1 10      10  -1        10 -1",
+            " a  ß       ß   ß*        ß  a",
+        ]
+    )
 
 
 def test_a_maze_is_shown_in_its_own_characters_within_the_terminal() -> None:
@@ -214,6 +235,22 @@ def test_picture_of_an_arc_grid_is_cropped_and_in_the_palette() -> None:
     assert cell(image, sample, ARC, 0, 2) == {ARC_COLOURS[9]}
     assert cell(image, sample, ARC, 1, 0) == {ARC_COLOURS[1]}
     assert cell(image, sample, ARC, 1, 1) >= {ARC_COLOURS[3], INK, "#ffffff"}
+
+
+def test_picture_of_own_puzzles_has_their_shape_and_symbols() -> None:
+    """W&B would show token numbers in one row, or the model's noise beyond a smaller board."""
+    sample = own([2, 1, 4, 4, 4, 1])
+    image = draw_puzzle(sample, OWN)
+    numbers = draw_puzzle(sample, OWN.model_copy(update={"vocabulary": None}))
+    assert image.size == numbers.size == (3 * 3 * 28 + 4 * MARGIN, MARGIN + HEADING + 2 * 28 + MARGIN)
+    assert WRONG in cell(image, sample, OWN, 1, 4)
+    assert WRONG not in cell(image, sample, OWN, 1, 0)
+    for panel in range(3):
+        assert cell(image, sample, OWN, panel, 2) == cell(image, sample, OWN, panel, 5) == {"#ffffff"}
+        assert INK in cell(image, sample, OWN, panel, 0)
+    left, top = MARGIN, MARGIN + HEADING + 28  # the cell of `a`, which is not drawn as 3
+    area = (left + 2, top + 2, left + 26, top + 26)
+    assert image.crop(area).tobytes() != numbers.crop(area).tobytes()
 
 
 @pytest.mark.parametrize(("length", "vocab_size"), [(900, 12), (900, 6), (81, 11), (256, 18), (40, 3000)])
