@@ -77,13 +77,27 @@ def read_metadata(path: Path, split: str) -> PuzzleDatasetMetadata:
     file = path / split / "dataset.json"
     if not file.is_file():
         raise UserError(f"{file} is missing: not a data set, or half-built; {build}")
+    return parse_metadata(file.read_bytes(), str(file), build)
+
+
+def parse_metadata(text: str | bytes, file: str, remedy: str) -> PuzzleDatasetMetadata:
+    """Parse and check what a `dataset.json` holds.
+
+    Args:
+        text: JSON.
+        file: where it is from, for messages.
+        remedy: what to do about a problem, for messages.
+
+    Raises:
+        UserError: if a value is missing or impossible.
+    """
     try:
-        metadata = PuzzleDatasetMetadata.model_validate_json(file.read_bytes())
+        metadata = PuzzleDatasetMetadata.model_validate_json(text)
     except ValidationError as error:
         problem = error.errors()[0]
         where = ".".join(map(shown_name, problem["loc"]))
         found = "" if problem["type"] in ("missing", "json_invalid") else f" (found {shown(problem['input'])})"
-        raise UserError(f"{file}: {where + ': ' if where else ''}{problem['msg']}{found}; {build}") from error
+        raise UserError(f"{file}: {where + ': ' if where else ''}{problem['msg']}{found}; {remedy}") from error
     limits = {
         "seq_len": (1, MAX_SEQ_LEN),
         "vocab_size": (1, MAX_VOCAB_SIZE),
@@ -94,34 +108,34 @@ def read_metadata(path: Path, split: str) -> PuzzleDatasetMetadata:
     for key, (low, high) in limits.items():
         value = getattr(metadata, key)
         if not low <= value <= high:
-            raise UserError(f"{file}: {key} is {shown(value)}, expected {low} to {high}; {build}")
+            raise UserError(f"{file}: {key} is {shown(value)}, expected {low} to {high}; {remedy}")
     mean = metadata.mean_puzzle_examples
     if not (math.isfinite(mean) and mean > 0):
-        raise UserError(f"{file}: mean_puzzle_examples is {mean}, expected a number above 0; {build}")
+        raise UserError(f"{file}: mean_puzzle_examples is {mean}, expected a number above 0; {remedy}")
     if metadata.box is not None and (min(metadata.box) < 1 or math.prod(metadata.box) ** 2 != metadata.seq_len):
         raise UserError(
             f"{file}: box is {list(metadata.box)}, expected two numbers that multiply to the side of a square board of "
-            f"{metadata.seq_len} cells; {build}"
+            f"{metadata.seq_len} cells; {remedy}"
         )
     if metadata.shape is not None and (min(metadata.shape) < 1 or math.prod(metadata.shape) != metadata.seq_len):
         raise UserError(
             f"{file}: shape is {shown(list(metadata.shape))}, expected rows and columns that multiply to seq_len = "
-            f"{metadata.seq_len}; {build}"
+            f"{metadata.seq_len}; {remedy}"
         )
     if metadata.vocabulary is not None:
         wrong = _problem_of_vocabulary(metadata.vocabulary, metadata.vocab_size)
         if wrong is not None:
-            raise UserError(f"{file}: vocabulary {wrong}; {build}")
+            raise UserError(f"{file}: vocabulary {wrong}; {remedy}")
     names = metadata.sets
     if not names or len(set(names)) < len(names) or not all(SET_NAME_PATTERN.fullmatch(name) for name in names):
         raise UserError(
-            f"{file}: sets is {shown(names)}, expected distinct names of letters, digits, '_', '-', '.'; {build}"
+            f"{file}: sets is {shown(names)}, expected distinct names of letters, digits, '_', '-', '.'; {remedy}"
         )
     for name in metadata.fields:
         if not is_field_name(name):
             raise UserError(
                 f"{file}: fields has {shown(name)}, expected names of letters, digits and '_', and no standard "
-                f"array's; {build}"
+                f"array's; {remedy}"
             )
     return metadata
 

@@ -21,6 +21,7 @@ from pydantic import BaseModel, ConfigDict, Field
 from common import errors
 from common.errors import UserError
 from common.files import HomePath, replacing
+from utils.checkpoints.puzzles import PUZZLES, recorded_puzzles
 from utils.checkpoints.safetensors_file import write_safetensors
 from utils.checkpoints.stored_tensors import host_tensor
 from utils.checkpoints.weights import find_weights
@@ -71,10 +72,13 @@ def export(config: ExportConfig) -> Path:
             "folder, or give overwrite=true to replace it"
         )
     tensors = {config.prefix + name: host_tensor(tensor.read()) for name, tensor in source.tensors().items()}
+    metadata = {"format": "pt", "step": str(source.step)}
+    if (puzzles := recorded_puzzles(source.file)) is not None:
+        metadata[PUZZLES] = puzzles
     out.parent.mkdir(parents=True, exist_ok=True)
     with replacing(out) as partial:
         try:
-            write_safetensors(partial, tensors, {"format": "pt", "step": str(source.step)})
+            write_safetensors(partial, tensors, metadata)
         except ValueError as error:
             raise UserError(f"{source.name} can't be exported: {error}") from error
         if copies:

@@ -17,6 +17,7 @@ import numpy as np
 import pytest
 
 from common.errors import UserError
+from dataset import arc_augmentations
 from dataset import build_arc_dataset as arc
 from dataset.arc_tasks import Pair, read_task
 from dataset.puzzle_dataset import PuzzleDataset
@@ -199,7 +200,7 @@ def test_fingerprints_tell_copies_apart_and_only_copies(tmp_path: Path) -> None:
         transforms = rng.integers(8, size=400)
         colours = np.tile(np.arange(10, dtype=np.uint8), (400, 1))
         colours[:, 1:4] = rng.permuted(colours[:, 1:4], axis=1)  # few, so that there are many equal ones
-        numbers = arc.fingerprints(pairs, transforms, colours).tolist()
+        numbers = arc_augmentations.fingerprints(pairs, transforms, colours).tolist()
         copies = [literal_copy(pairs, k, c) for k, c in zip(transforms.tolist(), colours.tolist(), strict=True)]
         assert len(set(numbers)) == len(set(copies)) == len(set(zip(numbers, copies, strict=True)))
 
@@ -242,7 +243,7 @@ def test_tasks_with_few_distinct_copies_get_each_once_and_one_line(tmp_path: Pat
 def test_tries_are_limited(monkeypatch: pytest.MonkeyPatch) -> None:
     """A task with few distinct copies would be tried for ever."""
     drawn = []
-    fingerprints = arc.fingerprints
+    fingerprints = arc_augmentations.fingerprints
 
     def counting(pairs: list[Pair], transforms: np.ndarray, colours: np.ndarray) -> np.ndarray:
         drawn.append(len(transforms))

@@ -18,6 +18,7 @@ from tqdm import tqdm
 
 from common.errors import UserError
 from common.files import replacing, sync_folder
+from utils.checkpoints.puzzles import PUZZLES
 from utils.checkpoints.record import (
     RECORD_FILE,
     TRAINING_FILE,
@@ -42,11 +43,13 @@ class Snapshot:
         weights: the arrays of the weights file.
         training: the arrays of the other file.
         record: the rest, still without `files`.
+        puzzles: of `puzzles_text`, what the model is for.
     """
 
     weights: Mapping[str, HostTensor]
     training: Mapping[str, HostTensor]
     record: CheckpointRecord
+    puzzles: str | None = None
 
 
 def write_checkpoint(snapshot: Snapshot, checkpoint_path: Path) -> Path:
@@ -70,6 +73,8 @@ def write_checkpoint(snapshot: Snapshot, checkpoint_path: Path) -> Path:
     with replacing(folder) as partial:
         partial.mkdir()  # without its parents: a run's folder that has vanished is not silently made again
         metadata = {"format": "mlx", "step": str(record.step)}
+        if snapshot.puzzles is not None:
+            metadata[PUZZLES] = snapshot.puzzles
         files = {}
         for name, tensors in ((WEIGHTS_FILE, snapshot.weights), (TRAINING_FILE, snapshot.training)):
             sha256 = write_safetensors(partial / name, tensors, metadata)

@@ -16,6 +16,7 @@ from tqdm import tqdm
 from common.errors import Interrupted, UserError
 from dataset.prefetch import prefetch
 from dataset.puzzle_dataset import Batch, PuzzleDataset
+from utils.checkpoints.puzzles import puzzles_text
 from utils.checkpoints.record import CheckpointRecord, Evaluated, Progress, current_versions, step_folders
 from utils.checkpoints.stored_tensors import host_tensor
 from utils.checkpoints.writer import CheckpointWriter, Snapshot
@@ -215,7 +216,7 @@ class Run:
             versions=current_versions(),
         )
         weights, training = ({name: host_tensor(array) for name, array in group.items()} for group in arrays)
-        self.checkpoints.save(Snapshot(weights, training, record))
+        self.checkpoints.save(Snapshot(weights, training, record, puzzles_text(self.test_set.metadata)))
 
     @contextlib.contextmanager
     def ending_in_order(self) -> Iterator[None]:
