@@ -10,16 +10,16 @@ import dataclasses
 import re
 import shutil
 import textwrap
-from collections.abc import Iterable
+from collections.abc import Collection, Iterable
 from pathlib import Path
 from typing import Any, TypeVar
 
 import yaml
 from omegaconf import OmegaConf
+from omegaconf.errors import OmegaConfBaseException
 from pydantic import BaseModel, ValidationError
 
 from common.errors import UserError, describe_validation_error, printable
-from utils.hydra_config import hydra_errors
 
 _MAX_BRACKETS = 50  # of one argument; save_outputs has one, with twelve names
 
@@ -53,13 +53,16 @@ def refuse_deep_values(arguments: list[str]) -> None:
             raise UserError(f"{printable(argument, 200)} has more than {_MAX_BRACKETS} brackets; no key takes so many")
 
 
-def parse(arguments: list[str], kind: type[Options], command: str, **required: str) -> Options:
+def parse(
+    arguments: list[str], kind: type[Options], command: str, *, verbatim: Collection[str] = (), **required: str
+) -> Options:
     """Check the `key=value` arguments of a program; with --help among them, explain the keys and exit.
 
     Args:
         arguments: the command line without the program's name.
         kind: the pydantic model with the keys.
         command: how the program is called, for the usage line.
+        verbatim: keys whose values are texts as they stand, whatever YAML would make of them.
         required: the keys that must be given, each with a placeholder for the usage line.
 
     Returns:
@@ -74,21 +77,24 @@ def parse(arguments: list[str], kind: type[Options], command: str, **required: s
     if not set(HELP).isdisjoint(arguments):
         print(format_help(f"usage: {command} {given} [key=value …]".replace("  ", " "), model_keys(kind)))
         raise SystemExit(0)
+    texts = {name: text for name, equals, text in (a.partition("=") for a in arguments) if equals and name in verbatim}
+    if not all(any(argument.startswith(f"{name}=") for argument in arguments) for name in required):
+        raise UserError(f"{usage}; --help explains the keys")
+    arguments = [argument for argument in arguments if argument.partition("=")[0] not in texts]
     refuse_deep_values(arguments)
     malformed = [argument for argument in arguments if "=" not in argument or argument.startswith("-")]
     if malformed:
         raise UserError(f"{malformed[0]!r} is not key=value; {usage}")
-    if not all(any(argument.startswith(f"{name}=") for argument in arguments) for name in required):
-        raise UserError(f"{usage}; --help explains the keys")
     try:
-        with hydra_errors():
-            values = OmegaConf.to_container(OmegaConf.from_cli(arguments), resolve=True)
+        values: Any = OmegaConf.to_container(OmegaConf.from_cli(arguments), resolve=True)
+    except OmegaConfBaseException as error:
+        raise UserError(" ".join(str(error).split())) from error
     except yaml.YAMLError as error:
         raise UserError(f"{printable(' '.join(arguments), 300)} can't be read: {printable(error, 300)}") from error
     try:
-        return kind.model_validate(values)
+        return kind.model_validate({**values, **texts})
     except ValidationError as error:
-        raise UserError(describe_validation_error(error, "the command line", known=kind.model_fields)) from error
+        raise UserError(describe_validation_error(error, "the command line", known=model_keys(kind))) from error
 
 
 def format_help(usage: str, keys: dict[str, Key]) -> str:
@@ -125,7 +131,7 @@ def model_keys(kind: type[BaseModel]) -> dict[str, Key]:
         return f"[{','.join(map(str, value))}]" if isinstance(value, list) else str(value)
 
     return {
-        name: Key(None if field.is_required() else typed(field.default), field.description or "")
+        field.alias or name: Key(None if field.is_required() else typed(field.default), field.description or "")
         for name, field in sorted(kind.model_fields.items(), key=lambda item: item[0] not in kind.__annotations__)
     }
 

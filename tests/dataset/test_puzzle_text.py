@@ -349,7 +349,7 @@ def test_builders_csv_files_bring_the_answers(tmp_path: Path) -> None:
         for found, text in ((puzzle.inputs, row[0]), (puzzle.labels, row[1])):
             assert found.tolist() == ["# SGo".index(cell) + 1 for cell in text]
 
-    file.write_text('question,answer\nabcabc,"[[""a"",""b"",""c""],[""a"",""b"",""#""]]"\n')
+    file.write_text('input,output\nabcabc,"[[""a"",""b"",""c""],[""a"",""b"",""#""]]"\n')
     (puzzle,) = read(str(file), TILES)
     assert puzzle.labels is not None
     assert puzzle.labels.tolist() == [1, 2, 3, 1, 2, 4]

@@ -151,15 +151,26 @@ def score_predictions(
     ranked = [_rank(entries) for entries in ballot.votes]
     scores = {}
     for task_id, task in tasks.items():
-        inputs = [_score_input(pair, ranked[ballot.slot(task_id, pair)]) for pair in task.test]
+        inputs = [score_input(pair, ranked[ballot.slot(task_id, pair)]) for pair in task.test]
         scores[task_id] = TaskScore(task, inputs)
-    with_answers = [score for score in scores.values() if score.task.has_answers]
+    return score_tasks(scores, ballot.voters, _notes(scores, ballot, origin))
+
+
+def score_tasks(tasks: dict[str, TaskScore], predictions: int, notes: list[str]) -> ArcScore:
+    """Compute pass@K over tasks.
+
+    Args:
+        tasks: by id.
+        predictions: number of predictions that voted.
+        notes: a line for each irregularity of the predictions.
+    """
+    with_answers = [score for score in tasks.values() if score.task.has_answers]
     return ArcScore(
         pass_at=_shares(with_answers),
         pass_at_outputs=_shares([test for score in with_answers for test in score.inputs]),
-        tasks=scores,
-        predictions=ballot.voters,
-        notes=_notes(scores, ballot, origin),
+        tasks=tasks,
+        predictions=predictions,
+        notes=notes,
     )
 
 
@@ -239,7 +250,26 @@ def _rank(entries: dict[bytes, list[int]]) -> list[Candidate]:
     return [Candidate(key, -votes, -q_halt * _UNIT / -votes) for votes, q_halt, _, key in order]
 
 
-def _score_input(pair: Pair, candidates: list[Candidate]) -> InputScore:
+def count_votes(answers: list[bytes], q_halt_logits: np.ndarray) -> list[Candidate]:
+    """Rank the answers to one test input, of which each has a vote.
+
+    Args:
+        answers: of `restored_grids`, in the order of their puzzle identifiers.
+        q_halt_logits: of each, `[n]`.
+
+    Returns:
+        The candidates, best first.
+    """
+    entries: dict[bytes, list[int]] = {}
+    for voter, (answer, q) in enumerate(zip(answers, _probabilities(q_halt_logits), strict=True)):
+        entry = entries.setdefault(answer, [0, 0, voter])
+        entry[0] += 1
+        entry[1] += q
+    return _rank(entries)
+
+
+def score_input(pair: Pair, candidates: list[Candidate]) -> InputScore:
+    """Find the place of a test pair's answer among the candidates, best first."""
     places = {candidate.key: place for place, candidate in enumerate(candidates, start=1)}
     rank = places.get(encode_grid(pair[1])) if pair[1].size else None  # an unknown answer is no empty candidate
     return InputScore(*pair, candidates, rank)

@@ -6,7 +6,7 @@ Metrics are summed, predictions are written batch by batch.
 from __future__ import annotations
 
 import time
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Collection, Iterator
 from dataclasses import dataclass, field
 from typing import Any, Literal
 
@@ -22,7 +22,7 @@ from models.losses import ACTLossHead
 from utils.evaluation.curve import Curve
 from utils.evaluation.predictions import PredictionWriter, to_numpy
 from utils.evaluation.search import Search
-from utils.evaluation.slots import finished_batches, initial_slots, make_slot_step
+from utils.evaluation.slots import SlotBatch, Slots, finished_batches, initial_slots, make_slot_step
 from utils.evaluation.thinking import Thinking
 from utils.evaluation.validity import answer_checks
 from utils.ranks.ranks import Ranks
@@ -98,9 +98,9 @@ class Evaluator:
             Each batch, its metric sums, and its outputs, with `preds`.
         """
         if self.in_slots:
-            self.search.forget()
             wanted = writer.keys if writer is not None else ()
-            yield from finished_batches(self.step, self._initial_slots, batches, wanted, after_step, self.search)
+            for done in self.batches_in_slots(batches, wanted, after_step):
+                yield done.batch, done.metrics, done.outputs
             return
         for batch in batches:
             for *_, metrics, outputs in self.outer_steps(to_device(batch)):  # noqa: B007 - the last step's count
@@ -110,8 +110,16 @@ class Evaluator:
                 after_step()
             yield batch, metrics, outputs
 
-    def _initial_slots(self, rows: dict[str, mx.array]) -> dict[str, Any]:
-        return initial_slots(self.head, rows, self.search)
+    def batches_in_slots(
+        self, batches: Iterator[Batch], wanted: Collection[str] = (), after_step: Callable[[], None] = lambda: None
+    ) -> Iterator[SlotBatch]:
+        """Take the outer steps of all examples in slots: see `slots.finished_batches`."""
+        self.search.forget()
+
+        def empty_slots(rows: dict[str, mx.array]) -> Slots:
+            return initial_slots(self.head, rows, self.search)
+
+        return finished_batches(self.step, empty_slots, batches, wanted, after_step, self.search)
 
 
 @dataclass(frozen=True)

@@ -6,7 +6,7 @@ They are the viewer's (`assets/viewer/kinds.js` and `viewer.css`): a cell looks 
 from __future__ import annotations
 
 import math
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 import numpy as np
 
@@ -93,14 +93,16 @@ def boards_of(sample: dict[str, np.ndarray], metadata: PuzzleDatasetMetadata) ->
     """Lay the puzzle, the model's answer and the truth out as boards. Those of ARC are cropped to their grids.
 
     Args:
-        sample: integer arrays `inputs`, `labels` and `preds`, each `[s]`.
+        sample: integer arrays `inputs`, `preds` and, where the truth is known, `labels`, each `[s]`.
         metadata: of their split.
 
     Returns:
-        The three boards.
+        The boards: puzzle, answer and, with labels, truth.
     """
     kind = kind_of(metadata)
-    inputs, labels, preds = (np.asarray(sample[name], np.int64) for name in ("inputs", "labels", "preds"))
+    is_known = "labels" in sample
+    names = ("inputs", "labels" if is_known else "preds", "preds")
+    inputs, labels, preds = (np.asarray(sample[name], np.int64) for name in names)
     wrong = (labels != IGNORE_LABEL_ID) & (preds != labels)
     if kind == "arc":  # what is not scored there is padding
         labels = np.where(labels == IGNORE_LABEL_ID, arc_grids.PAD, labels)
@@ -121,11 +123,11 @@ def boards_of(sample: dict[str, np.ndarray], metadata: PuzzleDatasetMetadata) ->
         return np.pad(cells, (0, rows * cols - len(cells)), constant_values=filler).reshape(rows, cols)[area]
 
     given = (inputs > BLANK_TOKEN) & (kind == "sudoku")
-    return [
-        Board("puzzle", laid_out(inputs, of_puzzle), laid_out(given, of_puzzle)),
-        Board("answer", laid_out(preds, of_answer), laid_out(given, of_answer), laid_out(wrong, of_answer)),
-        Board("truth", laid_out(labels, of_truth), laid_out(given, of_truth)),
-    ]
+    puzzle = Board("puzzle", laid_out(inputs, of_puzzle), laid_out(given, of_puzzle))
+    answer = Board("answer", laid_out(preds, of_answer), laid_out(given, of_answer), laid_out(wrong, of_answer))
+    if not is_known:
+        return [puzzle, replace(answer, wrong=None)]
+    return [puzzle, answer, Board("truth", laid_out(labels, of_truth), laid_out(given, of_truth))]
 
 
 def _shape(length: int) -> tuple[int, int]:

@@ -46,7 +46,12 @@ class _Panel:
 
 
 def format_puzzle(
-    sample: dict[str, np.ndarray], metadata: PuzzleDatasetMetadata, *, width: int = 80, coloured: bool = False
+    sample: dict[str, np.ndarray],
+    metadata: PuzzleDatasetMetadata,
+    *,
+    width: int = 80,
+    coloured: bool = False,
+    verdict: str | None = None,
 ) -> str:
     """Format puzzle, answer of the model and truth, side by side as long as they fit, else below one another.
 
@@ -54,23 +59,26 @@ def format_puzzle(
     without colours in a board of their own.
 
     Args:
-        sample: integer arrays `inputs`, `labels` and `preds`, each `[s]`.
+        sample: integer arrays `inputs`, `preds` and, where the truth is known, `labels`, each `[s]`.
         metadata: of their split.
         width: columns of the terminal.
         coloured: whether the terminal shows colours.
+        verdict: what stands beside the boards; None: the number of wrong cells.
 
     Returns:
-        Lines of text: the titles with the number of wrong cells, then the rows of the boards.
+        Lines of text: the titles with the verdict, then the rows of the boards.
     """
     kind = kind_of(metadata)
     boards = boards_of(sample, metadata)
     panels = [_panel(board, kind, metadata.vocabulary, coloured) for board in boards]
-    num_wrong = int(((sample["labels"] != IGNORE_LABEL_ID) & (sample["preds"] != sample["labels"])).sum())
+    labels = sample.get("labels", sample["preds"])
+    num_wrong = int(((labels != IGNORE_LABEL_ID) & (sample["preds"] != labels)).sum())
     wrong = boards[1].wrong
     if num_wrong and wrong is not None and kind in ("maze", "arc") and not coloured:
         marks = ["".join("x" if cell else "." for cell in row) for row in wrong]
         panels.append(_Panel("wrong", marks, len(marks[0])))
-    verdict = f"{num_wrong} wrong cell{'s' if num_wrong > 1 else ''}" if num_wrong else "right"
+    if verdict is None:
+        verdict = f"{num_wrong} wrong cell{'s' if num_wrong > 1 else ''}" if num_wrong else "right"
     panels.append(_Panel(verdict, [], 0))
 
     rows: list[list[_Panel]] = [[]]

@@ -66,7 +66,7 @@ class Search:
                 )
             self._draw = relabeller(metadata)
         self.is_plain = thinking.is_plain and not (film or keep_samples)
-        self.leaves_early = self._choose in ("auto", "rules") and self.rules is not None and not thinking.is_plain
+        self.leaves_early = self._choose in ("auto", "rules") and self.rules is not None and not self.is_plain
         self.needs_movement = self._choose == "settled" or keep_samples
         self.forget()
 

@@ -82,7 +82,7 @@ def make_slot_step(head: ACTLossHead, halt: Literal["max", "q"], search: Search)
     return step
 
 
-class _Puzzle:
+class SlotPuzzle:
     """A puzzle under way.
 
     Args:
@@ -99,7 +99,7 @@ class _Puzzle:
         kept: these samples, with `Search.keep_samples`.
     """
 
-    def __init__(self, batch: _Batch, row: int, search: Search):
+    def __init__(self, batch: SlotBatch, row: int, search: Search):
         self.batch, self.row, self._search = batch, row, search
         # a padding row stands in for the results of a batch without examples
         self.samples = search.thinking.samples if row < batch.batch.num_examples else 1
@@ -171,11 +171,19 @@ def sample_arrays(samples: list[Sample], number: int) -> dict[str, np.ndarray]:
 
 
 @dataclass
-class _Batch:
-    """A batch of the data set, of which some puzzles are done."""
+class SlotBatch:
+    """A batch of the data set, and the results of the puzzles that are done.
+
+    Attributes:
+        batch: of the data set.
+        puzzles: its real rows; of a batch without any, a padding row.
+        done: how many of them are done.
+        metrics: sums over the real rows.
+        outputs: the wanted ones of the chosen samples, `[b, …]`; rows beyond `num_examples` are undefined.
+    """
 
     batch: Batch
-    puzzles: list[_Puzzle] = field(default_factory=list)
+    puzzles: list[SlotPuzzle] = field(default_factory=list)
     done: int = 0
     metrics: dict[str, float] = field(default_factory=dict)
     outputs: dict[str, np.ndarray] = field(default_factory=dict)
@@ -209,12 +217,12 @@ class _Queue:
     """
 
     def __init__(self, batches: Iterator[Batch], search: Search):
-        self.begun: deque[_Batch] = deque()
-        self._ready: deque[_Puzzle] = deque()  # whose next sample is needed
+        self.begun: deque[SlotBatch] = deque()
+        self._ready: deque[SlotPuzzle] = deque()  # whose next sample is needed
         self._batches, self._search = batches, search
         self._unread = True
 
-    def next(self) -> _Puzzle | None:
+    def next(self) -> SlotPuzzle | None:
         """Return the puzzle of which a sample is to be seated, or None.
 
         First come puzzles that need another sample, then new ones; and where there are none, those that may yet need
@@ -230,7 +238,7 @@ class _Queue:
             self._ready.appendleft(puzzle)
         return puzzle
 
-    def ended(self, puzzle: _Puzzle) -> None:
+    def ended(self, puzzle: SlotPuzzle) -> None:
         """Put a puzzle first whose samples so far have all ended, in vain."""
         if puzzle.may_begin and puzzle.begun == puzzle.judged:
             self._ready.appendleft(puzzle)
@@ -241,14 +249,14 @@ class _Queue:
             batch = next(self._batches, None)
             self._unread = batch is not None
             if batch is not None:
-                begun = _Batch(batch)
-                begun.puzzles = [_Puzzle(begun, row, self._search) for row in range(max(1, batch.num_examples))]
+                begun = SlotBatch(batch)
+                begun.puzzles = [SlotPuzzle(begun, row, self._search) for row in range(max(1, batch.num_examples))]
                 self.begun.append(begun)
                 self._ready.extend(begun.puzzles)
                 return True
         return False
 
-    def finished(self) -> Iterator[_Batch]:
+    def finished(self) -> Iterator[SlotBatch]:
         """Yield, and forget, the first batches that are done."""
         while self.begun and self.begun[0].is_done:
             yield self.begun.popleft()
@@ -263,7 +271,7 @@ class _Queue:
 class _Seat:
     """A sample in a slot, and with `Search.film` what it predicted after each of its steps."""
 
-    puzzle: _Puzzle
+    puzzle: SlotPuzzle
     number: int
     relabelling: Relabelling | None
     film: list[tuple[np.ndarray, float, bool]] = field(default_factory=list)
@@ -280,7 +288,7 @@ def finished_batches(
     wanted: Collection[str],
     after_step: Callable[[], None],
     search: Search,
-) -> Iterator[tuple[Batch, dict[str, float], dict[str, np.ndarray]]]:
+) -> Iterator[SlotBatch]:
     """Take the outer steps of all examples, and of as many samples of each as it needs.
 
     Args:
@@ -292,8 +300,7 @@ def finished_batches(
         search: how far to think.
 
     Yields:
-        The batches in their order, each with metric sums over its real rows, and the wanted outputs of the samples that
-        were chosen, of which rows beyond `num_examples` are undefined.
+        The batches in their order, when all their puzzles are done.
     """
     first = next(batches, None)
     if first is None:
@@ -318,11 +325,10 @@ def finished_batches(
             leave[:] = False
             _end_samples(seats, np.array(halted), rows["inputs"], metrics, outputs, search, queue)
             after_step()
-        for batch in queue.finished():
-            yield batch.batch, batch.metrics, batch.outputs
+        yield from queue.finished()
 
 
-def _take_seat(puzzle: _Puzzle, search: Search, rows: dict[str, np.ndarray], slot: int) -> _Seat:
+def _take_seat(puzzle: SlotPuzzle, search: Search, rows: dict[str, np.ndarray], slot: int) -> _Seat:
     """Seat the next sample of a puzzle: its arrays become the row of the slot."""
     number = puzzle.begun
     puzzle.begun += 1
