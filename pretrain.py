@@ -206,6 +206,8 @@ def evaluate_and_log(run: Run) -> dict[str, float]:
     run.log(result.metrics)
     if run.tracker is not None:
         run.tracker.log_examples(result.shown, metadata, step)
+        if result.curve is not None and not config.thinking.is_plain:
+            run.tracker.log_curve(result.curve, step)
     tqdm.write(f"step {step}: " + "  ".join(f"{name} {value:.4f}" for name, value in result.metrics.items()))
     return result.metrics
 

@@ -15,6 +15,7 @@ from tqdm import tqdm
 from common.errors import Interrupted, UserError, describe_validation_error
 from dataset.metadata import PuzzleDatasetMetadata
 from utils.config import PretrainConfig
+from utils.evaluation.curve import Curve, Found
 from utils.evaluation.puzzle_view import draw_puzzle
 from utils.train.history import HISTORY_FILE, History
 
@@ -83,6 +84,15 @@ class Tracker:
             return
         images = [wandb.Image(draw_puzzle(sample, metadata)) for sample in samples]
         self.run.log({"eval/examples": images}, step=step)
+
+    def log_curve(self, curve: Curve, step: int) -> None:
+        """Record solved puzzles against outer steps, as a table and as a plot (`eval/samples`, `eval/curve`)."""
+        if step < self._first_step:
+            return
+        rows = [[number, *found] for number, found in curve.points().items()]
+        table = wandb.Table(columns=["samples", *Found._fields], data=rows)
+        plot = wandb.plot.line(table, "row_steps", "exact", title="exact answers against outer steps for each puzzle")
+        self.run.log({"eval/samples": table, "eval/curve": plot}, step=step)
 
     def log_code(self, checkpoint_path: Path) -> None:
         """Record the model's source and the configuration in the run's folder."""
