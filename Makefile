@@ -1,4 +1,4 @@
-# The short way in: `make demo` trains and evaluates a small model, `make check` checks what can be checked in about a
+# The short way in: `make demo` trains, evaluates and uses a small model, `make check` checks what can be checked in about a
 # minute, `make test` everything. All make .venv first.
 # Works with GNU make 3.81 (macOS) and any POSIX sh. Paths are relative throughout, so the folder's name may hold spaces.
 
@@ -34,6 +34,8 @@ PYTEST = .venv/bin/python -m pytest -n 2 --dist loadfile --no-loadscope-reorder
 PIP_INSTALL = .venv/bin/python -m pip install -qq --disable-pip-version-check
 DATA = data/sudoku-6x6
 RUN = checkpoints/demo
+# In none of the demo's files. Where the model fails at once it tries again, on copies of the puzzle.
+PUZZLE = .2...44.352.1..6...5.4.3.65.4.241..5
 # What the viewer shows, the film of the model's thinking included.
 SHOWN = [inputs,labels,puzzle_identifiers,preds,q_halt_logits,q_continue_logits,step_preds]
 
@@ -42,7 +44,7 @@ SHOWN = [inputs,labels,puzzle_identifiers,preds,q_halt_logits,q_continue_logits,
 
 help:
 	@echo "make install   make .venv and install requirements.txt (Linux with NVIDIA: make install MLX=cuda13)"
-	@echo "make demo      build a small data set, train a small model on it and evaluate it (DEMO_SEED=0)"
+	@echo "make demo      build a small data set, train a small model on it, evaluate it and solve a puzzle (DEMO_SEED=0)"
 	@echo "make check     lint, types and the fast tests: about a minute"
 	@echo "make test      lint, types and all tests"
 	@echo "make bench     the speed of the default model on this machine, and its bound (BENCH='quick=true out=b.json')"
@@ -106,10 +108,12 @@ demo: .venv/installed
 	run WANDB_MODE=$$WANDB_MODE $$python pretrain.py --config-name cfg_demo seed=$(DEMO_SEED) checkpoint_path=$(RUN); \
 	checkpoint=$$(ls -t $(RUN)/step_*/model.safetensors | head -n 1); checkpoint=$${checkpoint%/*}; \
 	run $$python evaluate.py checkpoint=$$checkpoint show_examples=1 "save_outputs=$(SHOWN)"; \
+	run $$python solve.py checkpoint=$$checkpoint puzzle=$(PUZZLE) samples=16 relabel=true; \
 	echo; echo "The checkpoint is $$checkpoint."; \
 	echo "See the puzzles, and the model think: open puzzle_visualizer.html in a browser, choose the data set $(DATA)"; \
 	echo "and the predictions $${checkpoint}_all_preds.0."; \
-	echo "Next: change a value, such as --blanks 20 or arch.halt_max_steps=8, or train on 9x9 puzzles: README.md, Quick Demo."
+	echo "Try next: solve.py with a 6x6 puzzle of your own; . is a blank cell, and a typing error is told in one line."; \
+	echo "Then change a value, such as --blanks 20 or arch.halt_max_steps=8, or train on 9x9 puzzles: README.md, Quick Demo."
 
 lint: .venv/installed-dev
 	.venv/bin/python -m ruff check .

@@ -210,36 +210,41 @@ def test_demo_runs_the_documented_commands(checkout: Checkout) -> None:
     checkout.add_python()
     done = checkout.make("demo", "DEMO_SEED=3")
     assert done.returncode == 0, done.stderr
-    build, train, evaluate = checkout.log[2:]
+    build, train, evaluate, solve = checkout.log[2:]
     assert build == "dataset/build_mini_sudoku_dataset.py --output-dir data/sudoku-6x6 --seed 3 --overwrite"
     assert train.startswith("pretrain.py --config-name cfg_demo seed=3")
     assert train.endswith("WANDB_MODE=disabled")
     assert evaluate.startswith("evaluate.py checkpoint=checkpoints/demo/step_10 ")
     assert evaluate.endswith("q_continue_logits,step_preds]")
+    command, checkpoint, puzzle, *_ = solve.split()
+    assert (command, checkpoint) == ("solve.py", "checkpoint=checkpoints/demo/step_10")
+    assert len(puzzle) == len("puzzle=") + 36  # the demo's model is for 6x6 boards
     shown = [line for line in done.stdout.splitlines() if line.startswith("$ ")]
     assert shown.pop(1) == "$ rm -rf checkpoints/demo"  # of the demo before, which pretrain.py would not overwrite
-    assert "'save_outputs=[inputs," in shown[-1]  # without quotes zsh would look for files of that name
+    assert "'save_outputs=[inputs," in shown[-2]  # without quotes zsh would look for files of that name
     assert [command.split(".venv/bin/python ")[1].replace("'", "") for command in shown] == [
         build,
         train.removesuffix(" WANDB_MODE=disabled"),
         evaluate,
+        solve,
     ]
     assert checkout.make("demo").returncode == 0
     by_hand = (ROOT / "docs/running.md").read_text().partition("```bash\n")[2].partition("```")[0].splitlines()
     # one seed, so one accuracy
-    assert checkout.log[5] == by_hand[0].removeprefix("python ") + " --overwrite"
-    assert checkout.log[6].startswith("pretrain.py --config-name cfg_demo seed=0 ")
+    assert checkout.log[6] == by_hand[0].removeprefix("python ") + " --overwrite"
+    assert checkout.log[7].startswith("pretrain.py --config-name cfg_demo seed=0 ")
+    assert checkout.log[9] == by_hand[3].partition("  #")[0].removeprefix("python ").replace("demo ", "demo/step_10 ")
     assert "pretrain.py --config-name cfg_demo " in by_hand[1]
     assert "seed=" not in by_hand[1]
     assert yaml.safe_load((ROOT / "config/cfg_pretrain.yaml").read_text())["seed"] == 0
     assert "seed" not in yaml.safe_load((ROOT / "config/cfg_demo.yaml").read_text())
-    *_, checkpoint, data, predictions, _ = done.stdout.splitlines()
+    *_, checkpoint, data, predictions, _, _ = done.stdout.splitlines()
     assert checkpoint.endswith(" checkpoints/demo/step_10.")
     assert data.endswith(" data/sudoku-6x6")
     assert predictions.endswith(" checkpoints/demo/step_10_all_preds.0.")
     assert checkout.make("demo", WANDB_MODE="offline").returncode == 0
-    assert checkout.log[9].endswith("WANDB_MODE=offline")
-    assert len(checkout.log) == 11
+    assert checkout.log[11].endswith("WANDB_MODE=offline")
+    assert len(checkout.log) == 14
 
 
 def test_check_leaves_out_what_is_slow_and_test_nothing(checkout: Checkout) -> None:

@@ -18,6 +18,7 @@ import yaml
 
 import evaluate
 import pretrain
+import solve
 import utils.arc.__main__
 import utils.bench.__main__
 import utils.export
@@ -93,6 +94,7 @@ PROGRAMS: dict[str, Callable[[], None]] = {
     "-m utils.arc": utils.arc.__main__.main,
     "-m utils.bench": utils.bench.__main__.main,
     "-m utils.export": utils.export.main,
+    "solve.py": solve.main,
 }
 
 
@@ -151,7 +153,7 @@ def test_every_command_is_one_that_its_program_takes(
     """
     monkeypatch.chdir(tmp_path)
     targets = re.findall(r"^([a-z]+):", (ROOT / "Makefile").read_text(), re.MULTILINE)
-    absent = {"evaluate.py": "checkpoint=nowhere/at/all", "-m utils.export": "checkpoint=nowhere/at/all"}
+    absent = dict.fromkeys(("evaluate.py", "solve.py", "-m utils.export"), "checkpoint=nowhere/at/all")
     absent |= {"-m utils.arc": "predictions=nowhere/at/all", "-m utils.bench": "against=nowhere/at/all"}
     options: dict[str, str] = {}
     tried: set[str] = set()
@@ -298,6 +300,12 @@ def test_defaults_are_the_documented_ones() -> None:
         "load_puzzle_emb": "exact",
         "eval_batch_size": None,
         "eval_halt": "max",
+        "eval_samples": 1,
+        "eval_max_steps": None,
+        "eval_noise": 0.0,
+        "eval_random_init": False,
+        "eval_relabel": False,
+        "eval_choose": "auto",
         "resume": None,
         "checkpoint_interval": None,
         "keep_checkpoints": None,
