@@ -22,7 +22,8 @@ from models.losses import ACTLossHead
 from utils.evaluation.curve import Curve
 from utils.evaluation.predictions import PredictionWriter, to_numpy
 from utils.evaluation.search import Search
-from utils.evaluation.slots import SlotBatch, Slots, finished_batches, initial_slots, make_slot_step
+from utils.evaluation.slot_step import Slots, initial_slots, make_slot_step
+from utils.evaluation.slots import SlotBatch, finished_batches
 from utils.evaluation.thinking import Thinking
 from utils.evaluation.validity import answer_checks
 from utils.ranks.ranks import Ranks

@@ -55,6 +55,11 @@ class Sample:
         return int(self.outputs["steps"])
 
     @property
+    def exact(self) -> float:
+        """1 if the answer equals the label. Not for judges. 0 where the loss head has no such metric."""
+        return self.metrics.get("exact_accuracy", 0.0)
+
+    @property
     def q_halt(self) -> float:
         """The logit of Q-halt; below all others where the model has diverged."""
         q = float(self.outputs["q_halt_logits"])

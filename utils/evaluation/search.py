@@ -50,8 +50,9 @@ class Search:
     ):
         self.thinking, self.film, self.keep_samples = thinking, film, keep_samples
         self._seed = seed
-        self.rules: Rules | None = None if metadata is None else rules_of(metadata)
-        if thinking.choose == "rules" and self.rules is None:
+        self.is_plain = thinking.is_plain and not (film or keep_samples)
+        self.rules: Rules | None = None if metadata is None or self.is_plain else rules_of(metadata)
+        if thinking.choose == "rules" and self.rules is None and not self.is_plain:
             raise UserError(
                 "choose = 'rules' needs puzzles whose answers can be verified, Sudoku or mazes, and these are others; "
                 "use choose=q"
@@ -65,8 +66,7 @@ class Search:
                     "leave it out"
                 )
             self._draw = relabeller(metadata)
-        self.is_plain = thinking.is_plain and not (film or keep_samples)
-        self.leaves_early = self._choose in ("auto", "rules") and self.rules is not None and not self.is_plain
+        self.leaves_early = self._choose in ("auto", "rules") and self.rules is not None
         self.needs_movement = self._choose == "settled" or keep_samples
         self.forget()
 

@@ -7,79 +7,26 @@ waited for the one before it. Under a judge that may be satisfied early it does 
 
 from __future__ import annotations
 
+import heapq
 import itertools
 from collections import deque
 from collections.abc import Callable, Collection, Iterator
 from dataclasses import dataclass, field
-from typing import Any, Literal
 
 import mlx.core as mx
 import numpy as np
 
 from dataset.puzzle_dataset import Batch
 from dataset.relabelling import Relabelling
-from models.act import Outputs
-from models.losses import ACTLossHead
-from models.variation import SAMPLE_KEY, vary
+from models.variation import SAMPLE_KEY
 from utils.evaluation.curve import Found
 from utils.evaluation.judges import Sample
 from utils.evaluation.predictions import to_numpy
 from utils.evaluation.search import Search
+from utils.evaluation.slot_step import Slots
 
 _MOST_BATCHES = 32  # under way: bounds memory where one puzzle holds up the others' results
 OF_SAMPLES = ("preds", "q_halt_logits", "steps", "movement", "halts")  # outputs that samples need
-_SETTLING = 3  # outer steps
-
-Slots = dict[str, Any]  # the carry of the model, `act`, and what belongs to it, arrays `[b, …]`
-
-
-def initial_slots(head: ACTLossHead, rows: dict[str, mx.array], search: Search) -> Slots:
-    """Return the slots before the first step: all empty, so that each takes its row."""
-    slots: Slots = {"act": head.model.initial_carry(rows)}
-    if search.needs_movement:
-        shape = (*rows["inputs"].shape, head.model.config.vocab_size)
-        slots |= {"logits": mx.zeros(shape), "moves": mx.zeros((shape[0], _SETTLING))}
-    return slots
-
-
-def make_slot_step(head: ACTLossHead, halt: Literal["max", "q"], search: Search) -> Callable[..., tuple]:
-    """Make the function that takes one outer step in all slots, to be compiled with the state of `head`.
-
-    Args:
-        head: the model with its loss.
-        halt: `max` or `q`, as in `Evaluator`.
-        search: how far to think.
-
-    Returns:
-        A function of the slots; the rows that wait beside them; and `leave`, bool `[b]`, the slots that take their row
-        though the model has not halted there. It returns the new slots; `halted`, bool `[b]`; what each row adds to the
-        metrics; and the outputs with `preds`, the argmax of the logits, uint32 `[b, s]`, and where it is needed
-        `movement`, float32 `[b]`: the root mean square by which a logit has moved from one step to the next, averaged
-        over the last 3 steps; infinite after the first step.
-    """
-    thinking = search.thinking
-
-    def step(slots: Slots, rows: dict[str, mx.array], leave: mx.array) -> tuple[Slots, mx.array, Outputs, Outputs]:
-        act = slots["act"]
-        begun = head.model.begin_step(act | {"halted": act["halted"] | leave}, rows)
-        begun = vary(begun, thinking.noise, thinking.random_init)
-        puzzle_rows = head.model.puzzle_rows(begun)
-        act, outputs = head.model(
-            begun, puzzle_rows, training=False, halt_by_q=halt == "q", max_steps=thinking.max_steps
-        )
-        new: Slots = {"act": act}
-        outputs = outputs | {"preds": mx.argmax(outputs["logits"], axis=-1), "steps": act["steps"]}
-        if search.needs_movement:
-            logits, earlier = outputs["logits"].astype(mx.float32), act["steps"] - 1
-            move = mx.sqrt(mx.square(logits - slots["logits"]).mean(axis=(1, 2)))
-            moves = mx.where((earlier == 0)[:, None], 0.0, slots["moves"])
-            moves = mx.concatenate([moves[:, 1:], mx.where(earlier == 0, 0.0, move)[:, None]], axis=1)
-            new |= {"logits": logits, "moves": moves}
-            outputs["movement"] = moves.sum(axis=1) / mx.minimum(earlier, _SETTLING)  # 0 / 0 after the first step
-            outputs["movement"] = mx.where(earlier == 0, mx.inf, outputs["movement"])
-        return new, act["halted"], head.counted_row_metrics(act, outputs), outputs
-
-    return step
 
 
 class SlotPuzzle:
@@ -115,6 +62,11 @@ class SlotPuzzle:
         """Whether another sample can be seated."""
         return not self.is_done and self.begun < self.samples
 
+    def begin(self) -> int:
+        """Return the number of the next sample, which gets a seat."""
+        self.begun += 1
+        return self.begun - 1
+
     def end(self, sample: Sample) -> None:
         """Take a sample that has ended, and count it when its turn has come."""
         if self.is_done:
@@ -131,9 +83,9 @@ class SlotPuzzle:
         """Take note of what is known after one more sample."""
         before, best = self.found, self.judge.best
         self.found = Found(
-            exact=best.metrics["exact_accuracy"],
+            exact=best.exact,
             verified=float(best.verdict.holds),
-            any_exact=max(before.any_exact, sample.metrics["exact_accuracy"]),
+            any_exact=max(before.any_exact, sample.exact),
             row_steps=before.row_steps + sample.steps,
         )
         if self.row < self.batch.batch.num_examples:
@@ -222,21 +174,31 @@ class _Queue:
         self._batches, self._search = batches, search
         self._unread = True
 
-    def next(self) -> SlotPuzzle | None:
-        """Return the puzzle of which a sample is to be seated, or None.
+    def take(self, number: int) -> list[tuple[SlotPuzzle, int]]:
+        """Return the samples that get the seats that are free: puzzles, and for each the sample's number.
 
         First come puzzles that need another sample, then new ones; and where there are none, those that may yet need
-        another sample, the one with the fewest first.
+        another sample, with the fewest first.
+
+        Args:
+            number: of free seats.
         """
-        while not self._ready and self._read():
-            pass
-        if not self._ready:
-            waiting = (puzzle for batch in self.begun for puzzle in batch.puzzles if puzzle.may_begin)
-            return min(waiting, key=lambda puzzle: puzzle.begun, default=None)
-        puzzle = self._ready.popleft()
-        if not self._search.leaves_early and puzzle.begun + 1 < puzzle.samples:
-            self._ready.appendleft(puzzle)
-        return puzzle
+        taken: list[tuple[SlotPuzzle, int]] = []
+        while len(taken) < number and (self._ready or self._read()):
+            puzzle = self._ready[0]
+            taken.append((puzzle, puzzle.begin()))
+            if self._search.leaves_early or not puzzle.may_begin:
+                self._ready.popleft()
+        if len(taken) < number and self._search.thinking.samples > 1:
+            puzzles = (puzzle for batch in self.begun for puzzle in batch.puzzles if puzzle.may_begin)
+            waiting = [(puzzle.begun, place, puzzle) for place, puzzle in enumerate(puzzles)]
+            heapq.heapify(waiting)
+            while len(taken) < number and waiting:
+                _, place, puzzle = heapq.heappop(waiting)
+                taken.append((puzzle, puzzle.begin()))
+                if puzzle.may_begin:
+                    heapq.heappush(waiting, (puzzle.begun, place, puzzle))
+        return taken
 
     def ended(self, puzzle: SlotPuzzle) -> None:
         """Put a puzzle first whose samples so far have all ended, in vain."""
@@ -312,10 +274,13 @@ def finished_batches(
     leave = np.zeros(len(seats), bool)
     slots: Slots | None = None
     while not queue.is_empty:
-        for slot, seat in enumerate(seats):
-            if seat is None and (puzzle := queue.next()) is not None:
-                seats[slot] = _take_seat(puzzle, search, rows, slot)
-                leave[slot] = True  # whatever is there
+        free = [slot for slot, seat in enumerate(seats) if seat is None]
+        for slot, (puzzle, sample) in zip(free, queue.take(len(free)), strict=False):
+            arrays, relabelling = search.sample(puzzle.batch.batch, puzzle.row, sample)
+            for name, array in arrays.items():
+                rows[name][slot] = array
+            seats[slot] = _Seat(puzzle, sample, relabelling)
+            leave[slot] = True  # whatever is there
         if any(seats):
             device_rows = {name: mx.array(array) for name, array in rows.items()}
             slots = empty_slots(device_rows) if slots is None else slots
@@ -326,16 +291,6 @@ def finished_batches(
             _end_samples(seats, np.array(halted), rows["inputs"], metrics, outputs, search, queue)
             after_step()
         yield from queue.finished()
-
-
-def _take_seat(puzzle: SlotPuzzle, search: Search, rows: dict[str, np.ndarray], slot: int) -> _Seat:
-    """Seat the next sample of a puzzle: its arrays become the row of the slot."""
-    number = puzzle.begun
-    puzzle.begun += 1
-    arrays, relabelling = search.sample(puzzle.batch.batch, puzzle.row, number)
-    for name, array in arrays.items():
-        rows[name][slot] = array
-    return _Seat(puzzle, number, relabelling)
 
 
 def _end_samples(
@@ -375,7 +330,7 @@ def _end_samples(
     done = np.array(taken)[ended]
     for slot, verdict in zip(done.tolist(), search.verdicts(inputs[done], results["preds"][done]), strict=True):
         if (seat := seats[slot]) is not None:
-            of_row = {name: values[slot] for name, values in results.items()}
+            of_row = {name: values[slot].copy() for name, values in results.items()}  # not all rows with it
             of_row["preds"] = seat.on_board(of_row["preds"])
             sample = Sample(
                 number=seat.number,
