@@ -1,7 +1,7 @@
-"""Write pairs of a grid task of reasoning-gym, for build_pairs_dataset.py: its puzzles have inputs and answers of one shape.
+"""Write puzzles of a grid task of reasoning-gym as pairs, for build_pairs_dataset.py.
 
-    python dataset/reasoning_gym_pairs.py --task mini_sudoku --size 1000 --output-file data/mini_sudoku.jsonl
-    python dataset/build_pairs_dataset.py --input-file data/mini_sudoku.jsonl --output-dir data/mini_sudoku
+python dataset/reasoning_gym_pairs.py --task mini_sudoku --size 1000 --output-file data/mini_sudoku.jsonl
+python dataset/build_pairs_dataset.py --input-file data/mini_sudoku.jsonl --output-dir data/mini_sudoku
 """
 
 import sys

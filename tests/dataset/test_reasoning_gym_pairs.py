@@ -109,7 +109,7 @@ def test_every_task_can_be_built(tmp_path: Path) -> None:
     again = tmp_path / "again.jsonl"
     gym.write(gym.GymOptions(task="mini_sudoku", size=12, output_file=str(again)))
     assert again.read_bytes() == (tmp_path / "mini_sudoku.jsonl").read_bytes()
-    with pytest.raises(UserError, match="reasoning-gym refuses the settings of sudoku, {'min_emty': 3}"):
+    with pytest.raises(UserError, match=r"refuses the settings of sudoku, {'min_emty': 3}"):
         gym.write(gym.GymOptions(task="sudoku", settings=["min_emty=3"], output_file=str(tmp_path / "no.jsonl")))
 
 
@@ -169,5 +169,5 @@ def test_the_command_line(tmp_path: Path) -> None:
     assert result.returncode == 0, result.stderr
     assert result.stdout == "3 puzzles written to data/mini_sudoku.jsonl\n"
     rows = [json.loads(line) for line in (tmp_path / "data" / "mini_sudoku.jsonl").read_text().splitlines()]
-    assert [sum(row, []).count(0) for row in (row["input"] for row in rows)] == [4, 4, 4]
+    assert [sum(line.count(0) for line in row["input"]) for row in rows] == [4, 4, 4]
     assert_one_line_error(run_script(command, tmp_path), "data/mini_sudoku.jsonl is there already")
