@@ -13,7 +13,7 @@ if not __package__:  # run as a script: find the modules that `import dataset.�
     import common.quiet_imports  # noqa: F401  # Ctrl-C ends those below without a traceback
 
 import json
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from typing import Any
 
 from argdantic import ArgParser
@@ -77,13 +77,13 @@ def read_game_of_life(entry: Entry) -> dict[str, Any]:
 
 
 def read_futoshiki(entry: Entry) -> dict[str, Any]:
-    """Write digits and the signs between them into one grid, as the question does; `_` is a blank."""
+    """Write digits and the signs between them into one grid, `^` and `v` for < and > downwards; `_` is a blank."""
     metadata = entry["metadata"]
     side = 2 * metadata["board_size"] - 1
     signs = [[" "] * side for _ in range(side)]
     for row, col, other_row, other_col, sign in metadata["constraints"]:
         is_vertical = row != other_row
-        signs[row + other_row][col + other_col] = {"<": "∧", ">": "∨"}[sign] if is_vertical else sign
+        signs[row + other_row][col + other_col] = {"<": "^", ">": "v"}[sign] if is_vertical else sign
 
     def with_signs(digits: Grid) -> Grid:
         grid = [list(row) for row in signs]
@@ -129,8 +129,11 @@ def parse_settings(settings: list[str]) -> dict[str, Any]:
     return parsed
 
 
-def make_entries(options: GymOptions) -> Any:
-    """Have reasoning-gym make the entries of a task, a sequence that makes each when it is read.
+def make_entries(options: GymOptions) -> Iterator[Entry]:
+    """Have reasoning-gym make the entries of a task.
+
+    Yields:
+        `options.size` entries.
 
     Raises:
         UserError: if the package is missing, or refuses the settings.
@@ -143,7 +146,9 @@ def make_entries(options: GymOptions) -> Any:
         ) from error
     settings = parse_settings(options.settings or [])
     try:
-        return reasoning_gym.create_dataset(options.task, **{**settings, "size": options.size, "seed": options.seed})
+        entries = reasoning_gym.create_dataset(options.task, **{**settings, "size": options.size, "seed": options.seed})
+        for i in range(options.size):  # each is made when it is read
+            yield entries[i]
     except (TypeError, ValueError, AssertionError) as error:  # an unknown setting, a wrong one
         raise UserError(f"{PACKAGE} refuses the settings of {options.task}, {shown(settings)}: {error}") from error
 
@@ -165,15 +170,14 @@ def write(options: GymOptions) -> Path:
     path = expand_user(options.output_file or f"data/{options.task}.jsonl")
     if path.exists() and not (options.overwrite and path.is_file()):
         raise UserError(f"{path} is there already: --overwrite replaces a file, or give --output-file another name")
-    entries = make_entries(options)
     path.parent.mkdir(parents=True, exist_ok=True)
     with (
         replacing(path) as partial,
         open(partial, "w", encoding="utf-8") as file,
         progress_bar(total=options.size, unit=" puzzles", desc=options.task) as bar,
     ):
-        for i in range(options.size):
-            file.write(json.dumps(TASKS[options.task](entries[i]), ensure_ascii=False) + "\n")
+        for entry in make_entries(options):
+            file.write(json.dumps(TASKS[options.task](entry), ensure_ascii=False) + "\n")
             bar.update()
     return path
 

@@ -40,8 +40,8 @@ def test_futoshiki_keeps_its_signs() -> None:
     constraints = [(0, 0, 0, 1, "<"), (0, 1, 1, 1, ">"), (1, 0, 1, 1, ">"), (0, 0, 1, 0, "<")]
     grids = {"puzzle": [[0, 2], [0, 0]], "solution": [[1, 2], [2, 1]]}
     pair = gym.read_futoshiki({"metadata": {**grids, "constraints": constraints, "board_size": 2}})
-    assert ["".join(row) for row in pair["input"]] == ["_<2", "∧ ∨", "_>_"]
-    assert ["".join(row) for row in pair["output"]] == ["1<2", "∧ ∨", "2>1"]
+    assert ["".join(row) for row in pair["input"]] == ["_<2", "^ v", "_>_"]
+    assert ["".join(row) for row in pair["output"]] == ["1<2", "^ v", "2>1"]
 
 
 def test_a_board_that_stands_in_the_question_alone_is_found() -> None:
@@ -109,8 +109,10 @@ def test_every_task_can_be_built(tmp_path: Path) -> None:
     again = tmp_path / "again.jsonl"
     gym.write(gym.GymOptions(task="mini_sudoku", size=12, output_file=str(again)))
     assert again.read_bytes() == (tmp_path / "mini_sudoku.jsonl").read_bytes()
-    with pytest.raises(UserError, match=r"refuses the settings of sudoku, {'min_emty': 3}"):
-        gym.write(gym.GymOptions(task="sudoku", settings=["min_emty=3"], output_file=str(tmp_path / "no.jsonl")))
+    for task, setting in (("sudoku", "min_emty=3"), ("sudoku", "min_empty=90"), ("rotate_matrix", "min_n=2.5")):
+        with pytest.raises(UserError, match=f"refuses the settings of {task}, {{'{setting.split('=')[0]}'"):
+            gym.write(gym.GymOptions(task=task, settings=[setting], output_file=str(tmp_path / "no.jsonl")))
+    assert not (tmp_path / "no.jsonl").exists()
 
 
 @pytest.mark.slow
