@@ -6,6 +6,7 @@ import csv
 import io
 import json
 import os
+from array import array
 from collections.abc import Iterator
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -59,12 +60,14 @@ class Pairs:
         outputs: those of all outputs.
         shapes: of each example's boards; a text has one row.
         puzzles: the identifier of each example's puzzle.
+        lines: the number of the line that each example stands on.
     """
 
     inputs: bytearray = field(default_factory=bytearray)
     outputs: bytearray = field(default_factory=bytearray)
     shapes: list[Shape] = field(default_factory=list)
-    puzzles: list[int] = field(default_factory=list)
+    puzzles: array[int] = field(default_factory=lambda: array("i"))
+    lines: array[int] = field(default_factory=lambda: array("q"))
 
     def boards(self, shape: Shape, token_of: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
         """Lay all examples out in boards of one shape, with padding to the right and below.
@@ -126,6 +129,7 @@ class PairsReader:
                 self._add(pairs, row, f"{path}:{line}")
             except UserError as error:
                 raise UserError(f"{path}:{line}: {error}") from None
+            pairs.lines.append(line)
         if not pairs.shapes:
             raise UserError(f"{path} holds no examples: expected one a line, input and output")
         return pairs

@@ -39,7 +39,7 @@ def test_the_project_needs_what_the_requirements_files_list() -> None:
     dynamic = setuptools_table()["dynamic"]
     listed = [str(Requirement(line)) for name in dynamic["dependencies"]["file"] for line in lines(name)]
     assert listed == requirements("requirements.txt")
-    for extra in ("dev", "notebook"):
+    for extra in ("dev", "notebook", "reasoning-gym"):
         assert dynamic["optional-dependencies"][extra] == {"file": [f"requirements-{extra}.txt"]}
         assert [str(Requirement(line)) for line in lines(f"requirements-{extra}.txt")]
 

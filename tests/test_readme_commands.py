@@ -183,7 +183,7 @@ def test_every_command_is_one_that_its_program_takes(
         )
         tried.add(program)
     assert tried == set(PROGRAMS)
-    assert len(options) == 5  # all builders
+    assert len(options) == 7  # all builders, and reasoning_gym_pairs.py
 
 
 def test_every_link_leads_somewhere() -> None:

@@ -221,6 +221,9 @@ def test_impossible_options_are_told(tmp_path: Path) -> None:
         ({"test_fraction": 1.0}, "--test-fraction is 1.0, expected a number between 0 and 1"),
         ({"test_fraction": float("nan")}, "--test-fraction is nan"),
         ({"kind": "arc"}, "--kind is arc, whose tokens are those of its own builder"),
+        ({"box_rows": 2}, "--box-rows and --box-cols are of a Sudoku: add --kind sudoku"),
+        ({"kind": "sudoku", "box_rows": 2}, "--kind is sudoku: give the box as well"),
+        ({"kind": "sudoku", "box_rows": 9, "box_cols": 9}, "boxes of 9 × 9 make no board"),
         ({"kind": "My Kind"}, "--kind is 'My Kind', expected one word"),
         ({"seed": -1}, "--seed is -1, expected at least 0"),
     ):
@@ -229,6 +232,40 @@ def test_impossible_options_are_told(tmp_path: Path) -> None:
         assert str(caught.value).startswith(message)
     with pytest.raises(UserError, match=r"expected a file whose name ends in \.csv or \.jsonl"):
         build(tmp_path, str(tmp_path))
+
+
+SUDOKU = {"kind": "sudoku", "box_rows": 2, "box_cols": 2}
+SOLVED = "1234341221434321"
+
+
+@pytest.mark.parametrize("blank", [".", "0", "_"])
+def test_own_sudoku_have_the_tokens_of_all_sudoku(blank: str, tmp_path: Path) -> None:
+    """Answers would be judged by rules that take other tokens for digits."""
+    rows = [{"input": blank * 3 + SOLVED[3:], "output": SOLVED}, {"input": SOLVED[:-1] + blank, "output": SOLVED}]
+    out = build(tmp_path, write(tmp_path / "a.jsonl", *rows), test_file=write(tmp_path / "b.jsonl", rows[1]), **SUDOKU)
+    metadata = PuzzleDataset(out, "train", global_batch_size=1).metadata
+    assert (metadata.kind, metadata.box, metadata.vocab_size) == ("sudoku", (2, 2), 6)
+    assert (metadata.vocabulary, metadata.shape) == (None, None)
+    assert np.load(out / "train" / "all__labels.npy")[0].tolist() == [int(digit) + 1 for digit in SOLVED]
+    assert np.load(out / "train" / "all__inputs.npy")[0, :4].tolist() == [1, 1, 1, 5]
+
+
+def test_what_is_no_sudoku_is_told_by_its_line(tmp_path: Path) -> None:
+    """A model would be trained on mistakes, and its right answers count as wrong."""
+    good = {"input": "." * 16, "output": SOLVED}
+    for row, message in (
+        ({"input": "2" + "." * 15, "output": SOLVED}, "a.jsonl:3: output is no solution of the input, a Sudoku with"),
+        ({"input": "." * 16, "output": SOLVED[:-1] + "2"}, "a.jsonl:3: output is no solution"),
+        ({"input": "." * 16, "output": "." + SOLVED[1:]}, "a.jsonl:3: output is no solution"),
+        ({"input": "_" * 16, "output": SOLVED}, "the symbols '.', '_' are no digits: a Sudoku of 4 × 4 has 1 to 4"),
+    ):
+        with pytest.raises(UserError) as caught:
+            build(tmp_path, write(tmp_path / "a.jsonl", good, "", row), **SUDOKU)
+        assert message in str(caught.value)
+    with pytest.raises(
+        UserError, match=r"a\.jsonl: boards of up to 16 characters, expected 6 × 6 cells for boxes of 2 × 3"
+    ):
+        build(tmp_path, write(tmp_path / "a.jsonl", good, good), **SUDOKU | {"box_cols": 3})
 
 
 @pytest.mark.slow

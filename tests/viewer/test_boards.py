@@ -187,7 +187,7 @@ def test_own_puzzles_show_their_own_symbols_and_shape(viewer: Viewer, tmp_path: 
 
     viewer.show(1)
     board = viewer.board("input")
-    assert [line.split() for line in board.lines] == [["a", "a"], []]
+    assert board.lines == ["aa ", "   "]
     assert board.colours(0, 2) == board.colours(1, 0) == {paper}  # padding
     viewer.page.locator("#panels canvas").first.hover(position={"x": 5, "y": board.pixels.shape[0] - 5})
     assert viewer.text("#readout") == "row 1, column 0: padding (token 0)"
