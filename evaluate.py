@@ -109,7 +109,7 @@ class EvaluateConfig(Thinking):
 
     @model_validator(mode="after")
     def _outputs_exist(self) -> EvaluateConfig:
-        check_outputs(self, self.eval_halt, self.save_outputs, "save_outputs")
+        check_outputs(self, self.eval_halt, self.save_outputs)
         if self.curve is not None and self.is_plain:
             raise ValueError("curve shows what further tries or outer steps bring; give samples or max_steps as well")
         return self
