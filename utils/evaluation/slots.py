@@ -231,8 +231,8 @@ class _Queue:
         return puzzle
 
     def ended(self, puzzle: _Puzzle) -> None:
-        """Put a puzzle first whose samples so far have all ended, in vain."""
-        if puzzle.may_begin and puzzle.begun == puzzle.judged:
+        """Put a puzzle first whose samples so far have all ended, in vain, where the next has waited for that."""
+        if self._search.leaves_early and puzzle.may_begin and puzzle.begun == puzzle.judged:
             self._ready.appendleft(puzzle)
 
     def _read(self) -> bool:
