@@ -211,6 +211,7 @@ class _Queue:
     def __init__(self, batches: Iterator[Batch], search: Search):
         self.begun: deque[_Batch] = deque()
         self._ready: deque[_Puzzle] = deque()  # whose next sample is needed
+        self._unsettled: list[_Puzzle] = []  # those that may begin another sample, and some that no longer do
         self._batches, self._search = batches, search
         self._unread = True
 
@@ -223,8 +224,8 @@ class _Queue:
         while not self._ready and self._read():
             pass
         if not self._ready:
-            waiting = (puzzle for batch in self.begun for puzzle in batch.puzzles if puzzle.may_begin)
-            return min(waiting, key=lambda puzzle: puzzle.begun, default=None)
+            self._forget_the_settled()
+            return min(self._unsettled, key=lambda puzzle: puzzle.begun, default=None)
         puzzle = self._ready.popleft()
         if not self._search.leaves_early and puzzle.begun + 1 < puzzle.samples:
             self._ready.appendleft(puzzle)
@@ -245,8 +246,14 @@ class _Queue:
                 begun.puzzles = [_Puzzle(begun, row, self._search) for row in range(max(1, batch.num_examples))]
                 self.begun.append(begun)
                 self._ready.extend(begun.puzzles)
+                self._forget_the_settled()
+                self._unsettled.extend(begun.puzzles)
                 return True
         return False
+
+    def _forget_the_settled(self) -> None:
+        """Forget the puzzles that can't begin another sample, and never will: looking through all takes its time."""
+        self._unsettled = [puzzle for puzzle in self._unsettled if puzzle.may_begin]
 
     def finished(self) -> Iterator[_Batch]:
         """Yield, and forget, the first batches that are done."""
@@ -306,7 +313,9 @@ def finished_batches(
     slots: Slots | None = None
     while not queue.is_empty:
         for slot, seat in enumerate(seats):
-            if seat is None and (puzzle := queue.next()) is not None:
+            if seat is None:
+                if (puzzle := queue.next()) is None:
+                    break
                 seats[slot] = _take_seat(puzzle, search, rows, slot)
                 leave[slot] = True  # whatever is there
         if any(seats):
