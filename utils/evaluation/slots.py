@@ -378,7 +378,7 @@ def _end_samples(
     done = np.array(taken)[ended]
     for slot, verdict in zip(done.tolist(), search.verdicts(inputs[done], results["preds"][done]), strict=True):
         if (seat := seats[slot]) is not None:
-            of_row = {name: values[slot] for name, values in results.items()}
+            of_row = {name: values[slot].copy() for name, values in results.items()}  # a view would hold all rows
             of_row["preds"] = seat.on_board(of_row["preds"])
             sample = Sample(
                 number=seat.number,
