@@ -11,7 +11,11 @@ from typing import Any
 
 import mlx.core as mx
 import numpy as np
+import pytest
+import yaml
+from mlx.utils import tree_flatten
 
+import models
 from dataset import mazes
 from dataset.build_mini_maze_dataset import random_mazes
 from dataset.metadata import PuzzleDatasetMetadata
@@ -22,6 +26,8 @@ from models.losses import ACTLossHead
 from models.variation import SAMPLE_KEY, vary
 from tests.helpers.configs import pretrain_config, train_state
 from tests.plugins.models.solvers import Elimination, Flood
+from utils.checkpoints.safetensors_file import write_safetensors
+from utils.checkpoints.stored_tensors import host_tensor
 from utils.evaluation.evaluate import Evaluation, Evaluator, evaluate
 from utils.evaluation.predictions import PredictionWriter
 from utils.evaluation.search import Search
@@ -87,6 +93,33 @@ def random_hrm(metadata: PuzzleDatasetMetadata) -> ACTLossHead:
     q_head.weight, q_head.bias = mx.random.normal(q_head.weight.shape, key=mx.random.key(2)) / 3, mx.zeros(2)
     mx.eval(head.state)
     return head
+
+
+def write_solver(folder: Path, data: Path, monkeypatch: pytest.MonkeyPatch | None = None) -> Path:
+    """Write a checkpoint of the solver of these puzzles, whose module lies in PLUGINS.
+
+    Args:
+        monkeypatch: lets scripts in this process find the module.
+    """
+    if monkeypatch is not None:
+        monkeypatch.setattr(models, "__path__", [*models.__path__, str(PLUGINS)])
+    metadata = opened(data).metadata
+    head = solver(metadata)
+    arch: dict[str, Any] = {
+        "name": f"solvers@{type(head.model).__name__}",
+        "loss": {"name": "losses@ACTLossHead", "loss_type": "softmax_cross_entropy"},
+        "halt_max_steps": MAX_STEPS,
+        "halt_exploration_prob": 0.0,
+        "forward_dtype": "float32",
+    }
+    if metadata.kind != "maze":
+        arch["box"] = list(metadata.box)
+    (folder / "step_0").mkdir(parents=True)
+    config = {"arch": arch, "data_path": str(data), "global_batch_size": 8}
+    (folder / "all_config.yaml").write_text(yaml.safe_dump(config))
+    weights = {name: host_tensor(array) for name, array in tree_flatten(head.parameters())}
+    write_safetensors(folder / "step_0" / "model.safetensors", weights)
+    return folder
 
 
 @dataclass(frozen=True)
