@@ -109,7 +109,7 @@ class EvaluateConfig(Thinking):
 
     @model_validator(mode="after")
     def _outputs_exist(self) -> EvaluateConfig:
-        check_outputs(self, self.eval_halt, self.save_outputs, "save_outputs")
+        check_outputs(self, self.eval_halt, self.save_outputs)
         if self.curve is not None and self.is_plain:
             raise ValueError("curve shows what further tries or outer steps bring; give samples or max_steps as well")
         return self
@@ -185,7 +185,7 @@ def run(arguments: list[str], ranks: Ranks) -> None:
     """Evaluate the checkpoint that the command line names. Rank 0 reads it and prints the results."""
     config = parse(arguments, EvaluateConfig, "python evaluate.py", checkpoint="<step folder, file or hub id>")
     if config.curve is not None:
-        require_plots()
+        require_plots(Path(config.curve))
     if ranks.watchdog is not None:
         ranks.watchdog.timeout = config.rank_timeout
     source = ranks.from_first(lambda: find_weights(config.checkpoint), WeightsSource)

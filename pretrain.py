@@ -137,6 +137,7 @@ def launch(hydra_config: DictConfig, ranks: Ranks) -> None:
                     test_set.metadata,
                     seed=config.seed,
                     keep_samples=SAMPLES in config.eval_save_outputs,
+                    prefix="eval_",
                 ),
             ),
             progress=progress,

@@ -43,27 +43,30 @@ DEFAULT_PREDICTION_KEYS: tuple[PredictionKey, ...] = (
 LoadPuzzleEmb = Literal["exact", "mean", "skip"]
 
 
-def check_outputs(thinking: Thinking, eval_halt: str, save_outputs: list[PredictionKey], key: str) -> None:
+def check_outputs(thinking: Thinking, eval_halt: str, save_outputs: list[PredictionKey], prefix: str = "") -> None:
     """Check that what is to be saved of an evaluation exists there.
 
     Args:
         thinking: how far the evaluation thinks.
         eval_halt: `max` or `q`.
         save_outputs: the arrays to save.
-        key: where they stand in the configuration.
+        prefix: before the names of the keys, for messages; eval_halt has the same name everywhere.
 
     Raises:
         ValueError: if step_preds are saved where examples take different numbers of outer steps, or logits where they
             are those of a copy with other tokens.
     """
     if "step_preds" in save_outputs and (eval_halt == "q" or not thinking.is_plain):
-        what = "eval_halt = 'q'" if eval_halt == "q" else "samples or max_steps"
+        what = "eval_halt = 'q'" if eval_halt == "q" else f"{prefix}samples or {prefix}max_steps"
         raise ValueError(
-            f"{key} has step_preds, the predictions after every outer step, but with {what} examples take "
-            "different numbers of outer steps; use eval_halt=max without them, or leave step_preds out"
+            f"{prefix}save_outputs has step_preds, the predictions after every outer step, but with {what} examples "
+            "take different numbers of outer steps; use eval_halt=max without them, or leave step_preds out"
         )
     if "logits" in save_outputs and thinking.relabel:
-        raise ValueError(f"{key} has logits, but with relabel they are those of other tokens; leave one of them out")
+        raise ValueError(
+            f"{prefix}save_outputs has logits, but with {prefix}relabel they are those of other tokens; leave one of "
+            "them out"
+        )
 
 
 class NamedConfig(BaseModel):
@@ -197,7 +200,7 @@ class PretrainConfig(BaseModel):
     @model_validator(mode="after")
     def _evaluation_is_possible(self) -> PretrainConfig:
         check_samples(self.eval_samples, self.eval_noise, self.eval_random_init, self.eval_relabel, "eval_")
-        check_outputs(self.thinking, self.eval_halt, self.eval_save_outputs, "eval_save_outputs")
+        check_outputs(self.thinking, self.eval_halt, self.eval_save_outputs, "eval_")
         return self
 
     @model_validator(mode="after")

@@ -7,7 +7,7 @@ from typing import NamedTuple
 
 import numpy as np
 
-from common.errors import UserError
+from common.errors import UserError, shown
 
 
 class Found(NamedTuple):
@@ -60,16 +60,18 @@ def format_curve(curve: Curve, has_rules: bool) -> str:
     return "\n".join(lines)
 
 
-def require_plots() -> None:
-    """Raise UserError, before an evaluation that may take hours, if the package for plots is missing."""
+def require_plots(path: Path) -> None:
+    """Raise UserError, before an evaluation of hours, if the package for plots is missing or the path is a folder."""
     try:
         import matplotlib  # noqa: F401
     except ImportError as error:
         raise UserError("curve needs matplotlib: pip install -r requirements-notebook.txt") from error
+    if path.is_dir():
+        raise UserError(f"curve = {shown(str(path))} is a folder, expected a file to write, such as curve.png")
 
 
 def plot_curve(curve: Curve, path: Path, title: str) -> None:
-    """Plot the share of solved puzzles against the outer steps for each puzzle, as a PNG."""
+    """Plot the share of solved puzzles against the outer steps for each puzzle, as a PNG; folders above it are made."""
     from matplotlib.backends.backend_agg import FigureCanvasAgg
     from matplotlib.figure import Figure
 
@@ -85,4 +87,5 @@ def plot_curve(curve: Curve, path: Path, title: str) -> None:
     axes.set_xscale("log", base=2)
     axes.grid(alpha=0.3)
     axes.legend()
+    path.parent.mkdir(parents=True, exist_ok=True)
     figure.savefig(path, bbox_inches="tight", format="png")

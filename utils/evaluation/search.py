@@ -27,6 +27,7 @@ class Search:
         seed: of all samples. What a sample draws depends on it, on the puzzle's inputs and the sample's number alone.
         film: keep what each sample predicted after each of its steps.
         keep_samples: return the arrays of all samples, not of the chosen ones alone.
+        prefix: before the names of the keys, for messages.
 
     Attributes:
         rules: of the puzzles, or None.
@@ -47,6 +48,7 @@ class Search:
         seed: int = 0,
         film: bool = False,
         keep_samples: bool = False,
+        prefix: str = "",
     ):
         self.thinking, self.film, self.keep_samples = thinking, film, keep_samples
         self._seed = seed
@@ -54,16 +56,16 @@ class Search:
         self.rules: Rules | None = None if metadata is None or self.is_plain else rules_of(metadata)
         if thinking.choose == "rules" and self.rules is None and not self.is_plain:
             raise UserError(
-                "choose = 'rules' needs puzzles whose answers can be verified, Sudoku or mazes, and these are others; "
-                "use choose=q"
+                f"{prefix}choose = 'rules' needs puzzles whose answers can be verified, Sudoku or mazes, and these are "
+                f"others; use {prefix}choose=q"
             )
         self._choose: Choose = "q" if thinking.choose == "auto" and self.rules is None else thinking.choose
         self._draw: Callable[[np.random.Generator, np.ndarray], Relabelling] | None = None
         if thinking.relabel and metadata is not None:
             if metadata.fields:
                 raise UserError(
-                    f"relabel can't tell how a symmetry changes the data set's fields {', '.join(metadata.fields)}; "
-                    "leave it out"
+                    f"{prefix}relabel can't tell how a symmetry changes the data set's fields "
+                    f"{', '.join(metadata.fields)}; leave it out"
                 )
             self._draw = relabeller(metadata)
         self.leaves_early = self._choose in ("auto", "rules") and self.rules is not None
