@@ -96,7 +96,8 @@ def play(scripts: Scripts, rows: int, choose: Choose) -> Played:
         played.seated.append(step.seated)
 
     step = _Step(scripts, rows)
-    for batch, metrics, outputs in finished_batches(step, step.empty, batches(), (), count, played.search):
+    for results in finished_batches(step, step.empty, batches(), (), count, played.search):
+        batch, metrics, outputs = results.batch, results.metrics, results.outputs
         done += 1
         played.preds = np.concatenate([played.preds, outputs["preds"][: batch.num_examples]])
         played.sums.append(metrics)

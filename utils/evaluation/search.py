@@ -25,12 +25,13 @@ class Search:
         thinking: how far to think.
         metadata: of the split; None, for a search that takes only plain samples.
         seed: of all samples. What a sample draws depends on it, on the puzzle's inputs and the sample's number alone.
-        film: keep what each sample predicted after each of its steps.
+        film: keep what each sample predicted after each of its steps. Then a row ends as soon as its answer is verified
+            even if it is the only one of its puzzle.
         keep_samples: return the arrays of all samples, not of the chosen ones alone.
         prefix: before the names of the keys, for messages.
 
     Attributes:
-        rules: of the puzzles, or None.
+        rules: of the puzzles; None if there are none, or nothing asks for them.
         leaves_early: whether a row ends as soon as its answer is verified, and with it the puzzle's other samples.
         is_plain: whether nothing is done that an evaluation without it would not do.
         needs_movement: whether the movement of the logits has to be measured.
@@ -53,12 +54,13 @@ class Search:
         self.thinking, self.film, self.keep_samples = thinking, film, keep_samples
         self._seed = seed
         self.is_plain = thinking.is_plain and not (film or keep_samples)
-        self.rules: Rules | None = None if metadata is None or self.is_plain else rules_of(metadata)
-        if thinking.choose == "rules" and self.rules is None and not self.is_plain:
+        rules = None if metadata is None else rules_of(metadata)
+        if thinking.choose == "rules" and rules is None:
             raise UserError(
                 f"{prefix}choose = 'rules' needs puzzles whose answers can be verified, Sudoku or mazes, and these are "
                 f"others; use {prefix}choose=q"
             )
+        self.rules: Rules | None = None if self.is_plain else rules
         self._choose: Choose = "q" if thinking.choose == "auto" and self.rules is None else thinking.choose
         self._draw: Callable[[np.random.Generator, np.ndarray], Relabelling] | None = None
         if thinking.relabel and metadata is not None:
@@ -68,7 +70,8 @@ class Search:
                     f"{', '.join(metadata.fields)}; leave it out"
                 )
             self._draw = relabeller(metadata)
-        self.leaves_early = self._choose in ("auto", "rules") and self.rules is not None
+        ends_early = film or not thinking.is_plain
+        self.leaves_early = ends_early and self._choose in ("auto", "rules") and self.rules is not None
         self.needs_movement = self._choose == "settled" or keep_samples
         self.forget()
 

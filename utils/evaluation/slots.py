@@ -201,8 +201,8 @@ class _Queue:
         return taken
 
     def ended(self, puzzle: SlotPuzzle) -> None:
-        """Put a puzzle first whose samples so far have all ended, in vain."""
-        if puzzle.may_begin and puzzle.begun == puzzle.judged:
+        """Put a puzzle first whose samples so far have all ended, in vain, and which has waited for that."""
+        if self._search.leaves_early and puzzle.may_begin and puzzle.begun == puzzle.judged:
             self._ready.appendleft(puzzle)
 
     def _read(self) -> bool:

@@ -340,7 +340,7 @@ def test_memory_does_not_grow_with_the_samples(tmp_path: Path) -> None:
         return mx.get_peak_memory()
 
     few, many = peak(4), peak(64)
-    assert many < 1.03 * few
+    assert many < 1.2 * few  # how far two streams overlap moves it by some per cent; a state for each would be 16 times
 
 
 def test_a_vote_does_not_hold_the_logits_of_the_rows_beside(tmp_path: Path) -> None:
