@@ -43,6 +43,7 @@ from utils.config import PretrainConfig, parse_pretrain_config, with_names, writ
 from utils.evaluation.evaluate import Evaluator, evaluate, prefix
 from utils.evaluation.predictions import SAMPLES, PredictionWriter, predictions_folder, remove_surplus
 from utils.evaluation.search import Search
+from utils.evaluation.slots import OF_SEARCH
 from utils.evaluation.validity import answer_checks
 from utils.hydra_config import hydra_errors, plain_values
 from utils.model import metric_names, with_forward_dtype
@@ -258,6 +259,8 @@ def steps_of_run(config: PretrainConfig, train_set: PuzzleDataset) -> int:
 def known_metrics(state: TrainState, test_set: PuzzleDataset) -> list[str]:
     """List the metrics that `stop_when` may name: the loss head's own, and the checks of the answers."""
     evaluated = [*metric_names(state.head, test_set.metadata, training=False), *answer_checks(test_set.metadata)]
+    if not state.config.thinking.is_plain:
+        evaluated += OF_SEARCH
     return [f"train/{name}" for name in metric_names(state.head, test_set.metadata, training=True)] + [
         prefix(test_set, set_name) + name for set_name in test_set.metadata.sets for name in evaluated
     ]

@@ -26,6 +26,7 @@ from utils.evaluation.search import Search
 from utils.evaluation.slot_step import Slots
 
 _MOST_BATCHES = 32  # under way: bounds memory where one puzzle holds up the others' results
+OF_SEARCH = ("any_exact", "row_steps")  # metrics of an evaluation that thinks longer
 OF_SAMPLES = ("preds", "q_halt_logits", "steps", "movement", "halts")  # outputs that samples need
 
 
@@ -99,7 +100,8 @@ class SlotPuzzle:
         metrics, outputs = best.metrics, best.outputs
         if not self._search.thinking.is_plain:
             counted = metrics["count"]
-            metrics = metrics | {"any_exact": self.found.any_exact, "row_steps": counted * self.found.row_steps}
+            values = self.found.any_exact, counted * self.found.row_steps
+            metrics = metrics | dict(zip(OF_SEARCH, values, strict=True))
         if self._search.keep_samples:
             outputs = outputs | sample_arrays(self.kept, self._search.thinking.samples)
         self.batch.add(self.row, metrics, outputs)
