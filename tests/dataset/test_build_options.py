@@ -12,6 +12,7 @@ import pytest
 from dataset.build_arc_dataset import ArcOptions
 from dataset.build_maze_dataset import MazeOptions
 from dataset.build_options import BuildOptions
+from dataset.build_pairs_dataset import PairsOptions
 from dataset.build_sudoku_dataset import SudokuOptions
 
 
@@ -29,6 +30,7 @@ def test_the_recorded_command_does_not_overwrite() -> None:
             SudokuOptions(source_repo="my 'puzzles'; $HOME", num_aug=3, min_difficulty=-2, seed=7),
         ),
         ("build_maze_dataset", MazeOptions(aug=True, subsample_size=5)),
+        ("build_pairs_dataset", PairsOptions(input_file="my pairs.csv", test_fraction=0.25, kind="words")),
         ("build_arc_dataset", ArcOptions(dataset_dirs=["a b", "c"], num_aug=0)),
     ],
 )

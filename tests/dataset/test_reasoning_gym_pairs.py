@@ -94,6 +94,7 @@ def test_impossible_requests_are_one_line(tmp_path: Path) -> None:
 
 @pytest.mark.slow
 @pytest.mark.usefixtures("reasoning_gym")
+@pytest.mark.filterwarnings("ignore:.*randrange:DeprecationWarning")  # before Python's refusal of 2.5
 def test_every_task_can_be_built(tmp_path: Path) -> None:
     """A task of the list would end in an error, or in inputs that are their own answers."""
     small = {"futoshiki": ["max_board_size=5"]}
