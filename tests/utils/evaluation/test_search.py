@@ -32,8 +32,10 @@ from tests.helpers.thinking import (
 )
 from tests.helpers.tiny_data import train_arguments
 from utils.config import check_outputs
+from utils.evaluation import slots
 from utils.evaluation.evaluate import Evaluator
 from utils.evaluation.evaluate import evaluate as run_evaluation
+from utils.evaluation.judges import Sample
 from utils.evaluation.predictions import PredictionWriter
 from utils.evaluation.search import Search
 from utils.evaluation.thinking import Choose, Thinking
@@ -214,6 +216,43 @@ def test_a_puzzle_without_labels_counts_nowhere(tmp_path: Path) -> None:
     np.testing.assert_array_equal(found.files["preds"], expected.files["preds"])
     of_two = expected.files["sample_steps"][:2].sum() / 2
     assert found.metrics["eval/row_steps"] == of_two
+
+
+def test_an_evaluator_that_is_used_again_counts_anew(sudoku: PuzzleDataset) -> None:
+    """Each evaluation of a run would add to the curve, or to the samples, of the one before."""
+    evaluator = Evaluator(solver(sudoku.metadata), search=Search(Thinking(samples=3, noise=0.25), sudoku.metadata))
+    first, second = (run_evaluation(evaluator, sudoku, max_examples=number) for number in (11, 11))
+    assert second.metrics == first.metrics
+    assert second.curve.points() == first.curve.points()
+    assert run_evaluation(evaluator, sudoku, max_examples=1).curve.points()[3].exact == 1.0  # the easy one
+
+
+def test_the_film_of_a_sample_shows_every_step_on_the_puzzle_s_board(
+    sudoku: PuzzleDataset, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """A viewer would show the steps of a copy, or of another puzzle that sat there before."""
+    samples: list[Sample] = []
+
+    def kept(**values: Any) -> Sample:
+        samples.append(Sample(**values))
+        return samples[-1]
+
+    monkeypatch.setattr(slots, "Sample", kept)
+    head = solver(sudoku.metadata)
+    search = Search(Thinking(samples=3, relabel=True, choose="vote"), sudoku.metadata, film=True)
+    run_evaluation(Evaluator(head, search=search), sudoku)
+    steps = list(literal_steps(head, all_rows(sudoku), MAX_STEPS))
+
+    def answer_of(preds: np.ndarray) -> bytes:
+        return bytes(preds.astype(np.uint8))
+
+    def of_row(step: dict[str, np.ndarray], row: int) -> tuple[float, bool]:
+        return float(step["q_halt_logits"][row]), bool(step["halts"][row])
+
+    films = {tuple((answer_of(step["preds"][row]), *of_row(step, row)) for step in steps) for row in range(len(BLANKS))}
+    found = [tuple((answer_of(preds), q, halts) for preds, q, halts in sample.film) for sample in samples]
+    assert len(found) == 3 * len(BLANKS)
+    assert set(found) == films
 
 
 @pytest.mark.slow
