@@ -78,6 +78,8 @@ def launch(hydra_config: DictConfig, ranks: Ranks) -> None:
         train_set, test_set = load_data(config, ranks)
         data = {"train": train_set.fingerprint(), "test": test_set.fingerprint()}
         ranks.require_same("the data sets", data)
+        keep_samples = SAMPLES in config.eval_save_outputs
+        search = Search(config.thinking, test_set.metadata, seed=config.seed, keep_samples=keep_samples, prefix="eval_")
         changes = []
         if point is not None:
             changes = check_same_run(config, data, point) + changed_order(point, train_set.metadata)
@@ -130,17 +132,7 @@ def launch(hydra_config: DictConfig, ranks: Ranks) -> None:
             test_set=test_set,
             data=data,
             state=state,
-            evaluator=Evaluator(
-                state.head,
-                config.eval_halt,
-                Search(
-                    config.thinking,
-                    test_set.metadata,
-                    seed=config.seed,
-                    keep_samples=SAMPLES in config.eval_save_outputs,
-                    prefix="eval_",
-                ),
-            ),
+            evaluator=Evaluator(state.head, config.eval_halt, search),
             progress=progress,
             metrics=metrics,
             tracker=tracker,

@@ -20,6 +20,7 @@ from dataset.puzzle_dataset import PuzzleDataset
 from tests.helpers.arc_source import make_arc
 from tests.helpers.configs import TINY_ARCH
 from tests.helpers.rank_processes import free_ports, ranks_of, run_ranks
+from tests.helpers.thinking import PLUGINS, SAMPLE_FILES, make_sudoku, write_solver
 from tests.helpers.tiny_data import ROOT, make_tiny_data, run_script, split_test_set, train_arguments
 from utils.checkpoints.safetensors_file import write_safetensors
 from utils.checkpoints.stored_tensors import host_tensor
@@ -219,6 +220,40 @@ def test_evaluate_gives_the_same_with_several_ranks(runs: dict[int, Trained], tm
     assert shown.count("\n") > 3
     folders = {path.name for path in (tmp_path / "together").glob("step_*")}
     assert folders == {f"step_{step}_all_preds.0", f"step_{step}_all_preds.1", f"step_{step + 1}_all_preds.2"}
+
+
+def test_ranks_take_the_samples_that_one_process_takes(tmp_path: Path) -> None:
+    """The same answers, outer steps and curve, with 11 puzzles in shares of 2: a sample depends on the puzzle and the
+    seed, not on which rank has it. The solver's numbers are whole: there is no rounding that could differ."""
+    data = make_sudoku(tmp_path / "data", [4, 7, 8, 9, 10, 10, 11, 11, 12, 12, 13])
+    checkpoint = write_solver(tmp_path / "solver", data)
+    script = tmp_path / "evaluate_solver.py"
+    script.write_text(
+        "import utils.linux_cpu\nimport models\n"
+        f"models.__path__.append({str(PLUGINS)!r})\nimport evaluate\nevaluate.main()\n"
+    )
+    records, found = [], []
+    for ranks in (1, 2):
+        folder = tmp_path / str(ranks)
+        folder.mkdir()
+        arguments = [f"checkpoint={checkpoint}", f"output_path={folder}", "eval_batch_size=4", "seed=7"]
+        arguments += ["samples=5", "noise=0.25", "relabel=True", "save_outputs=[inputs,preds,q_halt_logits,samples]"]
+        records.append(json.loads(run_ranks(script, arguments, folder, ranks).printed(0).splitlines()[-1]))
+        files: dict[str, list[np.ndarray]] = {}
+        for rank in range(ranks):
+            for path in sorted((folder / f"step_0_all_preds.{rank}").iterdir()):
+                files.setdefault(path.stem, []).append(np.load(path))
+        arrays = {name: np.concatenate(parts) for name, parts in files.items()}
+        order = np.lexsort(arrays["inputs"].T)
+        found.append({name: array[order] for name, array in arrays.items()})
+    alone, together = (record.pop("curve") for record in records)
+    assert together == alone
+    assert alone["1"]["verified"] < alone["5"]["verified"]
+    of_one, of_two = ({key: value for key, value in r.items() if key.startswith("eval/")} for r in records)
+    assert of_two == pytest.approx(of_one, rel=1e-6)
+    assert set(found[0]) == {"inputs", "preds", "q_halt_logits", *SAMPLE_FILES}
+    for name, array in found[0].items():
+        np.testing.assert_array_equal(found[1][name], array, err_msg=name)
 
 
 def test_mlx_launch_starts_ranks_that_work_together(tmp_path: Path) -> None:

@@ -112,12 +112,12 @@ def write_solver(folder: Path, data: Path, monkeypatch: pytest.MonkeyPatch | Non
         "halt_exploration_prob": 0.0,
         "forward_dtype": "float32",
     }
-    if metadata.kind != "maze":
+    if metadata.box is not None:
         arch["box"] = list(metadata.box)
     (folder / "step_0").mkdir(parents=True)
     config = {"arch": arch, "data_path": str(data), "global_batch_size": 8}
     (folder / "all_config.yaml").write_text(yaml.safe_dump(config))
-    weights = {name: host_tensor(array) for name, array in tree_flatten(head.parameters())}
+    weights = {name: host_tensor(array) for name, array in dict(tree_flatten(head.parameters())).items()}
     write_safetensors(folder / "step_0" / "model.safetensors", weights)
     return folder
 

@@ -103,6 +103,7 @@ def test_evaluate_prints_the_curve_and_writes_the_plot(
     thought = think(opened(tmp_path / "data"), tmp_path, samples=4, noise=0.25, seed=3)
     assert record["eval/any_exact"] == pytest.approx(thought.metrics["eval/any_exact"])
     assert record["eval/row_steps"] == pytest.approx(thought.metrics["eval/row_steps"])
+    assert thought.result.curve is not None
     points = thought.result.curve.points()
     assert list(record["curve"]) == [str(number) for number in points] == ["1", "2", "4"]
     for number, point in points.items():

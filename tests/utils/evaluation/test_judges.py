@@ -5,6 +5,7 @@ from __future__ import annotations
 import itertools
 import math
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import pytest
@@ -148,7 +149,7 @@ def test_the_files_of_an_evaluation_hold_what_a_slow_judge_chooses(kind: str, ch
     make = {"sudoku": lambda: make_sudoku(tmp_path / "data", BLANKS), "maze": lambda: make_mazes(tmp_path / "data", 12)}
     data = opened(make[kind]())
     by_rules = choose in ("rules", "auto")
-    ways = {"noise": NOISE, "relabel": True} if by_rules else {"noise": 0.02}
+    ways: dict[str, Any] = {"noise": NOISE, "relabel": True} if by_rules else {"noise": 0.02}
     head = solver(data.metadata) if by_rules else random_hrm(data.metadata)
     thought = think(data, tmp_path, head, samples=SAMPLES, max_steps=7, choose=choose, **ways)
     rules = rules_of(data.metadata)

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
@@ -9,6 +10,8 @@ from typing import Any
 import numpy as np
 import pytest
 
+import evaluate
+import pretrain
 from common.errors import UserError
 from dataset.metadata import ExampleField
 from dataset.puzzle_dataset import PuzzleDataset
@@ -27,8 +30,12 @@ from tests.helpers.thinking import (
     think,
     write_dataset,
 )
+from tests.helpers.tiny_data import train_arguments
 from utils.config import check_outputs
-from utils.evaluation.evaluate import Evaluator, evaluate
+from utils.evaluation import slots
+from utils.evaluation.evaluate import Evaluator
+from utils.evaluation.evaluate import evaluate as run_evaluation
+from utils.evaluation.judges import Sample
 from utils.evaluation.predictions import PredictionWriter
 from utils.evaluation.search import Search
 from utils.evaluation.thinking import Choose, Thinking
@@ -52,7 +59,7 @@ def sudoku(tmp_path: Path) -> PuzzleDataset:
 def without_search(data: PuzzleDataset, folder: Path, halt: Any) -> Thought:
     """A plain evaluation, by an evaluator that knows of no search."""
     with PredictionWriter(folder / "plain", OUTPUTS, data.metadata.vocab_size) as writer:
-        result = evaluate(Evaluator(random_hrm(data.metadata), halt), data, writer=writer)
+        result = run_evaluation(Evaluator(random_hrm(data.metadata), halt), data, writer=writer)
     return Thought(result, {path.stem: np.load(path) for path in (folder / "plain").iterdir()}, 0)
 
 
@@ -76,7 +83,8 @@ def test_without_its_keys_an_evaluation_is_what_it_was(halt: str, sudoku: Puzzle
 def test_as_many_steps_as_trained_give_the_plain_evaluation(sudoku: PuzzleDataset, tmp_path: Path) -> None:
     """In slots, one row after the other; with as many steps for each, the answers are the same."""
     expected = without_search(sudoku, tmp_path, "max")
-    for thinking in ({"max_steps": MAX_STEPS}, {"max_steps": MAX_STEPS, "samples": 2, "noise": 1e-30}):
+    ways: list[dict[str, Any]] = [{"max_steps": MAX_STEPS}, {"max_steps": MAX_STEPS, "samples": 2, "noise": 1e-30}]
+    for thinking in ways:
         found = think(sudoku, tmp_path, random_hrm(sudoku.metadata), keep=False, choose="q", **thinking)
         np.testing.assert_array_equal(found.files["preds"], expected.files["preds"])
         for name in ("logits", "q_halt_logits"):
@@ -175,7 +183,7 @@ def test_results_depend_on_the_seed_alone(
     np.testing.assert_array_equal(found.result.curve.changes, expected.result.curve.changes)
 
     shares = [think(opened(sudoku.path, 4, rank=rank, num_ranks=2), tmp_path, **thinking) for rank in range(2)]
-    together = sum(share.result.curve.changes for share in shares)
+    together = np.sum([share.result.curve.changes for share in shares], axis=0)
     np.testing.assert_array_equal(together, expected.result.curve.changes)
 
 
@@ -203,26 +211,91 @@ def test_a_puzzle_without_labels_counts_nowhere(tmp_path: Path) -> None:
     arrays = all_rows(data)
     labels = np.where(np.arange(3)[:, None] == 2, 0, arrays["labels"])
     unlabelled = opened(write_dataset(tmp_path / "unlabelled", arrays["inputs"], labels, 6, kind="sudoku", box=(2, 2)))
-    thinking = {"samples": 2, "noise": 0.2}
+    thinking: dict[str, Any] = {"samples": 2, "noise": 0.2}
     expected, found = (think(split, tmp_path, **thinking) for split in (data, unlabelled))
     np.testing.assert_array_equal(found.files["preds"], expected.files["preds"])
     of_two = expected.files["sample_steps"][:2].sum() / 2
     assert found.metrics["eval/row_steps"] == of_two
 
 
+def test_an_evaluator_that_is_used_again_counts_anew(sudoku: PuzzleDataset) -> None:
+    """Each evaluation of a run would add to the curve, or to the samples, of the one before."""
+    evaluator = Evaluator(solver(sudoku.metadata), search=Search(Thinking(samples=3, noise=0.25), sudoku.metadata))
+    first, second = (run_evaluation(evaluator, sudoku, max_examples=number) for number in (11, 11))
+    assert second.metrics == first.metrics
+    assert second.curve.points() == first.curve.points()
+    assert run_evaluation(evaluator, sudoku, max_examples=1).curve.points()[3].exact == 1.0  # the easy one
+
+
+def test_the_film_of_a_sample_shows_every_step_on_the_puzzle_s_board(
+    sudoku: PuzzleDataset, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """A viewer would show the steps of a copy, or of another puzzle that sat there before."""
+    samples: list[Sample] = []
+
+    def kept(**values: Any) -> Sample:
+        samples.append(Sample(**values))
+        return samples[-1]
+
+    monkeypatch.setattr(slots, "Sample", kept)
+    head = solver(sudoku.metadata)
+    search = Search(Thinking(samples=3, relabel=True, choose="vote"), sudoku.metadata, film=True)
+    run_evaluation(Evaluator(head, search=search), sudoku)
+    steps = list(literal_steps(head, all_rows(sudoku), MAX_STEPS))
+
+    def answer_of(preds: np.ndarray) -> bytes:
+        return bytes(preds.astype(np.uint8))
+
+    def of_row(step: dict[str, np.ndarray], row: int) -> tuple[float, bool]:
+        return float(step["q_halt_logits"][row]), bool(step["halts"][row])
+
+    films = {tuple((answer_of(step["preds"][row]), *of_row(step, row)) for step in steps) for row in range(len(BLANKS))}
+    found = [tuple((answer_of(preds), q, halts) for preds, q, halts in sample.film) for sample in samples]
+    assert len(found) == 3 * len(BLANKS)
+    assert set(found) == films
+
+
+@pytest.mark.slow
+def test_pretrain_logs_the_samples_that_evaluate_takes(tmp_path: Path, call_script: Callable[..., Any]) -> None:
+    """A training curve would promise what the checkpoint does not do; the seed is the run's. Only the blanks are
+    scored, so that a model that has learnt nothing is right now and then."""
+    make_sudoku(tmp_path / "whole", [2] * 64)
+    arrays = all_rows(opened(tmp_path / "whole"))
+    labels = np.where(arrays["inputs"] == 1, arrays["labels"], 0)
+    data = write_dataset(tmp_path / "data", arrays["inputs"], labels, 6, kind="sudoku", box=(2, 2))
+    ways = {"samples": 3, "noise": 0.1, "random_init": True, "choose": "q"}
+    run = ("epochs=1", "eval_halt=q", "lr=2e-2", "arch.halt_exploration_prob=0.5", "seed=5")
+    keys = [f"eval_{name}={value}" for name, value in ways.items()]
+    status, _, err = call_script(pretrain, *train_arguments(data, tmp_path / "run", *run, *keys))
+    assert status == 0, err
+    logged = json.loads((tmp_path / "run" / "metrics.jsonl").read_text().splitlines()[-1])
+    keys = [f"checkpoint={tmp_path / 'run'}", "eval_halt=q", "eval_batch_size=5"]
+    keys += [f"{name}={value}" for name, value in ways.items()]
+    records = []
+    for seed in (5, 6):
+        status, out, err = call_script(evaluate, *keys, f"seed={seed}", "save_outputs=[]")
+        assert status == 0, err
+        records.append(json.loads(out.splitlines()[-1]))
+    for name in ("any_exact", "row_steps", "exact_accuracy", "steps", "lm_loss", "q_halt_loss"):
+        assert records[0][f"eval/{name}"] == pytest.approx(logged[f"eval/{name}"], rel=1e-5), name
+    assert logged["eval/exact_accuracy"] < logged["eval/any_exact"] < 1
+    assert 3 < logged["eval/row_steps"] < 9
+    assert records[1]["curve"] != records[0]["curve"], "or the seed is not used"
+
+
 # --------------------------------------------------------------------------------------------------------- mistakes
 
 
-def complaint(call: Callable[[], Any]) -> str:
+def complaint(call: Callable[..., Any], *arguments: Any, **keys: Any) -> str:
     with pytest.raises((UserError, ValueError)) as error:
-        call()
+        call(*arguments, **keys)
     return str(error.value)
 
 
 def test_rules_need_puzzles_that_have_some() -> None:
     """No answer would ever be verified, and every one be the plain sample's."""
     for prefix in ("", "eval_"):
-        told = complaint(lambda prefix=prefix: Search(Thinking(choose="rules"), sizes(), prefix=prefix))
+        told = complaint(Search, Thinking(choose="rules"), sizes(), prefix=prefix)
         assert f"{prefix}choose = 'rules'" in told
         assert f"use {prefix}choose=q" in told
     assert not Search(Thinking(choose="auto"), sizes()).leaves_early
@@ -232,12 +305,10 @@ def test_copies_need_known_symmetries() -> None:
     """A copy of anything else would be another puzzle."""
     thinking = Thinking(samples=2, relabel=True)
     text = sizes(seq_len=7, vocab_size=30).model_copy(update={"kind": "text"})
-    assert "the kind text, whose symmetries aren't known" in complaint(lambda: Search(thinking, text))
+    assert "the kind text, whose symmetries aren't known" in complaint(Search, thinking, text)
     fields = {"weight": ExampleField(shape=(16,), dtype="float32")}
     for prefix in ("", "eval_"):
-        told = complaint(
-            lambda prefix=prefix: Search(thinking, sizes().model_copy(update={"fields": fields}), prefix=prefix)
-        )
+        told = complaint(Search, thinking, sizes().model_copy(update={"fields": fields}), prefix=prefix)
         assert told.startswith(f"{prefix}relabel can't tell")
         assert "weight" in told
 
@@ -253,11 +324,32 @@ def test_copies_need_known_symmetries() -> None:
 )
 def test_samples_and_what_makes_them_differ_need_each_other(keys: dict[str, Any], expected: str) -> None:
     """Compute would go into the same answer again and again; or a key would silently do nothing."""
-    assert expected.format("") in complaint(lambda: Thinking(**keys))
+    assert expected.format("") in complaint(Thinking, **keys)
     ours = {f"eval_{name}": value for name, value in keys.items()}
-    told = complaint(lambda: pretrain_config(**ours))
+    told = complaint(pretrain_config, **ours)
     assert expected.format("eval_") in told
     assert "\n" not in told
+
+
+@pytest.mark.slow
+def test_pretrain_tells_its_own_keys_in_one_line(tmp_path: Path, call_script: Callable[..., Any]) -> None:
+    """A user who corrects a key of evaluate.py there would be told that there is none. No run is begun before."""
+    data = make_sudoku(tmp_path / "data", [4] * 8)
+    for split in ("train", "test"):
+        path = data / split / "dataset.json"
+        path.write_text(json.dumps(json.loads(path.read_text()) | {"kind": "riddle"}))
+    for keys, expected in (
+        (["eval_samples=2"], "eval_samples = 2 would be the same try 2 times; give eval_noise, eval_random_init"),
+        (["eval_noise=0.1"], "eval_noise is for further tries"),
+        (["eval_max_steps=9", "eval_save_outputs=[step_preds]"], "with eval_samples or eval_max_steps examples take"),
+        (["eval_choose=rules"], "eval_choose = 'rules' needs puzzles whose answers can be verified"),
+        (["eval_samples=2", "eval_relabel=True"], "names the kind riddle, whose symmetries aren't known"),
+        (["eval_choose=best"], "eval_choose"),
+    ):
+        status, out, err = call_script(pretrain, *train_arguments(data, tmp_path / "run", *keys))
+        assert (status, out, len(err.splitlines())) == (1, "", 1)
+        assert expected in err
+        assert not (tmp_path / "run").exists()
 
 
 def test_outputs_that_do_not_exist_are_refused_by_the_names_of_the_keys() -> None:
@@ -272,11 +364,11 @@ def test_outputs_that_do_not_exist_are_refused_by_the_names_of_the_keys() -> Non
         ({"max_steps": 9}, "step_preds", "with {0}samples or {0}max_steps examples take"),
         ({"samples": 2, "relabel": True}, "logits", "{0}save_outputs has logits, but with {0}relabel"),
     ):
-        told = complaint(lambda keys=keys, output=output: check_outputs(Thinking(**keys), "max", [output]))
+        told = complaint(check_outputs, Thinking(**keys), "max", [output])
         assert expected.format("") in told
-        ours: dict[str, Any] = {f"eval_{name}": value for name, value in keys.items()}
-        told = complaint(lambda ours=ours, output=output: pretrain_config(**ours, eval_save_outputs=[output]))
+        ours = {f"eval_{name}": value for name, value in keys.items()}
+        told = complaint(pretrain_config, **ours, eval_save_outputs=[output])
         assert expected.format("eval_") in told
         assert "\n" not in told
-    told = complaint(lambda: pretrain_config(eval_halt="q", eval_save_outputs=["step_preds"]))
+    told = complaint(pretrain_config, eval_halt="q", eval_save_outputs=["step_preds"])
     assert "use eval_halt=max" in told

@@ -125,15 +125,20 @@ def test_reference_weights_halt_with_the_reference_s_results(folder: Path) -> No
     assert metrics["steps"] == expected["steps"].sum()
 
 
-def test_batches_without_examples_come_back_as_such() -> None:
+@pytest.mark.parametrize("samples", [1, 3])
+def test_batches_without_examples_come_back_as_such(samples: int) -> None:
     """One of several ranks may have nothing but padding in the last batch, or at all; the others wait for it."""
-    head = model(undecided=True)
+    search = Search(Thinking(samples=samples, noise=0.1 * (samples > 1)), None)
     for sizes in ((0,), (8, 0), (0, 0)):
-        results = list(Evaluator(head, "q").results(iter(batches_of(*sizes)), None, lambda: None))
+        evaluator = Evaluator(model(undecided=True), "q", search)
+        results = list(evaluator.results(iter(batches_of(*sizes)), None, lambda: None))
         assert [batch.num_examples for batch, _, _ in results] == list(sizes)
         assert [metrics["count"] for _, metrics, _ in results] == list(sizes)
+        assert len({frozenset(metrics) for _, metrics, _ in results}) == 1
         assert results[-1][1]["q_halt_loss"] == 0
+        assert results[-1][1].get("row_steps", 0) == 0
         assert results[-1][2]["preds"].shape == (BATCH, 16)
+        assert search.curve.puzzles == sum(sizes)
 
 
 @pytest.fixture
