@@ -82,7 +82,11 @@ class Notation:
         if rows * cols != self.num_cells:
             raise UserError(f"dataset.json: shape is {rows}x{cols}, expected a product of seq_len = {self.num_cells}")
         self.shape = rows, cols
-        self.size = f"{rows}x{cols} {plural} with {self.num_cells}"
+        named = f"{rows}x{cols} {plural}"
+        self.size = f"{named} with {self.num_cells}"
+        tokens = 1 + max(*questions.values(), *answers.values())
+        if metadata.vocab_size < tokens:  # the model would be asked for embeddings that it has not
+            raise UserError(f"dataset.json: vocab_size is {metadata.vocab_size}, expected {tokens} tokens for {named}")
         self.questions, self.expected = questions, expected
         self.answers, self.expected_in_answers = answers, expected_in_answers
 
