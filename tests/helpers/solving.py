@@ -1,4 +1,4 @@
-"""Checkpoints for solve.py: files as a run leaves them, of models that were not trained; and one that needs no training."""
+"""Checkpoints for solve.py, as a run leaves them: of models that were not trained, and of one that need not be."""
 
 from __future__ import annotations
 
