@@ -75,7 +75,7 @@ class ArcSolver:
         data_path: the data set that it was trained on, by whose identifiers it knows tasks; None: as recorded.
 
     Raises:
-        UserError: if its puzzles have other sizes than those of ARC.
+        UserError: if its puzzles have other sizes than those of ARC, or it lacks what `adaptation` is to train.
     """
 
     def __init__(self, solver: Solver, adaptation: Adaptation, data_path: str | None = None):
@@ -89,6 +89,8 @@ class ArcSolver:
         folder = Path(data_path or solver.trained.data_path)
         names = read_names(folder) if (folder / "identifiers.json").is_file() else []
         table = solver.head.model.puzzle_emb
+        if table is None and adaptation.adapt_steps and adaptation.adapt == "emb":
+            raise UserError("adapt = 'emb' trains puzzle embeddings, and this model has none; use adapt=all")
         self._identifiers: dict[str, list[int]] = {}
         if table is not None and len(names) == len(table.weights):
             for identifier, name in enumerate(names):
