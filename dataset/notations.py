@@ -337,9 +337,9 @@ class _Symbols(Notation):
         return list("".join(line.split())) if self.is_characters else line.split()
 
     def join(self, symbols: Row) -> str:
-        if "" in symbols:  # padding, which only JSON can hold
-            return json.dumps(self.rows(symbols), ensure_ascii=False)
-        return ("" if self.is_characters else " ").join(symbols)
+        text = ("" if self.is_characters else " ").join(symbols)
+        # Padding, and symbols with a space beside others, only JSON can hold; and a board may look like JSON
+        return text if self.rows_of(text) == [symbols] else json.dumps(self.rows(symbols), ensure_ascii=False)
 
     def boards(self, block: Sequence[NumberedLine]) -> Iterator[tuple[int, list[Row]]]:
         whole = self._json_rows("\n".join(line for _, line in block))
