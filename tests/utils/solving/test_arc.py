@@ -189,7 +189,7 @@ def demonstration_loss(head: ACTLossHead, task: Task) -> float:
     }
     carry = head.model.begin_step(head.model.initial_carry(batch), batch)
     _, _, metrics, _ = head(carry, head.model.puzzle_rows(carry), training=False)
-    return float((metrics["lm_loss"] / metrics["count"]).item())
+    return float(np.array(metrics["lm_loss"] / metrics["count"]))
 
 
 def adapted(solver: Solver, task: Task, **keys: Any) -> ACTLossHead:
