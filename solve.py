@@ -101,6 +101,8 @@ def solve_arc(solver: Solver, config: SolveConfig) -> bool:
     """Answer ARC tasks, and print or write two attempts for each. Returns whether none is known to be wrong."""
     if config.film is not None:
         raise UserError("film is for single boards, and an ARC task has many copies that vote; leave it out")
+    if config.submission is not None and Path(config.submission).is_dir():
+        raise UserError(f"{config.submission} is a folder; name the file to write")
     tasks = read_arc_tasks(config.puzzle, sys.stdin)
     arc = ArcSolver(solver, config, config.data_path)
     unknown = sum(not arc.knows(task) for task in tasks)

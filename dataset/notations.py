@@ -82,7 +82,11 @@ class Notation:
         if rows * cols != self.num_cells:
             raise UserError(f"dataset.json: shape is {rows}x{cols}, expected a product of seq_len = {self.num_cells}")
         self.shape = rows, cols
-        self.size = f"{rows}x{cols} {plural} with {self.num_cells}"
+        named = f"{rows}x{cols} {plural}"
+        self.size = f"{named} with {self.num_cells}"
+        tokens = 1 + max(*questions.values(), *answers.values())
+        if metadata.vocab_size < tokens:  # the model would be asked for embeddings that it has not
+            raise UserError(f"dataset.json: vocab_size is {metadata.vocab_size}, expected {tokens} tokens for {named}")
         self.questions, self.expected = questions, expected
         self.answers, self.expected_in_answers = answers, expected_in_answers
 
@@ -333,9 +337,9 @@ class _Symbols(Notation):
         return list("".join(line.split())) if self.is_characters else line.split()
 
     def join(self, symbols: Row) -> str:
-        if "" in symbols:  # padding, which only JSON can hold
-            return json.dumps(self.rows(symbols), ensure_ascii=False)
-        return ("" if self.is_characters else " ").join(symbols)
+        text = ("" if self.is_characters else " ").join(symbols)
+        # Padding, and symbols with a space beside others, only JSON can hold; and a board may look like JSON
+        return text if self.rows_of(text) == [symbols] else json.dumps(self.rows(symbols), ensure_ascii=False)
 
     def boards(self, block: Sequence[NumberedLine]) -> Iterator[tuple[int, list[Row]]]:
         whole = self._json_rows("\n".join(line for _, line in block))

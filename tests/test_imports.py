@@ -112,7 +112,7 @@ def test_only_the_file_of_an_architecture_knows_it() -> None:
     """Another one would have to be added in all places that do."""
     own = {ROOT / "models" / file: re.compile(rf"\b({pattern})\b") for file, pattern in ARCHITECTURES.items()}
     files = [path for package in MAY_IMPORT for path in (ROOT / package).rglob("*.py") if path not in own]
-    for path in (*files, ROOT / "pretrain.py", ROOT / "evaluate.py"):
+    for path in (*files, ROOT / "pretrain.py", ROOT / "evaluate.py", ROOT / "solve.py"):
         assert list(filter(OF_ONE.search, names(path))) == [], path
     for path, pattern in own.items():
         named = names(path)

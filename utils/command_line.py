@@ -77,20 +77,21 @@ def parse(
     if not set(HELP).isdisjoint(arguments):
         print(format_help(f"usage: {command} {given} [key=value …]".replace("  ", " "), model_keys(kind)))
         raise SystemExit(0)
-    texts = {name: text for name, equals, text in (a.partition("=") for a in arguments) if equals and name in verbatim}
-    if not all(any(argument.startswith(f"{name}=") for argument in arguments) for name in required):
-        raise UserError(f"{usage}; --help explains the keys")
-    arguments = [argument for argument in arguments if argument.partition("=")[0] not in texts]
-    refuse_deep_values(arguments)
-    malformed = [argument for argument in arguments if "=" not in argument or argument.startswith("-")]
+    pairs = [argument.partition("=") for argument in arguments]
+    texts = {name: text for name, equals, text in pairs if equals and name in verbatim}
+    others = ["".join(pair) for pair in pairs if not (pair[1] and pair[0] in verbatim)]
+    refuse_deep_values(others)
+    malformed = [argument for argument in others if "=" not in argument or argument.startswith("-")]
     if malformed:
         raise UserError(f"{malformed[0]!r} is not key=value; {usage}")
+    if not required.keys() <= {name for name, _, _ in pairs}:
+        raise UserError(f"{usage}; --help explains the keys")
     try:
-        values: Any = OmegaConf.to_container(OmegaConf.from_cli(arguments), resolve=True)
+        values: Any = OmegaConf.to_container(OmegaConf.from_cli(others), resolve=True)
     except OmegaConfBaseException as error:
         raise UserError(" ".join(str(error).split())) from error
     except yaml.YAMLError as error:
-        raise UserError(f"{printable(' '.join(arguments), 300)} can't be read: {printable(error, 300)}") from error
+        raise UserError(f"{printable(' '.join(others), 300)} can't be read: {printable(error, 300)}") from error
     try:
         return kind.model_validate({**values, **texts})
     except ValidationError as error:

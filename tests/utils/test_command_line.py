@@ -11,6 +11,7 @@ import pytest
 
 import evaluate
 import pretrain
+import solve
 import utils.arc.__main__ as arc
 import utils.bench.__main__ as bench
 from common.errors import UserError
@@ -64,6 +65,7 @@ def test_a_tilde_means_home_in_every_key_that_is_a_path(monkeypatch: pytest.Monk
         (export.ExportConfig, {}, ["checkpoint", "out"]),
         (bench.BenchConfig, {}, ["out", "against"]),
         (arc.ArcConfig, {"predictions": "a"}, ["data_path", "submission", "table"]),
+        (solve.SolveConfig, {"puzzle": "."}, ["checkpoint", "data_path", "film", "submission"]),
     ):
         given = required | dict.fromkeys(keys, "~/a b")
         config = parse([f"{key}={value}" for key, value in given.items()], kind, "")
@@ -74,11 +76,46 @@ def test_a_tilde_means_home_in_every_key_that_is_a_path(monkeypatch: pytest.Monk
     assert evaluate_config("checkpoint=owner/name", "data_path=data//x/~/").data_path == "data//x/~/"
 
 
+@pytest.mark.parametrize(
+    "text",
+    [
+        "0012",
+        "1.5e3",
+        "null",
+        "true",
+        "",
+        " ",
+        "a=b",
+        "${oc.env:HOME}",
+        "{[(" * 100,
+        "[[1, 2], [3]]",
+        "# S",
+        "x\ny: z",
+        "'",
+    ],
+)
+def test_a_value_may_be_taken_as_it_stands(text: str) -> None:
+    """A puzzle would lose its zeros, become a number or a list, or have variables of the environment put into it."""
+    arguments = ["checkpoint=x", f"puzzle={text}", "copies=3"]
+    config = parse(arguments, solve.SolveConfig, "", verbatim=["puzzle"], checkpoint="<…>", puzzle="<…>")
+    assert (config.puzzle, config.copies) == (text, 3)
+    with pytest.raises(UserError, match=r"^'puzzle' is not key=value"):
+        parse(["checkpoint=x", "puzzle=x", "puzzle"], solve.SolveConfig, "", verbatim=["puzzle"])
+
+
+def test_only_the_named_key_is_taken_as_it_stands() -> None:
+    """`json=true` would be a text, and a checkpoint that is a number no text; of several values the last counts."""
+    arguments = ["checkpoint=5", "puzzle=1", "json=true", "puzzle=2", "film=null"]
+    config = parse(arguments, solve.SolveConfig, "", verbatim=["puzzle"], checkpoint="<…>", puzzle="<…>")
+    assert (config.checkpoint, config.puzzle, config.as_json, config.film) == ("5", "2", True, None)
+
+
 def test_what_is_missing_is_shown_by_the_usage(call_script: Callable[..., tuple[int, str, str]]) -> None:
     for script, expected in (
         (evaluate, "usage: python evaluate.py checkpoint=<step folder, file or hub id> [data_path=…]"),
         (export, "usage: python -m utils.export checkpoint=<step folder, file or hub id> out=<name>.safetensors"),
         (arc, "usage: python -m utils.arc predictions=<folder or pattern>"),
+        (solve, "usage: python solve.py checkpoint=<step folder, file or hub id> puzzle=<text, file or -> "),
     ):
         for arguments, start in (([], "error: "), (["--halp"], "error: '--halp' is not key=value; ")):
             status, _, err = call_script(script, *arguments)
@@ -87,7 +124,7 @@ def test_what_is_missing_is_shown_by_the_usage(call_script: Callable[..., tuple[
 
 
 @pytest.mark.parametrize("flag", ["--help", "-h"])
-@pytest.mark.parametrize("script", [pretrain, evaluate, export, arc, bench], ids=lambda script: script.__name__)
+@pytest.mark.parametrize("script", [pretrain, evaluate, solve, export, arc, bench], ids=lambda script: script.__name__)
 def test_help_explains_each_key(
     script: ModuleType, flag: str, call_script: Callable[..., tuple[int, str, str]]
 ) -> None:
@@ -98,6 +135,7 @@ def test_help_explains_each_key(
     keys = {
         pretrain: pretrain_keys(),
         evaluate: model_keys(EvaluateConfig),
+        solve: model_keys(solve.SolveConfig),
         export: model_keys(export.ExportConfig),
         arc: model_keys(arc.ArcConfig),
         bench: model_keys(bench.BenchConfig),

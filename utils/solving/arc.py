@@ -16,8 +16,9 @@ import numpy as np
 from pydantic import BaseModel, Field
 
 from common import IGNORE_LABEL_ID
+from common.errors import UserError
 from dataset.arc_augmentations import augmented_tokens, draw_augmentations
-from dataset.arc_grids import PAD, parse_augmentation_name
+from dataset.arc_grids import PAD, SEQ_LEN, VOCAB_SIZE, parse_augmentation_name
 from dataset.arc_tasks import Task
 from dataset.metadata import PuzzleDatasetMetadata
 from models.losses import ACTLossHead
@@ -72,13 +73,24 @@ class ArcSolver:
         solver: the model.
         adaptation: what to do about tasks that it doesn't know.
         data_path: the data set that it was trained on, by whose identifiers it knows tasks; None: as recorded.
+
+    Raises:
+        UserError: if its puzzles have other sizes than those of ARC, or it lacks what `adaptation` is to train.
     """
 
     def __init__(self, solver: Solver, adaptation: Adaptation, data_path: str | None = None):
+        sizes = solver.metadata.seq_len, solver.metadata.vocab_size
+        if sizes != (SEQ_LEN, VOCAB_SIZE):
+            raise UserError(
+                f"this model's ARC tasks have seq_len = {sizes[0]} and vocab_size = {sizes[1]}, expected {SEQ_LEN} and "
+                f"{VOCAB_SIZE}"
+            )
         self.solver, self.adaptation = solver, adaptation
         folder = Path(data_path or solver.trained.data_path)
         names = read_names(folder) if (folder / "identifiers.json").is_file() else []
         table = solver.head.model.puzzle_emb
+        if table is None and adaptation.adapt_steps and adaptation.adapt == "emb":
+            raise UserError("adapt = 'emb' trains puzzle embeddings, and this model has none; use adapt=all")
         self._identifiers: dict[str, list[int]] = {}
         if table is not None and len(names) == len(table.weights):
             for identifier, name in enumerate(names):

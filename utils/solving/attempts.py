@@ -34,7 +34,7 @@ def arc_record(score: TaskScore) -> dict[str, Any]:
         entry = {
             "attempt_1": first,
             "attempt_2": second,
-            "votes": [candidate.votes for candidate in test.candidates[:2]],
+            "votes": [_votes(test, grid) for grid in (first, second)],
             "of": test.predictions,
         }
         tests.append(entry | ({"solved": test.solved(2)} if test.answer.size else {}))
@@ -55,12 +55,15 @@ def _format_input(test: InputScore, width: int, coloured: bool) -> str:
         shown = {"inputs": _tokens(test.input), "preds": _tokens(np.array(grid, np.uint8))}
         if test.answer.size:
             shown["labels"] = _tokens(test.answer)
-        candidate = next((c for c in test.candidates if c.grid.tolist() == grid), None)
-        votes = 0 if candidate is None else candidate.votes
         verdict = None if test.answer.size else ""
         boards = format_puzzle(shown, _ARC, width=width, coloured=coloured, verdict=verdict)
-        lines.append(f"{boards}\nattempt {number}: {votes} of {test.predictions} votes")
+        lines.append(f"{boards}\nattempt {number}: {_votes(test, grid)} of {test.predictions} votes")
     return "\n".join(lines)
+
+
+def _votes(test: InputScore, grid: list[list[int]]) -> int:
+    """Count the votes for an attempt; of a first candidate that is no grid, and so no attempt, they are another's."""
+    return next((candidate.votes for candidate in test.candidates if candidate.grid.tolist() == grid), 0)
 
 
 def _tokens(grid: np.ndarray) -> np.ndarray:

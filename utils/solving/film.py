@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 from collections.abc import Sequence
 from pathlib import Path
 
@@ -10,16 +11,16 @@ import numpy as np
 from common import IGNORE_LABEL_ID
 from common.errors import UserError
 from common.files import replacing
-from dataset.metadata import SET_NAME
+from dataset.metadata import BLANK_IDENTIFIER, SET_NAME
 from utils.evaluation.predictions import predictions_folder
 from utils.solving.solver import Solution
 
-_TEST = "test"
+_TEST, _IDENTIFIERS = "test", "identifiers.json"
 
 
 def check_film(folder: Path) -> None:
     """Raise UserError if a film can't be written to a folder, because something else is there."""
-    ours = {_TEST, predictions_folder(folder, 0).name}
+    ours = {_TEST, _IDENTIFIERS, predictions_folder(folder, 0).name}
     if folder.exists() and not (folder.is_dir() and {path.name for path in folder.iterdir()} <= ours):
         raise UserError(f"film = {str(folder)!r} is there already, and no film; name a new folder")
 
@@ -61,12 +62,21 @@ def write_film(solutions: Sequence[Solution], folder: Path) -> None:
         "step_halted": np.array([[halts for _, _, halts in film] for film in steps], np.bool_),
     }
     sizes = metadata.model_copy(
-        update={"total_groups": n, "mean_puzzle_examples": 1.0, "sets": [SET_NAME], "fields": {}, "command": None}
+        update={
+            "blank_identifier_id": 0,
+            "num_puzzle_identifiers": 1,
+            "total_groups": n,
+            "mean_puzzle_examples": 1.0,
+            "sets": [SET_NAME],
+            "fields": {},
+            "command": None,
+        }
     )
     with replacing(folder) as partial:
         test, saved = partial / _TEST, predictions_folder(partial, 0)
         for part in (test, saved):
             part.mkdir(parents=True)
+        (partial / _IDENTIFIERS).write_text(json.dumps([BLANK_IDENTIFIER]), encoding="utf-8")
         (test / "dataset.json").write_text(sizes.model_dump_json(exclude_defaults=True), encoding="utf-8")
         for name, array in of_test.items():
             np.save(test / f"{SET_NAME}__{name}.npy", array)

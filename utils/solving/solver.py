@@ -5,6 +5,7 @@ from __future__ import annotations
 import sys
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, field
+from pathlib import Path
 from typing import Any
 
 import mlx.core as mx
@@ -232,7 +233,7 @@ def thinking_of(keys: dict[str, Any]) -> Thinking:
         raise UserError(describe_validation_error(error, "solve", known=Thinking.model_fields)) from error
 
 
-def load(checkpoint: str, *, data_path: str | None = None, forward_dtype: str | None = None) -> Solver:
+def load(checkpoint: str | Path, *, data_path: str | Path | None = None, forward_dtype: str | None = None) -> Solver:
     """Load a trained model.
 
     Args:
@@ -244,7 +245,8 @@ def load(checkpoint: str, *, data_path: str | None = None, forward_dtype: str | 
     Raises:
         UserError: if there is no such checkpoint, or nothing tells what puzzles it is for.
     """
-    source = find_weights(checkpoint)
+    data_path = None if data_path is None else str(data_path)
+    source = find_weights(str(checkpoint))
     trained = read_trained_config(source.config_folder, data_path)
     tensors = source.tensors()
     metadata = read_puzzles_of(source, tensors, trained, data_path)

@@ -91,6 +91,28 @@ def test_text_shows_three_boards_side_by_side_and_marks_wrong_cells() -> None:
     assert format_puzzle(sudoku([2, 3, 3, 3]), sizes(4, 4)).splitlines()[0].endswith("1 wrong cell")
 
 
+def test_without_the_truth_there_is_none_to_see() -> None:
+    """The answer to a puzzle that nobody has solved would be called right, and be shown as the truth."""
+    sample = sudoku([2, 3, 1, 3])
+    del sample["labels"]
+    assert format_puzzle(sample, sizes(4, 4), verdict="") == "\n".join(
+        ["puzzle   answer", "1 .      1 2", ". .      . 2"]
+    )
+    for labelled, metadata in ((maze(), MAZE), (arc([[1, 2]]), ARC), (own([2, 1, 4, 4, 4, 1]), OWN)):
+        for coloured in (False, True):
+            unlabelled = {name: array for name, array in labelled.items() if name != "labels"}
+            text = format_puzzle(unlabelled, metadata, coloured=coloured, verdict="")
+            titles = [word for line in ESCAPE.sub("", text).splitlines() for word in line.split() if len(word) > 3]
+            assert {"truth", "wrong", "right"}.isdisjoint(titles)
+            assert {"puzzle", "answer"} <= set(titles)
+
+
+def test_a_verdict_of_ones_own_stands_in_place_of_the_count() -> None:
+    """Solutions have a line of their own on how sure the model is."""
+    shown = format_puzzle(sudoku([2, 3, 1, 3]), sizes(4, 4), verdict="so so").splitlines()
+    assert shown == ["puzzle   answer   truth   so so", "1 .      1  2     1 2", ". .      .* 2*    2 1"]
+
+
 def test_unscored_cells_are_neither_wrong_nor_shown() -> None:
     sample = {"inputs": np.array([4, 11, 0, 7]), "labels": np.array([4, 5, -100, 7]), "preds": np.array([4, 5, 9, 7])}
     assert format_puzzle(sample, sizes(4, 12)) == "\n".join(
