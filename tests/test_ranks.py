@@ -20,7 +20,7 @@ from dataset.puzzle_dataset import PuzzleDataset
 from tests.helpers.arc_source import make_arc
 from tests.helpers.configs import TINY_ARCH
 from tests.helpers.rank_processes import free_ports, ranks_of, run_ranks
-from tests.helpers.thinking import PLUGINS, SAMPLE_FILES, make_sudoku, write_solver
+from tests.helpers.thinking import SAMPLE_FILES, SOLVERS, make_sudoku, write_solver
 from tests.helpers.tiny_data import ROOT, make_tiny_data, run_script, split_test_set, train_arguments
 from utils.checkpoints.safetensors_file import write_safetensors
 from utils.checkpoints.stored_tensors import host_tensor
@@ -230,7 +230,7 @@ def test_ranks_take_the_samples_that_one_process_takes(tmp_path: Path) -> None:
     script = tmp_path / "evaluate_solver.py"
     script.write_text(
         "import utils.linux_cpu\nimport models\n"
-        f"models.__path__.append({str(PLUGINS)!r})\nimport evaluate\nevaluate.main()\n"
+        f"models.__path__.append({str(SOLVERS)!r})\nimport evaluate\nevaluate.main()\n"
     )
     records, found = [], []
     for ranks in (1, 2):

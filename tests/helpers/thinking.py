@@ -25,7 +25,7 @@ from dataset.writer import DatasetWriter
 from models.losses import ACTLossHead
 from models.variation import SAMPLE_KEY, vary
 from tests.helpers.configs import pretrain_config, train_state
-from tests.plugins.models.solvers import Elimination, Flood
+from tests.helpers.solvers import Elimination, Flood
 from utils.checkpoints.safetensors_file import write_safetensors
 from utils.checkpoints.stored_tensors import host_tensor
 from utils.evaluation.evaluate import Evaluation, Evaluator, evaluate
@@ -34,7 +34,7 @@ from utils.evaluation.search import Search
 from utils.evaluation.thinking import Thinking
 
 MAX_STEPS = 5  # halt_max_steps of the solvers
-PLUGINS = Path(__file__).parents[1] / "plugins" / "models"
+SOLVERS = Path(__file__).parent  # the folder of their module
 SAMPLE_FILES = ("sample_preds", "sample_q_halt_logits", "sample_movement", "sample_steps")
 OUTPUTS = ("inputs", "labels", "preds", "logits", "q_halt_logits")
 
@@ -96,13 +96,13 @@ def random_hrm(metadata: PuzzleDatasetMetadata) -> ACTLossHead:
 
 
 def write_solver(folder: Path, data: Path, monkeypatch: pytest.MonkeyPatch | None = None) -> Path:
-    """Write a checkpoint of the solver of these puzzles, whose module lies in PLUGINS.
+    """Write a checkpoint of the solver of these puzzles, whose module lies in SOLVERS.
 
     Args:
         monkeypatch: lets scripts in this process find the module.
     """
     if monkeypatch is not None:
-        monkeypatch.setattr(models, "__path__", [*models.__path__, str(PLUGINS)])
+        monkeypatch.setattr(models, "__path__", [*models.__path__, str(SOLVERS)])
     metadata = opened(data).metadata
     head = solver(metadata)
     arch: dict[str, Any] = {

@@ -117,7 +117,7 @@ def test_settled_takes_the_least_movement() -> None:
 
 
 def test_the_vote_is_of_answers_and_a_tie_goes_to_the_mean_probability() -> None:
-    """By sums, an answer's number of votes would count twice; by logits, one sure sample would decide alone."""
+    """One sure sample would outvote two others; by logits, it would also decide between answers with equal votes."""
     assert chosen("vote", sample(0, 9.0, answer=1), sample(1, answer=2), sample(2, answer=2)) == [0, 0, 1]
     # mean probabilities 0.5 and 0.51; mean logits 0 and -9
     tie = [sample(0, 0.0, answer=1), sample(1, 0.0, answer=1), sample(2, -30.0, answer=2), sample(3, 12.0, answer=2)]

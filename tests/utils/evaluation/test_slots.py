@@ -282,6 +282,10 @@ def test_a_verified_answer_ends_the_other_samples_of_its_puzzle() -> None:
     alone = [[right_after(2, of=9), *[wrong(9)] * 7]]
     assert len(play(alone, 4, "rules").seated) == 2
 
+    # two puzzles in four seats, a second sample of each where no third puzzle waits: those of the solved one leave
+    solved = [[right_after(2, of=9), *[wrong(9)] * 7], [wrong(4)] * 8]
+    assert play(solved, 4, "rules").seated[1:3] == [{(0, 0), (1, 0), (0, 1), (1, 1)}, {(1, n) for n in range(4)}]
+
     # two puzzles in two seats: none takes a second seat while the other is to be tried
     pair = [[wrong(2), right_after(1, of=9), wrong(9)], [wrong(3), wrong(3), wrong(3)]]
     seated = play(pair, 2, "rules").seated
