@@ -57,6 +57,9 @@ class SolveConfig(Thinking, Adaptation):
     data_path: HomePath | None = Field(
         default=None, description="a data set of such puzzles, for a checkpoint that doesn't record what it is for"
     )
+    puzzle_name: str | None = Field(
+        default=None, description="which of the named puzzles of your own data set it is; null: none"
+    )
     as_json: bool = Field(default=False, alias="json", description="print a line of JSON for each puzzle")
     film: HomePath | None = Field(
         default=None,
@@ -80,21 +83,27 @@ def solve_boards(solver: Solver, config: SolveConfig) -> bool:
     if config.film is not None:
         check_film(Path(config.film))
     width, coloured = terminal()
-    solutions = []
-    for solution in solver.solve_all(puzzles, config, seed=config.seed, batch_size=config.batch_size):
+    if config.puzzle_name is None and solver.metadata.num_puzzle_identifiers > 1:
+        print("this model was trained on named puzzles; puzzle_name=… tells which one it is given", file=sys.stderr)
+    solutions = solver.solve_all(
+        puzzles, config, puzzle_name=config.puzzle_name, seed=config.seed, batch_size=config.batch_size
+    )
+    solved, filmed = 0, []
+    for solution in solutions:
         if config.as_json:
             print(json.dumps(solution.record(), ensure_ascii=False), flush=True)
         else:
             title = f"{solution.puzzle.name}\n" if len(puzzles) > 1 else ""
             print(title + solution.format(width, coloured), end="\n\n", flush=True)
-        solutions.append(solution)
-    solved = sum(solution.is_solved for solution in solutions)
-    if len(solutions) > 1:
-        print(f"{solved} of {len(solutions)} solved", file=sys.stderr)
+        solved += solution.is_solved
+        if config.film is not None:
+            filmed.append(solution)
+    if len(puzzles) > 1:
+        print(f"{solved} of {len(puzzles)} solved", file=sys.stderr)
     if config.film is not None:
-        write_film(solutions, Path(config.film))
+        write_film(filmed, Path(config.film))
         print(f"film: open puzzle_visualizer.html, and choose the folder {config.film}", file=sys.stderr)
-    return solved == len(solutions)
+    return solved == len(puzzles)
 
 
 def solve_arc(solver: Solver, config: SolveConfig) -> bool:
@@ -104,7 +113,7 @@ def solve_arc(solver: Solver, config: SolveConfig) -> bool:
     if config.submission is not None and Path(config.submission).is_dir():
         raise UserError(f"{config.submission} is a folder; name the file to write")
     tasks = read_arc_tasks(config.puzzle, sys.stdin)
-    arc = ArcSolver(solver, config, config.data_path)
+    arc = ArcSolver(solver, config)
     unknown = sum(not arc.knows(task) for task in tasks)
     if unknown and not config.adapt_steps:
         print(

@@ -52,6 +52,16 @@ def read_puzzles_of(
     Raises:
         UserError: if none of these tells, or one is damaged.
     """
+    shapes = {name: tensor.shape for name, tensor in tensors.items()}
+    metadata = _sizes(source, shapes, trained, data_path)
+    # of the model's own table: identifiers of another build of the data set are as many as they are
+    rows = next((shape[0] for name, shape in shapes.items() if name.endswith(f"{PUZZLE_EMB}.weights")), None)
+    return metadata if rows is None else metadata.model_copy(update={"num_puzzle_identifiers": rows})
+
+
+def _sizes(
+    source: WeightsSource, shapes: dict[str, tuple[int, ...]], trained: TrainedConfig, data_path: str | None
+) -> PuzzleDatasetMetadata:
     if data_path is not None:
         return read_metadata(Path(data_path), "test")
     recorded = recorded_puzzles(source.file)
@@ -59,7 +69,6 @@ def read_puzzles_of(
         return parse_metadata(recorded, f"{source.file}, its header", "give a data set of such puzzles as data_path")
     if (Path(trained.data_path) / "test").is_dir():
         return read_metadata(Path(trained.data_path), "test")
-    shapes = {name: tensor.shape for name, tensor in tensors.items()}
     vocab_size = next((shape[0] for name, shape in shapes.items() if name.endswith(_VOCABULARY)), 0)
     if vocab_size not in _PUBLISHED:
         raise UserError(
@@ -67,14 +76,13 @@ def read_puzzles_of(
             "give a data set of such puzzles as data_path=<folder>"
         )
     kind, seq_len, box = _PUBLISHED[vocab_size]
-    identifiers = next((shape[0] for name, shape in shapes.items() if name.endswith(f"{PUZZLE_EMB}.weights")), 1)
     return PuzzleDatasetMetadata(
         pad_id=0,
         ignore_label_id=0,
         blank_identifier_id=0,
         vocab_size=vocab_size,
         seq_len=seq_len,
-        num_puzzle_identifiers=identifiers,
+        num_puzzle_identifiers=1,
         total_groups=1,
         mean_puzzle_examples=1.0,
         sets=[SET_NAME],

@@ -72,13 +72,12 @@ class ArcSolver:
     Args:
         solver: the model.
         adaptation: what to do about tasks that it doesn't know.
-        data_path: the data set that it was trained on, by whose identifiers it knows tasks; None: as recorded.
 
     Raises:
         UserError: if its puzzles have other sizes than those of ARC, or it lacks what `adaptation` is to train.
     """
 
-    def __init__(self, solver: Solver, adaptation: Adaptation, data_path: str | None = None):
+    def __init__(self, solver: Solver, adaptation: Adaptation):
         sizes = solver.metadata.seq_len, solver.metadata.vocab_size
         if sizes != (SEQ_LEN, VOCAB_SIZE):
             raise UserError(
@@ -86,7 +85,7 @@ class ArcSolver:
                 f"{VOCAB_SIZE}"
             )
         self.solver, self.adaptation = solver, adaptation
-        folder = Path(data_path or solver.trained.data_path)
+        folder = Path(solver.trained.data_path)  # by whose identifiers it knows tasks
         names = read_names(folder) if (folder / "identifiers.json").is_file() else []
         table = solver.head.model.puzzle_emb
         if table is None and adaptation.adapt_steps and adaptation.adapt == "emb":

@@ -12,13 +12,14 @@ import mlx.core as mx
 import numpy as np
 from pydantic import ValidationError
 
-from common.errors import UserError, describe_validation_error
+from common.errors import UserError, describe_validation_error, shown
 from dataset.arc_grids import is_arc
 from dataset.metadata import PuzzleDatasetMetadata
 from dataset.notations import notation_of
 from dataset.puzzle_dataset import Batch, padding_arrays
 from dataset.puzzle_text import Puzzle, read_puzzles
 from models.losses import ACTLossHead
+from utils.arc.tasks import read_names
 from utils.checkpoints.foreign_config import TrainedConfig, read_trained_config
 from utils.checkpoints.puzzles import read_puzzles_of
 from utils.checkpoints.weights import WeightsSource, find_weights, load_weights
@@ -128,12 +129,13 @@ class Solver:
         self._rules = rules_of(metadata)
         self._key: tuple[str, int] | None = None
 
-    def solve(self, puzzle: str, *, seed: int = 0, **thinking: Any) -> Solution:
+    def solve(self, puzzle: str, *, puzzle_name: str | None = None, seed: int = 0, **thinking: Any) -> Solution:
         """Solve one puzzle.
 
         Args:
             puzzle: as text: the cells of a Sudoku, `.` or `0` for blanks; the rows of a maze over `# SG`; or the
                 symbols of a data set of one's own. See `dataset.puzzle_text.read_puzzles`.
+            puzzle_name: as in `solve_all`.
             seed: of the further samples.
             thinking: the keys of `Thinking`, such as `samples=16, relabel=True`.
 
@@ -143,17 +145,24 @@ class Solver:
         puzzles = read_puzzles(puzzle, self.metadata, sys.stdin)
         if len(puzzles) != 1:
             raise UserError(f"{len(puzzles)} puzzles were given, expected one; solve_all takes several")
-        (solution,) = self.solve_all(puzzles, thinking_of(thinking), seed=seed)
+        (solution,) = self.solve_all(puzzles, thinking_of(thinking), puzzle_name=puzzle_name, seed=seed)
         return solution
 
     def solve_all(
-        self, puzzles: Sequence[Puzzle], thinking: Thinking, *, seed: int = 0, batch_size: int = BATCH_SIZE
+        self,
+        puzzles: Sequence[Puzzle],
+        thinking: Thinking,
+        *,
+        puzzle_name: str | None = None,
+        seed: int = 0,
+        batch_size: int = BATCH_SIZE,
     ) -> Iterator[Solution]:
         """Solve puzzles, in their order.
 
         Args:
             puzzles: of `read_puzzles`.
             thinking: how far to think.
+            puzzle_name: which of its data set's named puzzles they are, and so whose embedding they get; None: none.
             seed: of the further samples.
             batch_size: rows of a batch at most.
 
@@ -163,7 +172,7 @@ class Solver:
         if is_arc(self.metadata):
             raise UserError("this model works on ARC tasks; give them to solve.py, or to ArcSolver")
         inputs = np.stack([puzzle.inputs for puzzle in puzzles])
-        identifiers = np.full(len(puzzles), self.metadata.blank_identifier_id)
+        identifiers = np.full(len(puzzles), self._identifier(puzzle_name))
         found = self.think(inputs, identifiers, thinking, seed=seed, batch_size=batch_size)
         for puzzle, in_slots in zip(puzzles, found, strict=True):
             best = in_slots.judge.best
@@ -177,6 +186,18 @@ class Solver:
                 film=best.film,
                 metadata=self.metadata,
             )
+
+    def _identifier(self, puzzle_name: str | None) -> int:
+        """Return the puzzle identifier of a name."""
+        if puzzle_name is None:
+            return self.metadata.blank_identifier_id
+        names = read_names(Path(self.trained.data_path))
+        if puzzle_name not in names or len(names) != self.metadata.num_puzzle_identifiers:
+            raise UserError(
+                f"puzzle_name = {shown(puzzle_name)}: {self.trained.data_path} has no puzzle of that name, or is not "
+                "the data set of the training; give that as data_path"
+            )
+        return names.index(puzzle_name)
 
     def think(
         self,
@@ -250,6 +271,8 @@ def load(checkpoint: str | Path, *, data_path: str | Path | None = None, forward
     trained = read_trained_config(source.config_folder, data_path)
     tensors = source.tensors()
     metadata = read_puzzles_of(source, tensors, trained, data_path)
+    if data_path is not None:
+        trained = trained.model_copy(update={"data_path": data_path})
     if forward_dtype is not None:
         arch = ArchConfig.model_validate(trained.arch.model_dump() | {"forward_dtype": forward_dtype})
         trained = trained.model_copy(update={"arch": arch})

@@ -132,7 +132,7 @@ def test_tasks_are_known_by_the_data_set_of_the_training(trained: Trained, tmp_p
     task = parsed("e0", trained.tasks["e0"])
     moved = write_model(tmp_path / "run", read_metadata(trained.data, "test"), TINY_ARC_ARCH)
     assert not ArcSolver(load(moved), Adaptation()).knows(task)  # its data set is not here
-    assert ArcSolver(load(moved), Adaptation(), str(trained.data)).knows(task)
+    assert ArcSolver(load(moved, data_path=trained.data), Adaptation()).knows(task)
     other_size = write_model(tmp_path / "other", ARC, TINY_ARC_ARCH, data_path=trained.data)
     assert not ArcSolver(load(other_size), Adaptation()).knows(task)
     assert not ArcSolver(load(trained.checkpoint), Adaptation()).knows(parsed("e9", trained.tasks["e0"]))
