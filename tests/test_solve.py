@@ -298,6 +298,8 @@ def test_puzzles_of_ones_own_are_typed_in_their_symbols(run_here: Run, tmp_path:
     assert "choose = 'rules' needs puzzles whose answers can be verified" in one_line(
         run_here(f"checkpoint={run}", "puzzle=abcabc", "choose=rules")
     )
+    line = one_line(run_here(f"checkpoint={run}", "puzzle=abcabc", "samples=2", "relabel=true"))
+    assert "names the kind pairs, whose symmetries aren't known" in line
 
 
 # ---------------------------------------------------------------------------------------------------- thinking longer

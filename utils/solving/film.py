@@ -37,16 +37,17 @@ def write_film(solutions: Sequence[Solution], folder: Path) -> None:
     """
     metadata = solutions[0].metadata
     n = len(solutions)
-    unknown = np.full(metadata.seq_len, IGNORE_LABEL_ID, np.int16)
+    tokens = np.uint8 if metadata.vocab_size <= np.iinfo(np.uint8).max + 1 else np.int32
+    unknown = np.full(metadata.seq_len, IGNORE_LABEL_ID, np.int32)
     truths = [s.puzzle.labels if s.puzzle.labels is not None else s.preds if s.verified else unknown for s in solutions]
-    labels = np.stack(truths).astype(np.int16)
+    labels = np.stack(truths).astype(np.int16 if tokens is np.uint8 else np.int32)
     longest = max(len(solution.film) for solution in solutions)
     steps = [[*s.film, *[s.film[-1]] * (longest - len(s.film))] for s in solutions]
-    inputs = np.stack([solution.puzzle.inputs for solution in solutions]).astype(np.uint8)
+    inputs = np.stack([solution.puzzle.inputs for solution in solutions]).astype(tokens)
     one_each = np.arange(n + 1, dtype=np.int32)
     of_test: dict[str, np.ndarray] = {
         "inputs": inputs,
-        "labels": np.where(labels == IGNORE_LABEL_ID, metadata.ignore_label_id or 0, labels).astype(np.uint8),
+        "labels": np.where(labels == IGNORE_LABEL_ID, metadata.ignore_label_id or 0, labels).astype(tokens),
         "puzzle_identifiers": np.zeros(n, np.int32),
         "puzzle_indices": one_each,
         "group_indices": one_each,
@@ -55,9 +56,9 @@ def write_film(solutions: Sequence[Solution], folder: Path) -> None:
         "inputs": inputs,
         "labels": labels,
         "puzzle_identifiers": np.zeros(n, np.int32),
-        "preds": np.stack([solution.preds for solution in solutions]).astype(np.uint8),
+        "preds": np.stack([solution.preds for solution in solutions]).astype(tokens),
         "q_halt_logits": np.array([film[-1][1] for film in steps], np.float32),
-        "step_preds": np.array([[preds for preds, _, _ in film] for film in steps], np.uint8),
+        "step_preds": np.array([[preds for preds, _, _ in film] for film in steps], tokens),
         "step_q_halt_logits": np.array([[q for _, q, _ in film] for film in steps], np.float32),
         "step_halted": np.array([[halts for _, _, halts in film] for film in steps], np.bool_),
     }

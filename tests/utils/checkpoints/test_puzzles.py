@@ -66,6 +66,13 @@ def test_what_is_recorded_is_what_the_data_set_said(tmp_path: Path) -> None:
         assert recorded_puzzles(checkpoint / "model.safetensors") == puzzles_text(metadata)
 
 
+def test_the_record_counts_before_the_data_set_of_the_training(tmp_path: Path) -> None:
+    """A data set that was built anew at the same place, of other puzzles, would be taken for the model's."""
+    data = make_tiny_data(tmp_path / "data")
+    assert puzzles_of(write_model(tmp_path / "run", SUDOKU_4, data_path=data)) == SUDOKU_4
+    assert puzzles_of(write_model(tmp_path / "older", SUDOKU_4, data_path=data, recorded=None)).kind is None
+
+
 def test_an_export_passes_on_what_is_recorded(tmp_path: Path, call_script: Run, run_here: Run) -> None:
     """An exported model would need the data set of the one that it was exported from."""
     checkpoint = write_model(tmp_path / "run", SUDOKU_4)

@@ -18,12 +18,13 @@ from common.errors import UserError
 from dataset.puzzle_dataset import PuzzleDataset
 from dataset.puzzle_text import Puzzle
 from tests.helpers.browser import MISSING, open_browser
+from tests.helpers.configs import sizes
 from tests.helpers.solving import RULE_ARCH, SUDOKU_4, rule_model, sudoku_text, write_model
 from tests.helpers.tiny_data import puzzles
 from tests.helpers.viewer import Viewer, digits
 from utils.evaluation.thinking import Thinking
 from utils.solving.film import check_film, write_film
-from utils.solving.solver import Solver, load
+from utils.solving.solver import Solution, Solver, load
 
 Run = Callable[..., tuple[int, str, str]]
 
@@ -83,6 +84,32 @@ def test_a_film_has_every_step_and_stands_still_at_the_end(rules: Solver, tmp_pa
     (batch,) = dataset.eval_batches()
     np.testing.assert_array_equal(batch.inputs, np.stack([puzzle.inputs for puzzle in given]))
     assert set(batch.labels[1].tolist()) == {IGNORE_LABEL_ID}
+
+
+def test_tokens_beyond_a_byte_stay_what_they_are(tmp_path: Path) -> None:
+    """Of a large vocabulary, other symbols would be shown than the model has answered with."""
+    vocabulary = ["", *(f"{number}" for number in range(299))]
+    metadata = sizes(4, 300, 1).model_copy(
+        update={"kind": "own", "vocabulary": vocabulary, "ignore_label_id": 0, "shape": (2, 2)}
+    )
+    preds = np.array([299, 256, 255, 1], np.int32)
+    puzzle = Puzzle("p", preds[::-1].copy(), preds)
+    solution = Solution(
+        puzzle,
+        preds=preds,
+        verified=None,
+        steps=1,
+        samples=1,
+        confidence=0.5,
+        film=[(preds, 0.0, False)],
+        metadata=metadata,
+    )
+    write_film([solution], tmp_path / "film")
+    for name, array in arrays(tmp_path / "film").items():
+        if name in ("preds", "step_preds", "labels"):
+            assert array.ravel().tolist() == preds.tolist(), name
+    (batch,) = PuzzleDataset(tmp_path / "film", "test", global_batch_size=1).eval_batches()
+    assert (batch.inputs[0].tolist(), batch.labels[0].tolist()) == (preds[::-1].tolist(), preds.tolist())
 
 
 def test_only_a_film_is_replaced(run_here: Run, tmp_path: Path) -> None:
