@@ -27,7 +27,8 @@ from utils.model import build_model
 SUDOKU_4 = sizes(num_puzzle_identifiers=1).model_copy(update={"kind": "sudoku", "box": (2, 2), "ignore_label_id": 0})
 ARC = sizes(SEQ_LEN, VOCAB_SIZE).model_copy(update={"kind": "arc", "ignore_label_id": 0})
 RULE_ARCH = {
-    "name": "naked_singles@NakedSingles",
+    "name": "solvers@Elimination",
+    "box": [2, 2],
     "loss": TINY_ARCH["loss"],
     "halt_exploration_prob": 0.0,
     "halt_max_steps": 8,
@@ -40,12 +41,12 @@ TINY_ARC_ARCH = TINY_ARCH | {"hidden_size": 16, "num_heads": 1, "puzzle_emb_ndim
 def rule_model() -> Iterator[None]:
     """Put the model that solves by the rules among the modules of `models`."""
     before = [*models.__path__]
-    models.__path__ = [*before, str(Path(__file__).parent / "models")]
+    models.__path__ = [*before, str(Path(__file__).parent)]
     try:
         yield
     finally:
         models.__path__ = before
-        sys.modules.pop("models.naked_singles", None)
+        sys.modules.pop("models.solvers", None)
 
 
 def write_model(

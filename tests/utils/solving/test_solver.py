@@ -74,7 +74,7 @@ def test_a_puzzle_is_answered_with_all_that_is_known_of_it(rules: Solver) -> Non
     assert (found.text, found.verified, found.exact, found.is_solved) == (ANSWER, True, None, True)
     np.testing.assert_array_equal(found.preds, LABELS[0])
     assert (found.preds.dtype, found.samples, found.puzzle.name) == (np.dtype(np.int32), 1, "puzzle 1")
-    assert found.confidence == pytest.approx(1 / (1 + np.exp(-1)))
+    assert found.confidence == pytest.approx(1 / (1 + np.exp(-0.5)))
     # After each step, each cell that was filled stays, and the last is the answer
     assert len(found.film) == found.steps
     filled = [(preds != 1).sum() for preds, _, _ in found.film]
