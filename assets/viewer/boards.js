@@ -51,7 +51,8 @@ function showPuzzle() {
     const [result, details] = verdict(answer);
     line.firstChild.textContent = view.scores?.other ? `Run ${i + 1}: ${result}` : result;
     line.lastChild.textContent = details;
-    line.className = answer.preds ? (count(answer.wrong) ? "wrong" : "exact") : "";
+    const isKnown = answer.preds && current.unscored.some((unscored) => !unscored);
+    line.className = isKnown ? (count(answer.wrong) ? "wrong" : "exact") : "";
   });
   byId("votes").textContent = current.votes && `${ofRunOne("Votes")}: ${current.votes}`;
   byId("votes").hidden = !current.votes;
@@ -80,6 +81,7 @@ function verdict(answer) {
   const [isRight, words] = judge(view.kind, current.inputs, answer.preds, view.columns, view.box) ?? [false, ""];
   const isOther = wrong && isRight; // right, but not the label's way
   if (words && !isOther) details.unshift(words);
+  if (!scored) return ["No label", details.map((text) => ` · ${text}`).join("")];
   return [
     wrong ? `✗ ${grouped(wrong)} of ${plural(scored, "cell")} wrong${isOther ? `, yet ${words}` : ""}` : "✓ Exact",
     details.map((text) => ` · ${text}`).join(""),

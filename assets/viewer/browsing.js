@@ -19,8 +19,10 @@ const COMPARISONS = { first: [true, false], second: [false, true], both: [true, 
 /**
  * How many cells of each prediction are wrong, counted in the background for the part of a set that has predictions.
  *
- * `count` examples have a prediction, and `wrong[i]` of the first `done` is known. `halts[i]`: whether the model's own
- * rule would halt it after the last step; null if that isn't stored. `other`: the scores of another run, if any.
+ * `count` examples have a prediction, and `wrong[i]` of the first `done` is known. It is -1 where no cell has a label, as
+ * in puzzles whose answer nobody knows: these `unlabelled` ones are neither exact nor wrong. `halts[i]`: whether the
+ * model's own rule would halt it after the last step; null if that isn't stored. `other`: the scores of another run, if
+ * any.
  */
 class Scores {
   constructor(set, predictions, other = null) {
@@ -30,6 +32,7 @@ class Scores {
       other,
       done: 0,
       exact: 0,
+      unlabelled: 0,
       cells: 0,
       wrongCells: 0,
       halts: null,
@@ -62,15 +65,18 @@ class Scores {
       const [a, b] = this.set.ignored;
       for (let row = start; row < stop; row++) {
         const at = (row - start) * seqLen;
+        const cellsBefore = this.cells;
         let wrong = 0;
         for (let i = at; i < at + seqLen; i++) {
           if (labels[i] === a || labels[i] === b) continue;
           this.cells++;
           if (preds[i] !== labels[i]) wrong++;
         }
-        this.wrong[row] = wrong;
+        const isLabelled = this.cells > cellsBefore;
+        this.wrong[row] = isLabelled ? wrong : -1;
         this.wrongCells += wrong;
-        if (!wrong) this.exact++;
+        if (!isLabelled) this.unlabelled++;
+        else if (!wrong) this.exact++;
       }
       this.done = stop;
       if (!this.cancelled) progress();
@@ -78,7 +84,7 @@ class Scores {
   }
 
   passes(filter, example) {
-    if (example >= this.done) return false;
+    if (example >= this.done || this.wrong[example] < 0) return false;
     const exact = this.wrong[example] === 0;
     if (filter in COMPARISONS) {
       const [one, another] = COMPARISONS[filter];

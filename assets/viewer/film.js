@@ -22,6 +22,7 @@ class Film {
     film.halt = halt < 0 ? null : halt;
     film.wrong = Array.from({ length: steps }, (_, t) => wrongCells(film.tokens(t), labels, isScored));
     film.wrongCells = film.wrong.map(count);
+    film.hasLabel = labels.some(isScored);
     return film;
   }
 
@@ -37,10 +38,8 @@ class Film {
 
   describe(step) {
     const wrong = this.wrongCells[step];
-    const parts = [
-      `Step ${step + 1} of ${this.steps}`,
-      wrong ? `${wrong} wrong cell${wrong > 1 ? "s" : ""}` : "all right",
-    ];
+    const parts = [`Step ${step + 1} of ${this.steps}`];
+    if (this.hasLabel) parts.push(wrong ? `${wrong} wrong cell${wrong > 1 ? "s" : ""}` : "all right");
     if (step) parts.push(`${count(this.changed(step))} changed`);
     if (this.q) parts.push(`${this.qName} ${signed(this.q[step])}`);
     return parts.join(" · ");

@@ -88,13 +88,16 @@ function showFacts() {
 }
 
 /** How many predictions of a run are right, in words. */
-function scoreText({ set, count: total, done, exact, cells, wrongCells }) {
+function scoreText({ set, count: total, done, exact, unlabelled, cells, wrongCells }) {
   const counting = done < total ? ` (counted ${grouped(done)} of ${grouped(total)})` : "";
   const missing = set.numExamples - total;
   const without = missing ? `; ${plural(missing, "example")} without prediction` : "";
+  const labelled = done - unlabelled;
+  const unknown = unlabelled ? `; ${plural(unlabelled, "puzzle")} without a label` : "";
+  if (unlabelled && !labelled) return `${plural(unlabelled, "prediction")}, none with a label${counting}${without}`;
   return (
-    `${grouped(exact)} of ${plural(done, "prediction")} exact, ${percent(exact, done)}; ` +
-    `${percent(cells - wrongCells, cells)} of cells right${counting}${without}`
+    `${grouped(exact)} of ${plural(labelled, "prediction")} exact, ${percent(exact, labelled)}; ` +
+    `${percent(cells - wrongCells, cells)} of cells right${unknown}${counting}${without}`
   );
 }
 
@@ -103,12 +106,12 @@ const runNames = () =>
   [view.predictions, view.other].map((run, i) => `Run ${i + 1}, ${labelOf(run.path, view.offered.predictions)}`);
 
 function showScores(scores) {
-  const { done, exact, other } = scores;
+  const { done, exact, unlabelled, other } = scores;
   byId("score-text").textContent = `${other ? `${runNames()[0]}: ` : ""}${scoreText(scores)}`;
   byId("other-score-text").hidden = !other;
   if (other) byId("other-score-text").textContent = `${runNames()[1]}: ${scoreText(other)}`;
-  document.querySelector("#scores .meter span").style.width = `${(100 * exact) / Math.max(1, done)}%`;
-  const counts = { exact, wrong: done - exact };
+  document.querySelector("#scores .meter span").style.width = `${(100 * exact) / Math.max(1, done - unlabelled)}%`;
+  const counts = { exact, wrong: done - unlabelled - exact };
   for (const filter of [...(scores.halts ? ["sure", "unsure"] : []), ...(other ? Object.keys(COMPARISONS) : [])]) {
     counts[filter] = 0;
     for (let i = 0; i < done; i++) if (scores.passes(filter, i)) counts[filter]++;
@@ -175,14 +178,15 @@ function renderEntry(row, i) {
 
 /** Write how many of the examples [start, end) of an entry a run has right. */
 function markEntry(mark, scores, start, end) {
-  const scored = scores ? Math.min(end, scores.done) - start : 0;
-  mark.hidden = scored <= 0;
+  const found = scores ? scores.wrong.subarray(start, Math.max(start, Math.min(end, scores.done))) : [];
+  const labelled = found.filter((wrong) => wrong >= 0);
+  const scored = labelled.length;
+  mark.hidden = !scored;
   if (mark.hidden) return;
-  let exact = 0;
-  for (let example = start; example < start + scored; example++) if (!scores.wrong[example]) exact++;
+  const exact = labelled.filter((wrong) => !wrong).length;
   mark.className = `detail score ${exact === scored ? "good" : "bad"}`;
   if (scored > 1) mark.textContent = `${grouped(exact)}/${grouped(scored)}`;
-  else mark.textContent = exact ? "✓" : `✗ ${scores.wrong[start]}`;
+  else mark.textContent = exact ? "✓" : `✗ ${labelled[0]}`;
 }
 
 /** Write a name that is shortened before its end, where ARC's augmented tasks differ: `…_t3_0123456789`. */

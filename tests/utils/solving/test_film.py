@@ -167,3 +167,30 @@ def test_the_viewer_opens_a_film(browser: Any, run_here: Run, tmp_path: Path) ->
             viewer.press(",")
     assert viewer.problems == []
     viewer.close()
+
+
+@pytest.mark.slow
+def test_the_viewer_calls_no_answer_right_that_nobody_knows(browser: Any, rules: Solver, tmp_path: Path) -> None:
+    """An answer that breaks the rules would stand there as exact, beside a label that is none."""
+    solved, unsolved = (rules.solve(text) for text in (sudoku_text(INPUTS[0]), "." * 16))
+    viewer = Viewer(browser)
+    write_film([solved, unsolved], tmp_path / "film")
+    viewer.open(tmp_path / "film")
+    viewer.until("view.scores && view.scores.done === view.scores.count")
+    viewer.show(0)
+    assert viewer.text("#verdict").startswith("✓ Exact · a valid solution · q_halt +1.00")
+    assert "all right" in viewer.text("#step-text")
+    viewer.show(1)
+    assert viewer.text("#verdict").startswith("No label · no valid solution · q_halt −31.00")
+    assert viewer.text("#step-text").startswith("Step 8 of 8 · 0 changed")
+    score = "1 of 1 prediction exact, 100.0 %; 100.0 % of cells right; 1 puzzle without a label"
+    assert viewer.text("#score-text") == score
+    options = viewer.page.locator("#filter option").all_inner_texts()
+    assert options[:3] == ["All (2)", "Exact (1)", "Wrong (0)"]
+    marks = viewer.page.locator("#list .score").all()
+    assert [mark.inner_text() for mark in marks if mark.is_visible()] == ["✓"]
+    write_film([unsolved], tmp_path / "film")
+    viewer.open(tmp_path / "film")
+    viewer.until("view.scores && view.scores.done === view.scores.count")
+    assert viewer.text("#score-text") == "1 prediction, none with a label"
+    viewer.close()
