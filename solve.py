@@ -115,7 +115,7 @@ def solve_arc(solver: Solver, config: SolveConfig) -> bool:
     tasks = read_arc_tasks(config.puzzle, sys.stdin)
     arc = ArcSolver(solver, config)
     unknown = sum(not arc.knows(task) for task in tasks)
-    if unknown and not config.adapt_steps:
+    if unknown and not config.adapt_steps and solver.head.model.puzzle_emb is not None:
         print(
             f"{unknown} of {len(tasks)} tasks have no puzzle embedding of their own, and get the mean of all others: "
             "it says nothing of a task's rule, so expect next to nothing; adapt_steps=200 trains one on the "

@@ -171,6 +171,11 @@ class Solver:
         """
         if is_arc(self.metadata):
             raise UserError("this model works on ARC tasks; give them to solve.py, or to ArcSolver")
+        if self.metadata.fields:
+            raise UserError(
+                f"this model needs the fields {', '.join(self.metadata.fields)} of its data set, which a puzzle as text "
+                "doesn't have; use evaluate.py"
+            )
         inputs = np.stack([puzzle.inputs for puzzle in puzzles])
         identifiers = np.full(len(puzzles), self._identifier(puzzle_name))
         found = self.think(inputs, identifiers, thinking, seed=seed, batch_size=batch_size)

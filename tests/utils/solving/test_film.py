@@ -178,7 +178,7 @@ def test_the_viewer_calls_no_answer_right_that_nobody_knows(browser: Any, rules:
     viewer.open(tmp_path / "film")
     viewer.until("view.scores && view.scores.done === view.scores.count")
     viewer.show(0)
-    assert viewer.text("#verdict").startswith("✓ Exact · a valid solution · q_halt +1.00")
+    assert viewer.text("#verdict").startswith("✓ Exact · a valid solution · q_halt +0.50")
     assert "all right" in viewer.text("#step-text")
     viewer.show(1)
     assert viewer.text("#verdict").startswith("No label · no valid solution · q_halt −31.00")
