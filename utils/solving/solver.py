@@ -173,8 +173,8 @@ class Solver:
             raise UserError("this model works on ARC tasks; give them to solve.py, or to ArcSolver")
         if self.metadata.fields:
             raise UserError(
-                f"this model needs the fields {', '.join(self.metadata.fields)} of its data set, which a puzzle as text "
-                "doesn't have; use evaluate.py"
+                f"this model needs the fields {', '.join(self.metadata.fields)} of its data set, which puzzles as text "
+                "lack; use evaluate.py"
             )
         inputs = np.stack([puzzle.inputs for puzzle in puzzles])
         identifiers = np.full(len(puzzles), self._identifier(puzzle_name))

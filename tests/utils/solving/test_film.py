@@ -181,7 +181,7 @@ def test_the_viewer_calls_no_answer_right_that_nobody_knows(browser: Any, rules:
     assert viewer.text("#verdict").startswith("✓ Exact · a valid solution · q_halt +0.50")
     assert "all right" in viewer.text("#step-text")
     viewer.show(1)
-    assert viewer.text("#verdict").startswith("No label · no valid solution · q_halt −31.00")
+    assert viewer.text("#verdict").startswith("No label · no valid solution · q_halt −15.50")
     assert viewer.text("#step-text").startswith("Step 8 of 8 · 0 changed")
     score = "1 of 1 prediction exact, 100.0 %; 100.0 % of cells right; 1 puzzle without a label"
     assert viewer.text("#score-text") == score
