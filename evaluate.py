@@ -43,7 +43,6 @@ from utils.evaluation.predictions import SAMPLES, PredictionWriter, predictions_
 from utils.evaluation.puzzle_view import format_puzzle
 from utils.evaluation.search import Search
 from utils.evaluation.thinking import Thinking
-from utils.evaluation.validity import rules_of
 from utils.model import build_model
 from utils.ranks.ranks import Ranks, connected
 from utils.ranks.watchdog import DEFAULT_TIMEOUT
@@ -139,12 +138,12 @@ def report(
         "checkpoint": checkpoint,
         "step": step,
         "eval_halt": config.eval_halt,
-        **config.options,
+        **({} if config.is_plain else config.options),
         "num_examples": result.num_examples,
     } | metrics
     if result.curve is not None and not config.is_plain:
-        print(format_curve(result.curve, has_rules=rules_of(metadata) is not None))
-        record["curve"] = {str(number): found._asdict() for number, found in result.curve.points().items()}
+        print(format_curve(result.curve))
+        record["curve"] = {str(number): found for number, found in result.curve.points().items()}
     if arc is not None:
         print(format_score(arc))
         record |= arc.rates()

@@ -79,6 +79,8 @@ def solve_boards(solver: Solver, config: SolveConfig) -> bool:
     """Solve Sudoku, mazes or puzzles of one's own, and print the solutions. Returns whether all are solved."""
     if config.submission is not None:
         raise UserError(f"submission is for ARC tasks, and {solver.source.name} solves other puzzles; leave it out")
+    if config.adapt_steps:
+        raise UserError(f"adapt_steps is for ARC tasks, and {solver.source.name} solves other puzzles; leave it out")
     puzzles = read_puzzles(config.puzzle, solver.metadata, sys.stdin)
     if config.film is not None:
         check_film(Path(config.film))
@@ -86,7 +88,12 @@ def solve_boards(solver: Solver, config: SolveConfig) -> bool:
     if config.puzzle_name is None and solver.metadata.num_puzzle_identifiers > 1:
         print("this model was trained on named puzzles; puzzle_name=… tells which one it is given", file=sys.stderr)
     solutions = solver.solve_all(
-        puzzles, config, puzzle_name=config.puzzle_name, seed=config.seed, batch_size=config.batch_size
+        puzzles,
+        config,
+        puzzle_name=config.puzzle_name,
+        seed=config.seed,
+        batch_size=config.batch_size,
+        film=config.film is not None,
     )
     solved, filmed = 0, []
     for solution in solutions:
@@ -115,6 +122,9 @@ def solve_arc(solver: Solver, config: SolveConfig) -> bool:
     tasks = read_arc_tasks(config.puzzle, sys.stdin)
     arc = ArcSolver(solver, config)
     unknown = sum(not arc.knows(task) for task in tasks)
+    if unknown < len(tasks) and config.adapt_steps:
+        known = len(tasks) - unknown
+        print(f"{known} of {len(tasks)} tasks are known to the model by name, and not trained on", file=sys.stderr)
     if unknown and not config.adapt_steps and solver.head.model.puzzle_emb is not None:
         print(
             f"{unknown} of {len(tasks)} tasks have no puzzle embedding of their own, and get the mean of all others: "
@@ -150,7 +160,12 @@ def main() -> None:
     required = {"checkpoint": "<step folder, file or hub id>", "puzzle": "<text, file or ->"}
     config = parse(sys.argv[1:], SolveConfig, "python solve.py", verbatim=["puzzle"], **required)
     solver = load(config.checkpoint, data_path=config.data_path, forward_dtype=config.forward_dtype)
-    solved = solve_arc(solver, config) if is_arc(solver.metadata) else solve_boards(solver, config)
+    try:
+        solved = solve_arc(solver, config) if is_arc(solver.metadata) else solve_boards(solver, config)
+    except UserError as error:
+        raise error if solver.note is None else UserError(f"{error}; {solver.note}") from error
+    if solver.note is not None:
+        print(solver.note, file=sys.stderr)
     sys.exit(0 if solved else 1)
 
 

@@ -19,6 +19,8 @@ BLANKS = ".0_"
 FRAME = "|+-" + "".join(map(chr, range(0x2500, 0x2580)))  # what may be drawn between the cells of a Sudoku
 COMMENT = "#"
 FEWEST_WORD_LETTERS = 3  # a line with fewer characters that no maze has is a row with a mistake, not a comment
+PAIRS_COLUMNS = ("input", "output")  # of files with puzzles of one's own
+PADDING = ""  # of boards smaller than the largest
 UNKNOWN = "?"  # a token that no cell of an answer can have
 
 Row = list[str]  # the symbol of each cell
@@ -64,6 +66,7 @@ class Notation:
     """
 
     columns = ("question", "answer")
+    hint = ""  # what a row of another length may be due to
 
     def __init__(
         self,
@@ -83,7 +86,7 @@ class Notation:
             raise UserError(f"dataset.json: shape is {rows}x{cols}, expected a product of seq_len = {self.num_cells}")
         self.shape = rows, cols
         named = f"{rows}x{cols} {plural}"
-        self.size = f"{named} with {self.num_cells}"
+        self.size = f"{named} with {self.num_cells} cells"
         tokens = 1 + max(*questions.values(), *answers.values())
         if metadata.vocab_size < tokens:  # the model would be asked for embeddings that it has not
             raise UserError(f"dataset.json: vocab_size is {metadata.vocab_size}, expected {tokens} tokens for {named}")
@@ -182,7 +185,9 @@ class Notation:
     def _refuse_size(self, name: str, lengths: list[int]) -> None:
         if len(set(lengths)) > 1:
             row, length = next((i, length) for i, length in enumerate(lengths, 1) if length != self.shape[1])
-            raise UserError(f"{name}: row {row} has {length} cells, expected {self.shape[1]}: {self.size} are solved")
+            raise UserError(
+                f"{name}: row {row} has {length} cells, expected {self.shape[1]}: {self.size} are solved{self.hint}"
+            )
         laid_out = f" ({len(lengths)} rows of {lengths[0]})" if len(lengths) > 1 and not _is_board(lengths) else ""
         raise UserError(f"{name} has {sum(lengths)} cells{laid_out}, this model solves {self.size}")
 
@@ -252,6 +257,8 @@ class _Sudoku(Notation):
 class _Maze(Notation):
     """Mazes, in which a space is an open cell, and `#` a wall or the beginning of a comment."""
 
+    hint = " ('.' is an open cell as well, which no editor strips)"
+
     def __init__(self, metadata: PuzzleDatasetMetadata) -> None:
         tokens = {symbol: value + 1 for value, symbol in enumerate(mazes.ALPHABET)} | {".": mazes.OPEN + 1}
         path = mazes.ALPHABET[mazes.PATH]
@@ -302,7 +309,7 @@ class _Maze(Notation):
 class _Symbols(Notation):
     """Puzzles in the symbols of a vocabulary."""
 
-    columns = ("input", "output")
+    columns = PAIRS_COLUMNS
 
     def __init__(self, metadata: PuzzleDatasetMetadata, vocabulary: list[str]) -> None:
         if len(vocabulary) != metadata.vocab_size:
@@ -322,6 +329,7 @@ class _Symbols(Notation):
             answers=tokens,
             expected_in_answers=expected,
         )
+        self.is_padded = metadata.shape is not None
         self.is_characters = all(len(symbol) == 1 for symbol in self.symbols)
         self.has_spaces = self.is_characters and any(symbol.isspace() for symbol in self.symbols)
 
@@ -355,6 +363,14 @@ class _Symbols(Notation):
 
     def rows_of(self, text: str) -> list[Row]:
         return self._json_rows(text) or super().rows_of(text)
+
+    def _tokens(self, name: str, rows: list[Row], table: Mapping[str, int], expected: str) -> np.ndarray:
+        height, widths = len(rows), sorted({len(row) for row in rows})
+        fits = len(widths) == 1 and height <= self.shape[0] and 0 < widths[0] <= self.shape[1]
+        if self.is_padded and fits and (height > 1 or self.shape[0] == 1):  # padded as their builder does
+            wide = [[*row, *[PADDING] * (self.shape[1] - widths[0])] for row in rows]
+            rows = [*wide, *[[PADDING] * self.shape[1]] * (self.shape[0] - height)]
+        return super()._tokens(name, rows, table, expected)
 
     def question(self, name: str, rows: list[Row]) -> np.ndarray:
         if rows and rows[0] and rows[0][0].startswith("[") and not self.uses("["):

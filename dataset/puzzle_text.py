@@ -7,6 +7,7 @@ names the puzzle.
 from __future__ import annotations
 
 import csv
+import json
 from collections.abc import Iterator
 from dataclasses import dataclass
 from pathlib import Path
@@ -19,10 +20,10 @@ from common.files import expand_user
 from dataset.arc_tasks import Task, parse_json, parse_task, task_files
 from dataset.csv_puzzles import read_csv
 from dataset.metadata import PuzzleDatasetMetadata
-from dataset.notations import Notation, NumberedLine, Row, lines_of, notation_of
+from dataset.notations import PAIRS_COLUMNS, Notation, NumberedLine, Row, lines_of, notation_of
 
 STDIN = "-"
-SUFFIXES = (".txt", ".csv", ".json")
+SUFFIXES = (".txt", ".csv", ".json", ".jsonl")
 
 _LONGEST_HEADER = 1 << 16
 
@@ -52,8 +53,9 @@ def read_puzzles(given: str, metadata: PuzzleDatasetMetadata, stdin: TextIO) -> 
 
     Args:
         given: the puzzles themselves, where `\n` stands for the end of a line as well; or a .txt file with one on each
-            line, or with blocks of rows and an empty line between them; or a .csv file in its builder's format, where
-            `answer`, or `output`, may be missing; or `-` for `stdin`, with what a .txt file has.
+            line, or with blocks of rows and an empty line between them; or a .csv file in its builder's format, or a
+            .jsonl file of one's own puzzles, where `answer`, or `output`, may be missing; or `-` for `stdin`, with what
+            a .txt file has.
         metadata: of the data set that the model was trained on.
         stdin: the standard input.
 
@@ -76,6 +78,8 @@ def read_puzzles(given: str, metadata: PuzzleDatasetMetadata, stdin: TextIO) -> 
     if path.suffix.lower() == ".txt":
         with open(path, encoding="utf-8-sig") as file:
             return _text_puzzles(_read(file), notation, path)
+    if path.suffix.lower() == ".jsonl" and notation.columns == PAIRS_COLUMNS:
+        return list(_jsonl_puzzles(path, notation))
     raise UserError(f"{printable(path)} is neither a .txt nor a .csv file: give puzzles in one of these")
 
 
@@ -175,6 +179,26 @@ def _csv_puzzles(path: Path, notation: Notation) -> Iterator[Puzzle]:
             yield Puzzle(name, inputs, labels)
     if not found:
         raise UserError(f"{printable(path)} holds no puzzle, expected {notation.size}")
+
+
+def _jsonl_puzzles(path: Path, notation: Notation) -> Iterator[Puzzle]:
+    asked, told = notation.columns
+    with open(path, encoding="utf-8-sig") as file:
+        lines = [(number, line) for number, line in enumerate(lines_of(_read(file)), 1) if line.strip()]
+    if not lines:
+        raise UserError(f"{printable(path)} holds no puzzle, expected {notation.size}")
+    for number, line in lines:
+        name = f"{printable(path)}:{number}"
+        values = parse_json(name, line)
+        if not isinstance(values, dict) or asked not in values:
+            raise UserError(f"{name} is no object with {asked!r}")
+        boards = {key: values[key] for key in (asked, told) if key in values}
+        texts = {key: board if isinstance(board, str) else json.dumps(board) for key, board in boards.items()}
+        inputs = notation.question(name, notation.rows_of(texts[asked]))
+        labels = None
+        if told in texts:
+            labels = notation.answer(f"{name}: the answer", inputs, notation.rows_of(texts[told]))
+        yield Puzzle(name, inputs, labels)
 
 
 def _has_column(path: Path, name: str) -> bool:

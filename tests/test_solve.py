@@ -343,10 +343,10 @@ def test_more_steps_than_trained_are_taken(run_here: Run, rules: str) -> None:
 @pytest.mark.parametrize(
     ("arguments", "message"),
     [
-        (["puzzle=" + "." * 81], "puzzle 1 has 81 cells, this model solves 4x4 Sudoku with 16"),
+        (["puzzle=" + "." * 81], "puzzle 1 has 81 cells, this model solves 4x4 Sudoku with 16 cells"),
         (["puzzle=11.............."], "puzzle 1: 1 stands twice in a row, at row 1, column 1 and at row 1, column 2"),
         (["puzzle=5..............."], "puzzle 1: '5' at row 1, column 1, expected a digit from 1 to 4"),
-        (["puzzle="], "the text holds no puzzle, expected 4x4 Sudoku with 16"),
+        (["puzzle="], "the text holds no puzzle, expected 4x4 Sudoku with 16 cells"),
         (["puzzle=nowhere.txt"], "nowhere.txt is missing: give a file, the puzzle itself, or - for standard input"),
         (["puzzle=./"], "is a folder, which only ARC tasks are read from"),
         ([], "usage: python solve.py checkpoint=<step folder, file or hub id> puzzle=<text, file or ->"),

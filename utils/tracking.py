@@ -15,7 +15,7 @@ from tqdm import tqdm
 from common.errors import Interrupted, UserError, describe_validation_error
 from dataset.metadata import PuzzleDatasetMetadata
 from utils.config import PretrainConfig
-from utils.evaluation.curve import Curve, Found
+from utils.evaluation.curve import Curve
 from utils.evaluation.puzzle_view import draw_puzzle
 from utils.train.history import HISTORY_FILE, History
 
@@ -89,8 +89,9 @@ class Tracker:
         """Record solved puzzles against outer steps, as a table and as a plot (`eval/samples`, `eval/curve`)."""
         if step < self._first_step:
             return
-        rows = [[number, *found] for number, found in curve.points().items()]
-        table = wandb.Table(columns=["samples", *Found._fields], data=rows)
+        points = curve.points()
+        rows = [[number, *found.values()] for number, found in points.items()]
+        table = wandb.Table(columns=["samples", *points[1]], data=rows)
         plot = wandb.plot.line(table, "row_steps", "exact", title="exact answers against outer steps for each puzzle")
         self.run.log({"eval/samples": table, "eval/curve": plot}, step=step)
 

@@ -110,11 +110,11 @@ def test_digits_from_ten_on_are_letters() -> None:
 @pytest.mark.parametrize(
     ("given", "message"),
     [
-        ("." * 81, "puzzle 1 has 81 cells, this model solves 4x4 Sudoku with 16"),
-        ("\n".join(["." * 9] * 9), "puzzle 1 has 81 cells, this model solves 4x4 Sudoku with 16"),
-        ("\n".join(["." * 4] * 3), "puzzle 1 has 12 cells (3 rows of 4), this model solves 4x4 Sudoku with 16"),
-        (f"{QUESTION_4}.", "puzzle 1 has 17 cells, this model solves 4x4 Sudoku with 16"),
-        ("1..4\n..1.\n.1.\n4..1.", "puzzle 1: row 3 has 3 cells, expected 4: 4x4 Sudoku with 16 are solved"),
+        ("." * 81, "puzzle 1 has 81 cells, this model solves 4x4 Sudoku with 16 cells"),
+        ("\n".join(["." * 9] * 9), "puzzle 1 has 81 cells, this model solves 4x4 Sudoku with 16 cells"),
+        ("\n".join(["." * 4] * 3), "puzzle 1 has 12 cells (3 rows of 4), this model solves 4x4 Sudoku with 16 cells"),
+        (f"{QUESTION_4}.", "puzzle 1 has 17 cells, this model solves 4x4 Sudoku with 16 cells"),
+        ("1..4\n..1.\n.1.\n4..1.", "puzzle 1: row 3 has 3 cells, expected 4: 4x4 Sudoku with 16 cells are solved"),
         (
             "5" + "." * 15,
             "puzzle 1: '5' at row 1, column 1, expected a digit from 1 to 4, or '.', '0' or '_' for a blank",
@@ -138,8 +138,8 @@ def test_digits_from_ten_on_are_letters() -> None:
             "puzzle 1: 2 stands twice in a box, at row 3, column 3 and at row 4, column 4: such a Sudoku has no "
             "solution",
         ),
-        ("", "the text holds no puzzle, expected 4x4 Sudoku with 16"),
-        ("----", "the text holds no puzzle, expected 4x4 Sudoku with 16"),
+        ("", "the text holds no puzzle, expected 4x4 Sudoku with 16 cells"),
+        ("----", "the text holds no puzzle, expected 4x4 Sudoku with 16 cells"),
     ],
 )
 def test_what_is_no_sudoku_of_this_size_is_refused(given: str, message: str) -> None:
@@ -168,7 +168,7 @@ def test_boxes_are_checked_where_their_shape_is_known() -> None:
 def test_sizes_tell_a_sudoku_where_the_kind_is_missing() -> None:
     """Checkpoints of the PyTorch code name no kind: nothing could be given to them."""
     assert tokens("." * 81, metadata(81, 11)) == [1] * 81
-    assert refusal("." * 80, SUDOKU_9) == "puzzle 1 has 80 cells, this model solves 9x9 Sudoku with 81"
+    assert refusal("." * 80, SUDOKU_9) == "puzzle 1 has 80 cells, this model solves 9x9 Sudoku with 81 cells"
 
 
 # ---------------------------------------------------------------------------------------------------- mazes
@@ -183,13 +183,19 @@ def test_a_maze_may_be_typed_as_rows_or_in_one_line() -> None:
     assert tokens("S ##\n#  G", wide) == tokens("S ###  G", wide) == [3, 2, 1, 1, 1, 2, 2, 4]
 
 
+STRIPPED = ": 4x4 mazes with 16 cells are solved ('.' is an open cell as well, which no editor strips)"
+
+
 @pytest.mark.parametrize(
     ("rows", "message"),
     [
-        (["S  G", "    ", "  #", "    "], "puzzle 1: row 3 has 3 cells, expected 4: 4x4 mazes with 16 are solved"),
-        (["S G", "   ", "   "], "puzzle 1 has 9 cells, this model solves 4x4 mazes with 16"),
-        (["S  G", "    "], "puzzle 1 has 8 cells (2 rows of 4), this model solves 4x4 mazes with 16"),
-        (["S  G", "  ", "    ", "    "], "puzzle 1: row 2 has 2 cells, expected 4: 4x4 mazes with 16 are solved"),
+        (
+            ["S  G", "    ", "  #", "    "],
+            "puzzle 1: row 3 has 3 cells, expected 4" + STRIPPED,
+        ),
+        (["S G", "   ", "   "], "puzzle 1 has 9 cells, this model solves 4x4 mazes with 16 cells"),
+        (["S  G", "    "], "puzzle 1 has 8 cells (2 rows of 4), this model solves 4x4 mazes with 16 cells"),
+        (["S  G", "  ", "    ", "    "], "puzzle 1: row 2 has 2 cells, expected 4" + STRIPPED),
         (["S   ", "    ", "    ", "    "], "puzzle 1 has 0 cells 'G', expected one goal"),
         (["S  G", "    ", "    ", "   S"], "puzzle 1 has 2 cells 'S', expected one start"),
         (["S #G", "  # ", "  # ", "  # "], "puzzle 1: no way leads from 'S' to 'G', expected a maze with one"),
@@ -256,12 +262,12 @@ def test_puzzles_of_own_kinds_are_read_by_their_symbols(
     ("of", "given", "message"),
     [
         (TILES, "abcxab", "puzzle 1: 'x' at row 2, column 1, expected one of 'a' 'b' 'c' '#'"),
-        (TILES, "abca", "puzzle 1 has 4 cells, this model solves 2x3 puzzles with 6"),
-        (TILES, "ab\nca\nab", "puzzle 1 has 6 cells (3 rows of 2), this model solves 2x3 puzzles with 6"),
+        (TILES, "abca", "puzzle 1 has 4 cells, this model solves 2x3 puzzles with 6 cells"),
+        (TILES, "ab\nca\nab", "puzzle 1 has 6 cells (3 rows of 2), this model solves 2x3 puzzles with 6 cells"),
         (TILES, '["a", "b"', "puzzle 1 begins with '[', but is no JSON list of symbols, or of rows of them"),
         (TILES, "[" * 100_000, "puzzle 1 begins with '[', but is no JSON list of symbols, or of rows of them"),
-        (TILES, "[]", "puzzle 1 has 0 cells, this model solves 2x3 puzzles with 6"),
-        (TILES, '[["a", "b", "c"], ["a", "b"]]', "row 2 has 2 cells, expected 3: 2x3 puzzles with 6 are solved"),
+        (TILES, "[]", "puzzle 1 has 0 cells, this model solves 2x3 puzzles with 6 cells"),
+        (TILES, '[["a", "b", "c"], ["a", "b"]]', "row 2 has 2 cells, expected 3: 2x3 puzzles with 6 cells are solved"),
         (WORDS, '[["up", "up", "up"], [7, 7, true]]', "puzzle 1: 'True' at row 2, column 3, expected one of 'up'"),
         (WORDS, "[[1, [2], 3], [4, 5, 6]]", "puzzle 1: '1' at row 1, column 1, expected one of 'up' 'down' '7' 'a/b'"),
         (WORDS, "up down up 7 7 " + "x" * 5000, "puzzle 1: 'xxxxxxxxxxxxxxx"),
@@ -300,11 +306,11 @@ def test_a_text_file_has_a_puzzle_on_each_line_or_in_each_block(tmp_path: Path) 
     assert [puzzle.name for puzzle in puzzles] == [f"{blocks}:3", f"{blocks}:10"]
     assert [puzzle.inputs.tolist() for puzzle in puzzles] == [TOKENS_4] * 2
     lines.write_text(f"{QUESTION_4}\n{QUESTION_4[:-1]}\n")
-    assert refusal(str(lines), SUDOKU_4) == f"{lines}:2 has 15 cells, this model solves 4x4 Sudoku with 16"
+    assert refusal(str(lines), SUDOKU_4) == f"{lines}:2 has 15 cells, this model solves 4x4 Sudoku with 16 cells"
     lines.write_text(f"{'.' * 81}\n{'.' * 81}\n")
-    assert refusal(str(lines), SUDOKU_4) == f"{lines}:1 has 81 cells, this model solves 4x4 Sudoku with 16"
+    assert refusal(str(lines), SUDOKU_4) == f"{lines}:1 has 81 cells, this model solves 4x4 Sudoku with 16 cells"
     lines.write_text("# nothing\n")
-    assert refusal(str(lines), SUDOKU_4) == f"{lines} holds no puzzle, expected 4x4 Sudoku with 16"
+    assert refusal(str(lines), SUDOKU_4) == f"{lines} holds no puzzle, expected 4x4 Sudoku with 16 cells"
 
 
 def test_a_file_may_have_json_on_each_line(tmp_path: Path) -> None:
@@ -369,11 +375,11 @@ def test_csv_files_may_lack_answers(tmp_path: Path) -> None:
 @pytest.mark.parametrize(
     ("of", "content", "message"),
     [
-        (SUDOKU_4, b"question,answer\n1,2\n", "{file}:2 has 1 cells, this model solves 4x4 Sudoku with 16"),
+        (SUDOKU_4, b"question,answer\n1,2\n", "{file}:2 has 1 cells, this model solves 4x4 Sudoku with 16 cells"),
         (
             SUDOKU_4,
             f"question,answer\n{QUESTION_4},{ANSWER_4[:-1]}\n".encode(),
-            "{file}:2: the answer has 15 cells, this model solves 4x4 Sudoku with 16",
+            "{file}:2: the answer has 15 cells, this model solves 4x4 Sudoku with 16 cells",
         ),
         (
             SUDOKU_4,
@@ -407,7 +413,7 @@ def test_csv_files_may_lack_answers(tmp_path: Path) -> None:
             "(goal), or 'o' (path)",
         ),
         (SUDOKU_4, b"", "{file} is empty: expected a header line with the columns question"),
-        (SUDOKU_4, b"question,answer\n", "{file} holds no puzzle, expected 4x4 Sudoku with 16"),
+        (SUDOKU_4, b"question,answer\n", "{file} holds no puzzle, expected 4x4 Sudoku with 16 cells"),
         (SUDOKU_4, b"puzzle\n1\n", "{file}:1: no column 'question': found puzzle"),
         (SUDOKU_4, b"question,\xff\n1,2\n", "{file}: not UTF-8 text after line 0: invalid start byte"),
         (SUDOKU_4, b"question\n" + b"1" * 200_000, "{file}:2: not valid CSV: field larger than field limit (131072)"),
@@ -505,3 +511,27 @@ def test_what_is_no_arc_task_is_refused(tmp_path: Path, raw_task: dict[str, Any]
         line = explain(caught.value) or ""
         assert "\n" not in line
         assert len(line) < 400
+
+
+def test_boards_smaller_than_the_largest_are_padded_as_their_builder_does() -> None:
+    """The builder's own file would be refused, though the model was trained on it."""
+    (puzzle,) = read('[["a", "b"]]' if TILES.shape[0] == 1 else '[["a", "b"], ["c", "#"]]', TILES)
+    assert puzzle.inputs.tolist() == [1, 2, 0, 3, 4, 0]
+    with pytest.raises(UserError, match="12 cells"):
+        read('[["a", "b", "c", "a"], ["a", "b", "c", "a"], ["a", "b", "c", "a"]]', TILES)
+
+
+def test_own_puzzles_come_as_jsonl_too(tmp_path: Path) -> None:
+    """The file that a data set was built from would have to be rewritten for solve.py."""
+    file = tmp_path / "p.jsonl"
+    file.write_text('{"input": "abcabc", "output": [["a", "b", "c"], ["a", "b", "#"]]}\n\n{"input": [["a"], ["b"]]}\n')
+    first, second = read(str(file), TILES)
+    assert (first.name, second.name) == (f"{file}:1", f"{file}:3")
+    assert first.inputs.tolist() == [1, 2, 3, 1, 2, 3]
+    assert first.labels is not None
+    assert first.labels.tolist() == [1, 2, 3, 1, 2, 4]
+    assert (second.inputs.tolist(), second.labels) == ([1, 0, 0, 2, 0, 0], None)
+    for text, message in (("{", "not valid JSON"), ("[1]", "no object with 'input'"), ("", "holds no puzzle")):
+        file.write_text(text)
+        with pytest.raises(UserError, match=message):
+            read(str(file), TILES)

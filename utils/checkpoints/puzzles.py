@@ -56,7 +56,20 @@ def read_puzzles_of(
     metadata = _sizes(source, shapes, trained, data_path)
     # of the model's own table: identifiers of another build of the data set are as many as they are
     rows = next((shape[0] for name, shape in shapes.items() if name.endswith(f"{PUZZLE_EMB}.weights")), None)
-    return metadata if rows is None else metadata.model_copy(update={"num_puzzle_identifiers": rows})
+    if rows is None:
+        return metadata
+    if metadata.blank_identifier_id >= rows:
+        raise UserError(
+            f"{source.name} has embeddings of {rows:,} puzzles, but blank_identifier_id is "
+            f"{metadata.blank_identifier_id}; give a data set of such puzzles as data_path"
+        )
+    return metadata.model_copy(update={"num_puzzle_identifiers": rows})
+
+
+def is_guessed(source: WeightsSource, trained: TrainedConfig, data_path: str | None = None) -> bool:
+    """Return whether nothing but the sizes of the weights tells what puzzles a model is for."""
+    here = (Path(trained.data_path) / "test").is_dir()
+    return data_path is None and recorded_puzzles(source.file) is None and not here
 
 
 def _sizes(
@@ -67,7 +80,7 @@ def _sizes(
     recorded = recorded_puzzles(source.file)
     if recorded is not None:
         return parse_metadata(recorded, f"{source.file}, its header", "give a data set of such puzzles as data_path")
-    if (Path(trained.data_path) / "test").is_dir():
+    if not is_guessed(source, trained):
         return read_metadata(Path(trained.data_path), "test")
     vocab_size = next((shape[0] for name, shape in shapes.items() if name.endswith(_VOCABULARY)), 0)
     if vocab_size not in _PUBLISHED:

@@ -150,6 +150,7 @@ class _Share:
     shown: list[tuple[tuple[int, int, int], dict[str, list[int]]]] = field(default_factory=list)
     num_examples: int = 0
     curve: list[list[float]] = field(default_factory=list)
+    curve_puzzles: int = 0
 
 
 def prefix(dataset: PuzzleDataset, set_name: str) -> str:
@@ -189,7 +190,10 @@ def evaluate(
     started = time.monotonic()
     share = _Share()
     _evaluate_share(share, evaluator, dataset, max_examples, writer, num_shown, after_step, ranks)
-    share.curve = evaluator.search.curve.changes.tolist()
+    curve = evaluator.search.curve
+    share.curve, share.curve_puzzles = curve.changes.tolist(), curve.puzzles
+    if evaluator.search.thinking.samples > 1:
+        ranks.rest()  # the hard puzzles may all be another's
     shares = [_Share(**values) for values in ranks.gather(vars(share))]
 
     checks = answer_checks(dataset.metadata)
@@ -206,10 +210,10 @@ def evaluate(
     placed = sorted((example for part in shares for example in part.shown), key=lambda placed: placed[0])
     shown = [{key: np.array(row) for key, row in example.items()} for _, example in placed[:num_shown]]
     num_examples = sum(part.num_examples for part in shares)
-    curve = None
-    if evaluator.in_slots:
-        curve = Curve(np.sum([part.curve for part in shares], axis=0), num_examples)
-    return Evaluation(means, shown, num_examples, time.monotonic() - started, curve)
+    changes = np.sum([part.curve for part in shares], axis=0)
+    whole = Curve(curve.has_rules, changes, sum(part.curve_puzzles for part in shares))
+    seconds = time.monotonic() - started
+    return Evaluation(means, shown, num_examples, seconds, whole if evaluator.in_slots else None)
 
 
 def _evaluate_share(
@@ -236,6 +240,8 @@ def _evaluate_share(
             after_step()
         except Interrupted as interrupted:
             number = interrupted.signal_number
+        if evaluator.search.thinking.samples > 1:  # the hard puzzles may all be another's
+            ranks.rest()
         if any(numbers := ranks.gather(number)):
             raise Interrupted(max(numbers))
         ranks.moved()

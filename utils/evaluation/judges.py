@@ -33,6 +33,7 @@ class Sample:
         number: from 0, the plain one.
         outputs: of the model after its last step, arrays `[…]` by name; `preds`, its answer on the puzzle's own board,
             int32 `[s]`; `steps`, that it took; where a judge needs it `movement`, of its logits in the last 3 steps.
+        scored: the answer without what no label ever scores; `preds` where nothing is left out.
         verdict: of the rules on its answer.
         metrics: what it adds to the metrics. Computed from the label, so not for judges.
         film: with `Search.film` the predictions `[s]`, Q-halt and whether the model would halt, after each step.
@@ -40,6 +41,7 @@ class Sample:
 
     number: int
     outputs: dict[str, np.ndarray]
+    scored: np.ndarray
     verdict: Verdict = Verdict()
     metrics: dict[str, float] = field(default_factory=dict)
     film: list[tuple[np.ndarray, float, bool]] = field(default_factory=list)
@@ -97,7 +99,7 @@ class Judge:
     def add(self, sample: Sample) -> None:
         """Consider one more sample."""
         if self._choose == "vote":
-            answer = self._answers.setdefault(sample.preds.tobytes(), _Answer(sample))
+            answer = self._answers.setdefault(sample.scored.tobytes(), _Answer(sample))
             answer.votes += 1
             answer.probabilities += probability(sample.q_halt)
             sample = answer.first

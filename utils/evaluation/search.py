@@ -11,6 +11,7 @@ from common.errors import UserError
 from dataset.metadata import PuzzleDatasetMetadata
 from dataset.puzzle_dataset import Batch
 from dataset.relabelling import Relabelling, relabeller
+from dataset.scored import scored_part
 from models.variation import SAMPLE_KEY
 from utils.evaluation.curve import Curve, Found
 from utils.evaluation.judges import Judge, Verdict
@@ -25,8 +26,8 @@ class Search:
         thinking: how far to think.
         metadata: of the split; None, for a search that takes only plain samples.
         seed: of all samples. What a sample draws depends on it, on the puzzle's inputs and the sample's number alone.
-        film: keep what each sample predicted after each of its steps. Then a row ends as soon as its answer is verified
-            even if it is the only one of its puzzle.
+        ends_early: let a row end as soon as its answer is verified even if its sample is the only one.
+        film: keep what each sample predicted after each of its steps.
         keep_samples: return the arrays of all samples, not of the chosen ones alone.
         prefix: before the names of the keys, for messages.
 
@@ -47,13 +48,15 @@ class Search:
         metadata: PuzzleDatasetMetadata | None,
         *,
         seed: int = 0,
+        ends_early: bool = False,
         film: bool = False,
         keep_samples: bool = False,
         prefix: str = "",
     ):
         self.thinking, self.film, self.keep_samples = thinking, film, keep_samples
         self._seed = seed
-        self.is_plain = thinking.is_plain and not (film or keep_samples)
+        self.is_plain = thinking.is_plain and not (ends_early or film or keep_samples)
+        self._metadata = metadata
         rules = None if metadata is None else rules_of(metadata)
         if thinking.choose == "rules" and rules is None:
             raise UserError(
@@ -69,15 +72,18 @@ class Search:
                     f"{prefix}relabel can't tell how a symmetry changes the data set's fields "
                     f"{', '.join(metadata.fields)}; leave it out"
                 )
-            self._draw = relabeller(metadata)
-        ends_early = film or not thinking.is_plain
+            try:
+                self._draw = relabeller(metadata)
+            except UserError as error:
+                raise UserError(f"{prefix}relabel: {error}") from error
+        ends_early = ends_early or not thinking.is_plain
         self.leaves_early = ends_early and self._choose in ("auto", "rules") and self.rules is not None
         self.needs_movement = self._choose == "settled" or keep_samples
         self.forget()
 
     def forget(self) -> None:
         """Begin a new curve."""
-        self.curve = Curve(np.zeros((self.thinking.samples, len(Found._fields))))
+        self.curve = Curve(self.rules is not None, np.zeros((self.thinking.samples, len(Found._fields))))
 
     def judge(self) -> Judge:
         """Return a judge for a puzzle."""
@@ -105,6 +111,17 @@ class Search:
                 relabelling = self._draw(rng, inputs)
                 arrays |= {name: relabelling.apply(arrays[name]) for name in ("inputs", "labels")}
         return arrays | {SAMPLE_KEY: key}, relabelling
+
+    def scored(self, inputs: np.ndarray, preds: np.ndarray) -> np.ndarray:
+        """Return an answer without what no label ever scores: around an ARC grid, and where the puzzle is padded.
+
+        Args:
+            inputs: tokens of the puzzle, `[s]`.
+            preds: tokens int32 `[s]`.
+        """
+        if self._metadata is None:
+            return preds
+        return scored_part(self._metadata, inputs, preds)
 
     def verdicts(self, inputs: np.ndarray, preds: np.ndarray) -> list[Verdict]:
         """Compute what the rules say of answers; a symmetry of the puzzle changes none of it.

@@ -59,6 +59,11 @@ class SlotPuzzle:
         self._early: dict[int, Sample] = {}  # that have ended before one with a lower number
 
     @property
+    def inputs(self) -> np.ndarray:
+        """Its tokens, int32 `[s]`."""
+        return self.batch.batch.inputs[self.row]
+
+    @property
     def may_begin(self) -> bool:
         """Whether another sample can be seated."""
         return not self.is_done and self.begun < self.samples
@@ -89,7 +94,7 @@ class SlotPuzzle:
             any_exact=max(before.any_exact, sample.exact),
             row_steps=before.row_steps + sample.steps,
         )
-        if self.row < self.batch.batch.num_examples:
+        if self.row < self.batch.batch.num_examples and sample.metrics["count"]:
             self._search.curve.add(self.judged, before, self.found)
         if self._search.keep_samples:
             self.kept.append(sample)
@@ -338,6 +343,7 @@ def _end_samples(
                 number=seat.number,
                 metrics={name: float(values[slot]) for name, values in found.items()},
                 outputs=of_row,
+                scored=search.scored(seat.puzzle.inputs, of_row["preds"]),
                 verdict=verdict,
                 film=seat.film,
             )

@@ -17,6 +17,7 @@ from pydantic import BaseModel, Field
 
 from common import IGNORE_LABEL_ID
 from common.errors import UserError
+from common.progress import progress_bar
 from dataset.arc_augmentations import augmented_tokens, draw_augmentations
 from dataset.arc_grids import PAD, SEQ_LEN, VOCAB_SIZE, parse_augmentation_name
 from dataset.arc_tasks import Task
@@ -41,6 +42,7 @@ class Adaptation(BaseModel):
     adapt_steps: int = Field(
         default=0,
         ge=0,
+        le=1_000_000,
         description="ARC: training steps on the demonstrations of a task that the model doesn't know",
     )
     adapt: Literal["emb", "all"] = Field(
@@ -180,6 +182,7 @@ class ArcSolver:
         )
         state = TrainState(config, self._sizes(), total_steps=keys.adapt_steps)
         self._load(state.head)
+        bar = progress_bar(total=keys.adapt_steps, desc="adapt", unit="step", leave=False)
         for _ in range(keys.adapt_steps):
             rows = rng.choice(len(inputs), config.global_batch_size, replace=False)
             batch = {
@@ -189,6 +192,8 @@ class ArcSolver:
             }
             state.train_step({name: mx.array(array) for name, array in batch.items()})
             mx.eval(state.arrays, state.carry)
+            bar.update()
+        bar.close()
         return state.head
 
     def _sizes(self) -> PuzzleDatasetMetadata:

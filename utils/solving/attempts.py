@@ -6,6 +6,7 @@ from typing import Any
 
 import numpy as np
 
+from common.errors import printable
 from dataset.arc_grids import SEQ_LEN, VOCAB_SIZE, place_grids
 from dataset.metadata import SET_NAME, PuzzleDatasetMetadata
 from utils.arc.scoring import InputScore, TaskScore
@@ -44,7 +45,7 @@ def arc_record(score: TaskScore) -> dict[str, Any]:
 def format_attempts(score: TaskScore, width: int = 80, coloured: bool = False) -> str:
     """Show each test input of a task beside the attempts at it, and the votes for them below."""
     return "\n\n".join(
-        f"{score.task.task_id}, test input {number}\n{_format_input(test, width, coloured)}"
+        f"{printable(score.task.task_id)}, test input {number}\n{_format_input(test, width, coloured)}"
         for number, test in enumerate(score.inputs, start=1)
     )
 

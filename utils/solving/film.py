@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import os
 from collections.abc import Sequence
 from pathlib import Path
 
@@ -23,6 +24,9 @@ def check_film(folder: Path) -> None:
     ours = {_TEST, _IDENTIFIERS, predictions_folder(folder, 0).name}
     if folder.exists() and not (folder.is_dir() and {path.name for path in folder.iterdir()} <= ours):
         raise UserError(f"film = {str(folder)!r} is there already, and no film; name a new folder")
+    above = next(parent for parent in folder.absolute().parents if parent.exists())
+    if not os.access(above, os.W_OK):
+        raise UserError(f"film = {str(folder)!r}: nothing can be written to {above}; name another folder")
 
 
 def write_film(solutions: Sequence[Solution], folder: Path) -> None:

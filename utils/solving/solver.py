@@ -14,6 +14,7 @@ from pydantic import ValidationError
 
 from common.errors import UserError, describe_validation_error, shown
 from dataset.arc_grids import is_arc
+from dataset.kinds import kind_of
 from dataset.metadata import PuzzleDatasetMetadata
 from dataset.notations import notation_of
 from dataset.puzzle_dataset import Batch, padding_arrays
@@ -21,7 +22,7 @@ from dataset.puzzle_text import Puzzle, read_puzzles
 from models.losses import ACTLossHead
 from utils.arc.tasks import read_names
 from utils.checkpoints.foreign_config import TrainedConfig, read_trained_config
-from utils.checkpoints.puzzles import read_puzzles_of
+from utils.checkpoints.puzzles import is_guessed, read_puzzles_of
 from utils.checkpoints.weights import WeightsSource, find_weights, load_weights
 from utils.config import ArchConfig
 from utils.evaluation.evaluate import Evaluator
@@ -42,12 +43,13 @@ class Solution:
 
     Attributes:
         puzzle: what was given.
-        preds: the answer, tokens int32 `[s]`.
+        preds: the answer, tokens int32 `[s]`; padding where the puzzle is padded.
         verified: whether it keeps to the rules; None where the puzzles have none.
         steps: outer steps that were taken, of all samples that counted.
         samples: the number of these samples.
         confidence: the model's own, sigmoid(Q-halt) of the answer, 0 to 1.
-        film: of the chosen sample the predictions `[s]`, Q-halt and whether the model would halt, after each step.
+        film: if it was asked for, of the chosen sample the predictions `[s]`, Q-halt and whether the model would halt,
+            after each step.
         metadata: of the model's puzzles.
     """
 
@@ -120,16 +122,22 @@ class Solver:
         metadata: of its puzzles.
         source: its weights.
         trained: the configuration beside them; its `arch` is the one in use.
+
+    Attributes:
+        note: a line for the user where it was guessed what puzzles the model is for, else None.
     """
 
     def __init__(
         self, head: ACTLossHead, metadata: PuzzleDatasetMetadata, source: WeightsSource, trained: TrainedConfig
     ):
         self.head, self.metadata, self.source, self.trained = head, metadata, source, trained
+        self.note: str | None = None
         self._rules = rules_of(metadata)
-        self._key: tuple[str, int] | None = None
+        self._key: tuple[str, int, bool] | None = None
 
-    def solve(self, puzzle: str, *, puzzle_name: str | None = None, seed: int = 0, **thinking: Any) -> Solution:
+    def solve(
+        self, puzzle: str, *, puzzle_name: str | None = None, seed: int = 0, film: bool = False, **thinking: Any
+    ) -> Solution:
         """Solve one puzzle.
 
         Args:
@@ -137,6 +145,7 @@ class Solver:
                 symbols of a data set of one's own. See `dataset.puzzle_text.read_puzzles`.
             puzzle_name: as in `solve_all`.
             seed: of the further samples.
+            film: as in `solve_all`.
             thinking: the keys of `Thinking`, such as `samples=16, relabel=True`.
 
         Raises:
@@ -145,7 +154,7 @@ class Solver:
         puzzles = read_puzzles(puzzle, self.metadata, sys.stdin)
         if len(puzzles) != 1:
             raise UserError(f"{len(puzzles)} puzzles were given, expected one; solve_all takes several")
-        (solution,) = self.solve_all(puzzles, thinking_of(thinking), puzzle_name=puzzle_name, seed=seed)
+        (solution,) = self.solve_all(puzzles, thinking_of(thinking), puzzle_name=puzzle_name, seed=seed, film=film)
         return solution
 
     def solve_all(
@@ -156,6 +165,7 @@ class Solver:
         puzzle_name: str | None = None,
         seed: int = 0,
         batch_size: int = BATCH_SIZE,
+        film: bool = False,
     ) -> Iterator[Solution]:
         """Solve puzzles, in their order.
 
@@ -165,6 +175,7 @@ class Solver:
             puzzle_name: which of its data set's named puzzles they are, and so whose embedding they get; None: none.
             seed: of the further samples.
             batch_size: rows of a batch at most.
+            film: keep what the chosen sample predicted after each of its steps.
 
         Yields:
             A solution for each.
@@ -176,14 +187,16 @@ class Solver:
                 f"this model needs the fields {', '.join(self.metadata.fields)} of its data set, which puzzles as text "
                 "lack; use evaluate.py"
             )
+        if not puzzles:
+            return
         inputs = np.stack([puzzle.inputs for puzzle in puzzles])
         identifiers = np.full(len(puzzles), self._identifier(puzzle_name))
-        found = self.think(inputs, identifiers, thinking, seed=seed, batch_size=batch_size)
+        found = self.think(inputs, identifiers, thinking, seed=seed, batch_size=batch_size, film=film)
         for puzzle, in_slots in zip(puzzles, found, strict=True):
             best = in_slots.judge.best
             yield Solution(
                 puzzle,
-                preds=best.preds,
+                preds=best.scored,
                 verified=None if self._rules is None else best.verdict.holds,
                 steps=int(in_slots.found.row_steps),
                 samples=in_slots.judged,
@@ -212,6 +225,7 @@ class Solver:
         *,
         seed: int = 0,
         batch_size: int = BATCH_SIZE,
+        film: bool = False,
     ) -> Iterator[SlotPuzzle]:
         """Take as many samples of puzzles as they need. Their labels, if there are any, are never seen.
 
@@ -221,6 +235,7 @@ class Solver:
             thinking: how far to think.
             seed: of the further samples.
             batch_size: rows of a batch at most.
+            film: as in `solve_all`.
 
         Yields:
             The puzzles in their order, done.
@@ -235,14 +250,16 @@ class Solver:
                 arrays["puzzle_identifiers"][:number] = identifiers[some]
                 yield Batch("puzzles", arrays, number)
 
-        for batch in self._evaluator(thinking, seed).batches_in_slots(batches()):
+        for batch in self._evaluator(thinking, seed, film).batches_in_slots(batches()):
             yield from batch.puzzles
 
-    def _evaluator(self, thinking: Thinking, seed: int) -> Evaluator:
+    def _evaluator(self, thinking: Thinking, seed: int, film: bool) -> Evaluator:
         """Return the compiled step, that of the last call if it thought as far."""
-        key = thinking.model_dump_json(), seed
+        if seed < 0:
+            raise UserError(f"seed is {seed}: expected 0 or more")
+        key = thinking.model_dump_json(), seed, film
         if key != self._key:
-            search = Search(thinking, self.metadata, seed=seed, film=True)
+            search = Search(thinking, self.metadata, seed=seed, ends_early=True, film=film)
             self._last, self._key = Evaluator(self.head, "max", search), key
         return self._last
 
@@ -283,4 +300,10 @@ def load(checkpoint: str | Path, *, data_path: str | Path | None = None, forward
         trained = trained.model_copy(update={"arch": arch})
     head = build_model(trained.arch, metadata, mx.random.key(0))
     load_weights(head, tensors, source.name, source.config_folder)
-    return Solver(head, metadata, source, trained)
+    solver = Solver(head, metadata, source, trained)
+    if is_guessed(source, trained, data_path):
+        solver.note = (
+            f"{source.name} records no puzzles: with {metadata.vocab_size} tokens it is taken for the published "
+            f"{kind_of(metadata)} model; data_path=<a data set of its puzzles> says otherwise"
+        )
+    return solver

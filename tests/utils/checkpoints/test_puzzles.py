@@ -104,7 +104,14 @@ def test_an_export_passes_on_what_is_recorded(tmp_path: Path, call_script: Run, 
         ({"vocab_size": 7}, "has shape (6, 32), the model needs (7, 32)"),
         ({"vocab_size": 7, "kind": "x", "vocabulary": ["", *"abcdef"]}, "has shape (6, 32), the model needs (7, 32)"),
         ({"seq_len": 81, "box": [3, 3]}, "dataset.json: vocab_size is 6, expected 11 tokens for 9x9 Sudoku"),
-        ({"seq_len": 81, "box": None, "kind": "maze"}, "puzzle 1 has 16 cells, this model solves 9x9 mazes with 81"),
+        (
+            {"seq_len": 81, "box": None, "kind": "maze"},
+            "puzzle 1 has 16 cells, this model solves 9x9 mazes with 81 cells",
+        ),
+        (
+            {"num_puzzle_identifiers": 5, "blank_identifier_id": 3},
+            "embeddings of 1 puzzles, but blank_identifier_id is 3",
+        ),
         ({"seq_len": 1 << 20, "box": [32, 32]}, "Sudoku with seq_len = 1048576 can't be typed"),
         ({"kind": "unknown"}, "this model's puzzles can't be typed"),
     ],
@@ -188,8 +195,8 @@ def test_a_pytorch_file_solves_the_puzzles_of_a_named_data_set(
 @pytest.mark.parametrize(
     ("kind", "vocab_size", "seq_len", "box", "puzzle", "size"),
     [
-        ("sudoku", 11, 81, (3, 3), LINE, "puzzle 1 has 16 cells, this model solves 9x9 Sudoku with 81"),
-        ("maze", 6, 900, None, r"S  \n  G", "this model solves 30x30 mazes with 900"),
+        ("sudoku", 11, 81, (3, 3), LINE, "puzzle 1 has 16 cells, this model solves 9x9 Sudoku with 81 cells"),
+        ("maze", 6, 900, None, r"S  \n  G", "this model solves 30x30 mazes with 900 cells"),
         ("arc", 12, 900, None, '{"train": []}', "puzzle 1"),
     ],
 )

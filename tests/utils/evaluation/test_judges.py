@@ -45,7 +45,8 @@ def sample(
         "movement": np.float32(movement),
         "steps": np.int32(1),
     }
-    return Sample(number, {name: np.asarray(value) for name, value in outputs.items()}, verdict, {"exact": exact})
+    arrays = {name: np.asarray(value) for name, value in outputs.items()}
+    return Sample(number, arrays, arrays["preds"], verdict, {"exact": exact})
 
 
 def chosen(choose: Choose, *samples: Sample) -> list[int]:

@@ -224,7 +224,7 @@ def test_an_evaluator_that_is_used_again_counts_anew(sudoku: PuzzleDataset) -> N
     first, second = (run_evaluation(evaluator, sudoku, max_examples=number) for number in (11, 11))
     assert second.metrics == first.metrics
     assert second.curve.points() == first.curve.points()
-    assert run_evaluation(evaluator, sudoku, max_examples=1).curve.points()[3].exact == 1.0  # the easy one
+    assert run_evaluation(evaluator, sudoku, max_examples=1).curve.points()[3]["exact"] == 1.0  # the easy one
 
 
 def test_the_film_of_a_sample_shows_every_step_on_the_puzzle_s_board(

@@ -267,7 +267,7 @@ def test_samples_count_as_if_each_had_waited_for_the_one_before(choose: Choose) 
                 expected |= {"row_steps": sum(row_steps[mine]), "any_exact": sum(any_exact[mine])}
             assert sums == expected
         last = list(played.search.curve.points().values())[-1]
-        found = (last.exact, last.any_exact, last.row_steps)
+        found = (last["exact"], last["any_exact"], last["row_steps"])
         assert found == pytest.approx((np.mean(exact), np.mean(any_exact), np.mean(row_steps)))
 
 

@@ -57,7 +57,7 @@ def test_a_film_has_every_step_and_stands_still_at_the_end(rules: Solver, tmp_pa
         Puzzle("unsolved", np.ones(16, np.int32), None),
         Puzzle("with its answer", INPUTS[1].astype(np.int32), LABELS[1].astype(np.int32)),
     ]
-    solutions = list(rules.solve_all(given, Thinking()))
+    solutions = list(rules.solve_all(given, Thinking(), film=True))
     film = tmp_path / "new" / "film"
     write_film(solutions, film)
     assert {path.name for path in film.iterdir()} == {"test", "identifiers.json", PREDICTIONS}
@@ -172,7 +172,7 @@ def test_the_viewer_opens_a_film(browser: Any, run_here: Run, tmp_path: Path) ->
 @pytest.mark.slow
 def test_the_viewer_calls_no_answer_right_that_nobody_knows(browser: Any, rules: Solver, tmp_path: Path) -> None:
     """An answer that breaks the rules would stand there as exact, beside a label that is none."""
-    solved, unsolved = (rules.solve(text) for text in (sudoku_text(INPUTS[0]), "." * 16))
+    solved, unsolved = (rules.solve(text, film=True) for text in (sudoku_text(INPUTS[0]), "." * 16))
     viewer = Viewer(browser)
     write_film([solved, unsolved], tmp_path / "film")
     viewer.open(tmp_path / "film")

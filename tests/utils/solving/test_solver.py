@@ -70,7 +70,7 @@ def test_the_lines_in_the_docstring_solve_a_puzzle_without_hydra(tmp_path: Path)
 
 def test_a_puzzle_is_answered_with_all_that_is_known_of_it(rules: Solver) -> None:
     """Who calls it from a program gets numbers and tokens, and not only a text to look at."""
-    found = rules.solve(LINE)
+    found = rules.solve(LINE, film=True)
     assert (found.text, found.verified, found.exact, found.is_solved) == (ANSWER, True, None, True)
     np.testing.assert_array_equal(found.preds, LABELS[0])
     assert (found.preds.dtype, found.samples, found.puzzle.name) == (np.dtype(np.int32), 1, "puzzle 1")
@@ -131,7 +131,7 @@ def test_the_type_of_the_numbers_can_be_chosen(tmp_path: Path) -> None:
     ("given", "keys", "message"),
     [
         (f"{LINE}\n{LINE}", {}, "2 puzzles were given, expected one; solve_all takes several"),
-        (LINE[:-1], {}, "puzzle 1 has 15 cells, this model solves 4x4 Sudoku with 16"),
+        (LINE[:-1], {}, "puzzle 1 has 15 cells, this model solves 4x4 Sudoku with 16 cells"),
         ("11" + "." * 14, {}, "puzzle 1: 1 stands twice in a row"),
         (LINE, {"sampels": 4}, "unknown key 'sampels' in solve; did you mean samples?"),
         (LINE, {"samples": 4}, "samples = 4 would be the same try 4 times"),
