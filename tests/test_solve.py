@@ -302,6 +302,30 @@ def test_puzzles_of_ones_own_are_typed_in_their_symbols(run_here: Run, tmp_path:
     assert "names the kind pairs, whose symmetries aren't known" in line
 
 
+def test_a_named_puzzle_gets_the_embedding_of_its_name(run_here: Run, tmp_path: Path) -> None:
+    """A model that has learned what a name stands for could not be told the name."""
+    source = tmp_path / "pairs.csv"
+    words = ["abc", "bca", "cab", "aab", "ccb", "abb"]
+    lines = [f"{word},{word[::-1]},turned\n{word},{word},kept\n" for word in words]
+    source.write_text("input,output,puzzle\n" + "".join(lines))
+    options = build_pairs_dataset.PairsOptions(input_file=str(source), output_dir=str(tmp_path / "data"))
+    build_pairs_dataset.build(options)
+    run = tmp_path / "run"
+    lively = ("puzzle_emb_lr=1", "arch.puzzle_emb_ndim=32")
+    arguments = train_arguments(tmp_path / "data", run, "global_batch_size=4", "epochs=4", "eval_interval=4", *lively)
+    assert call(pretrain, *arguments) == 0
+    confidences = {}
+    for name in ("kept", "turned", None):
+        named = [] if name is None else [f"puzzle_name={name}"]
+        status, out, err = run_here(f"checkpoint={run}", "puzzle=abc", "json=true", *named)
+        assert status == 0
+        assert ("was trained on named puzzles" in err) == (name is None)
+        confidences[name] = records(out)[0]["confidence"]
+    assert len(set(confidences.values())) == 3
+    line = one_line(run_here(f"checkpoint={run}", "puzzle=abc", "puzzle_name=mirrored"))
+    assert "puzzle_name = 'mirrored'" in line
+
+
 # ---------------------------------------------------------------------------------------------------- thinking longer
 
 

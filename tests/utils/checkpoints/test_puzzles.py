@@ -110,7 +110,7 @@ def test_an_export_passes_on_what_is_recorded(tmp_path: Path, call_script: Run, 
         ),
         (
             {"num_puzzle_identifiers": 5, "blank_identifier_id": 3},
-            "embeddings of 1 puzzles, but blank_identifier_id is 3",
+            "of 1 puzzles, but blank_identifier_id is 3",
         ),
         ({"seq_len": 1 << 20, "box": [32, 32]}, "Sudoku with seq_len = 1048576 can't be typed"),
         ({"kind": "unknown"}, "this model's puzzles can't be typed"),

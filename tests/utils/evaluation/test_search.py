@@ -39,6 +39,7 @@ from utils.evaluation.judges import Sample
 from utils.evaluation.predictions import PredictionWriter
 from utils.evaluation.search import Search
 from utils.evaluation.thinking import Choose, Thinking
+from utils.ranks.ranks import Ranks
 
 BLANKS = [4, 7, 8, 9, 10, 10, 11, 11, 12, 12, 13]
 CHOICES: list[Choose] = ["auto", "rules", "q", "vote", "settled"]
@@ -216,6 +217,35 @@ def test_a_puzzle_without_labels_counts_nowhere(tmp_path: Path) -> None:
     np.testing.assert_array_equal(found.files["preds"], expected.files["preds"])
     of_two = expected.files["sample_steps"][:2].sum() / 2
     assert found.metrics["eval/row_steps"] == of_two
+
+
+def test_the_curve_counts_what_the_metrics_count(tmp_path: Path) -> None:
+    """Beside an exact accuracy of the labelled puzzles the table would have one of all."""
+    arrays = all_rows(opened(make_sudoku(tmp_path / "sudoku", [4, 10, 4])))
+    labels = np.where(np.arange(3)[:, None] == 2, 0, arrays["labels"])
+    data = opened(write_dataset(tmp_path / "unlabelled", arrays["inputs"], labels, 6, kind="sudoku", box=(2, 2)))
+    found = think(data, tmp_path, samples=2, noise=0.2)
+    assert found.result.curve is not None
+    point = found.result.curve.points()[2]
+    for name, metric in (("exact", "exact_accuracy"), ("row_steps", "row_steps"), ("any_exact", "any_exact")):
+        assert point[name] == pytest.approx(found.metrics[f"eval/{metric}"])
+
+
+def test_a_rank_that_waits_for_another_s_hard_puzzles_does_not_hang(sudoku: PuzzleDataset) -> None:
+    """Its watchdog would end it while the other still works, and with it the whole run."""
+
+    class Resting(Ranks):
+        rests = 0
+
+        def rest(self) -> None:
+            self.rests += 1
+
+    for samples, rests in ((1, 0), (2, 1)):
+        ranks = Resting()
+        thinking = Thinking(samples=samples, noise=0.1 * (samples > 1), max_steps=3)
+        evaluator = Evaluator(solver(sudoku.metadata), search=Search(thinking, sudoku.metadata))
+        run_evaluation(evaluator, sudoku, ranks=ranks)
+        assert ranks.rests == rests
 
 
 def test_an_evaluator_that_is_used_again_counts_anew(sudoku: PuzzleDataset) -> None:

@@ -293,6 +293,21 @@ def test_a_task_is_typed_as_json(trained: Trained, run_here: Run) -> None:
     assert "puzzle embedding" not in err
 
 
+def test_known_tasks_are_said_not_to_be_trained_on(trained: Trained, run_here: Run, tmp_path: Path) -> None:
+    """Somebody would believe to have measured what adapt_steps does, to tasks that it does nothing to."""
+    file = tmp_path / "e0.json"
+    file.write_text(json.dumps(trained.tasks["e0"]))
+    _, _, err = run_here(f"checkpoint={trained.checkpoint}", f"puzzle={file}", "adapt_steps=1", "copies=1")
+    assert "1 of 1 tasks are known to the model by name, and not trained on" in err
+
+
+def test_the_name_of_a_task_can_t_command_the_terminal(trained: Trained, run_here: Run) -> None:
+    """A file of tasks from anywhere could change colours, titles and lines."""
+    task = json.dumps({"\u001b[31mX": trained.tasks["e0"]})
+    _, out, _ = run_here(f"checkpoint={trained.checkpoint}", f"puzzle={task}", "copies=0")
+    assert "\u001b" not in out
+
+
 def test_a_folder_of_tasks_becomes_a_submission(trained: Trained, run_here: Run, tmp_path: Path) -> None:
     """The ARC Prize's own tasks have no outputs: they would be refused, or count as wrong."""
     tasks = {name: random_task(seed, test=tests) for name, seed, tests in (("b1", 3, 1), ("a2", 4, 2))}
