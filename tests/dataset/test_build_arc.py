@@ -249,7 +249,7 @@ def test_tries_are_limited(monkeypatch: pytest.MonkeyPatch) -> None:
         drawn.append(len(transforms))
         return fingerprints(pairs, transforms, colours)
 
-    monkeypatch.setattr(arc, "fingerprints", counting)
+    monkeypatch.setattr(arc_augmentations, "fingerprints", counting)
     pairs = [(np.ones((1, 1), np.uint8), np.ones((1, 1), np.uint8))]
     transforms, colours = arc.draw_augmentations(pairs, 100, np.random.default_rng(0))
     assert len(transforms) == 9
