@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import re
-from typing import Literal
+from typing import Any, Literal
 
 import numpy as np
 from pydantic import BaseModel, ConfigDict, PositiveInt
@@ -83,3 +83,23 @@ class PuzzleDatasetMetadata(BaseModel):
     vocabulary: list[str] | None = None
     fields: dict[str, ExampleField] = {}
     command: str | None = None
+
+
+def bare_metadata(seq_len: int, vocab_size: int, **keys: Any) -> PuzzleDatasetMetadata:
+    """Return the metadata of puzzles that lie in no data set.
+
+    Args:
+        seq_len: S, tokens of a puzzle.
+        vocab_size: number of tokens.
+        keys: others, such as `kind` and `box`.
+    """
+    without: dict[str, Any] = {
+        "pad_id": 0,
+        "ignore_label_id": 0,
+        "blank_identifier_id": 0,
+        "num_puzzle_identifiers": 1,
+        "total_groups": 1,
+        "mean_puzzle_examples": 1.0,
+        "sets": [SET_NAME],
+    }
+    return PuzzleDatasetMetadata(seq_len=seq_len, vocab_size=vocab_size, **without | keys)

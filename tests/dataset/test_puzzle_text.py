@@ -12,37 +12,19 @@ import numpy as np
 import pytest
 
 from common.errors import UserError, explain
-from dataset.metadata import PuzzleDatasetMetadata
+from dataset.metadata import PuzzleDatasetMetadata, bare_metadata
 from dataset.puzzle_text import Puzzle, read_arc_tasks, read_puzzles
 from tests.helpers.arc_source import random_task
 from tests.helpers.sources import maze_rows, sudoku_rows, write_csv
 
-
-def metadata(seq_len: int, vocab_size: int, **keys: Any) -> PuzzleDatasetMetadata:
-    return PuzzleDatasetMetadata(
-        **{
-            "pad_id": 0,
-            "ignore_label_id": 0,
-            "blank_identifier_id": 0,
-            "vocab_size": vocab_size,
-            "seq_len": seq_len,
-            "num_puzzle_identifiers": 1,
-            "total_groups": 1,
-            "mean_puzzle_examples": 1.0,
-            "sets": ["all"],
-            **keys,
-        }
-    )
-
-
-SUDOKU_4 = metadata(16, 6, kind="sudoku", box=(2, 2))
-SUDOKU_6 = metadata(36, 8, kind="sudoku", box=(2, 3))
-SUDOKU_9 = metadata(81, 11, kind="sudoku", box=(3, 3))
-SUDOKU_16 = metadata(256, 18, kind="sudoku", box=(4, 4))
-MAZE = metadata(16, 6, kind="maze")
-TILES = metadata(6, 5, kind="tiles", shape=(2, 3), vocabulary=["", "a", "b", "c", "#"])
-SPACED = metadata(6, 4, kind="spaced", shape=(2, 3), vocabulary=["", "x", " ", "["])
-WORDS = metadata(6, 5, kind="words", shape=(2, 3), vocabulary=["", "up", "down", "7", "a/b"])
+SUDOKU_4 = bare_metadata(16, 6, kind="sudoku", box=(2, 2))
+SUDOKU_6 = bare_metadata(36, 8, kind="sudoku", box=(2, 3))
+SUDOKU_9 = bare_metadata(81, 11, kind="sudoku", box=(3, 3))
+SUDOKU_16 = bare_metadata(256, 18, kind="sudoku", box=(4, 4))
+MAZE = bare_metadata(16, 6, kind="maze")
+TILES = bare_metadata(6, 5, kind="tiles", shape=(2, 3), vocabulary=["", "a", "b", "c", "#"])
+SPACED = bare_metadata(6, 4, kind="spaced", shape=(2, 3), vocabulary=["", "x", " ", "["])
+WORDS = bare_metadata(6, 5, kind="words", shape=(2, 3), vocabulary=["", "up", "down", "7", "a/b"])
 
 QUESTION_4 = "1..4..1..1..4..1"
 TOKENS_4 = [2, 1, 1, 5, 1, 1, 2, 1, 1, 2, 1, 1, 5, 1, 1, 2]
@@ -157,17 +139,17 @@ def test_boxes_are_checked_where_their_shape_is_known() -> None:
     """Right puzzles of 6x6 would be refused, or the clash of a wrong one overlooked."""
     given = "1......1...." + "." * 24
     assert "in a box, at row 1, column 1 and at row 2, column 2" in refusal(given, SUDOKU_6)
-    lying = metadata(36, 8, kind="sudoku", box=(3, 2))
+    lying = bare_metadata(36, 8, kind="sudoku", box=(3, 2))
     assert "in a box" in refusal("1............1...." + "." * 18, lying)
     assert tokens("1............1...." + "." * 18, SUDOKU_6).count(2) == 2
-    unknown = metadata(36, 8, kind="sudoku")
+    unknown = bare_metadata(36, 8, kind="sudoku")
     assert tokens(given, unknown).count(2) == 2
     assert "in a column" in refusal("1.....1....." + "." * 24, unknown)
 
 
 def test_sizes_tell_a_sudoku_where_the_kind_is_missing() -> None:
     """Checkpoints of the PyTorch code name no kind: nothing could be given to them."""
-    assert tokens("." * 81, metadata(81, 11)) == [1] * 81
+    assert tokens("." * 81, bare_metadata(81, 11)) == [1] * 81
     assert refusal("." * 80, SUDOKU_9) == "puzzle 1 has 80 cells, this model solves 9x9 Sudoku with 81 cells"
 
 
@@ -179,7 +161,7 @@ def test_a_maze_may_be_typed_as_rows_or_in_one_line() -> None:
     for text in ("".join(MAZE_ROWS), "\n".join(MAZE_ROWS), "\n".join(MAZE_ROWS) + "\n", r"\n".join(MAZE_ROWS)):
         assert tokens(text, MAZE) == MAZE_TOKENS
         assert tokens(text.replace(" ", "."), MAZE) == MAZE_TOKENS
-    wide = metadata(8, 6, kind="maze", shape=(2, 4))
+    wide = bare_metadata(8, 6, kind="maze", shape=(2, 4))
     assert tokens("S ##\n#  G", wide) == tokens("S ###  G", wide) == [3, 2, 1, 1, 1, 2, 2, 4]
 
 
@@ -246,9 +228,9 @@ def test_comments_in_maze_files_are_told_from_walls(tmp_path: Path) -> None:
         (WORDS, "up down up 7 7 a/b", [1, 2, 1, 3, 3, 4]),
         (WORDS, "up  down up\n7 7\ta/b", [1, 2, 1, 3, 3, 4]),
         (WORDS, '[["up", "down", "up"], [7, "7", "a/b"]]', [1, 2, 1, 3, 3, 4]),
-        (metadata(4, 3, vocabulary=["", "\\", "n"]), r"\n\n", [1, 2, 1, 2]),
-        (metadata(4, 4, vocabulary=["", "a", "b", "a"]), "abab", [1, 2, 1, 2]),
-        (metadata(3, 3, vocabulary=["", "a", "b"]), "aba", [1, 2, 1]),
+        (bare_metadata(4, 3, vocabulary=["", "\\", "n"]), r"\n\n", [1, 2, 1, 2]),
+        (bare_metadata(4, 4, vocabulary=["", "a", "b", "a"]), "abab", [1, 2, 1, 2]),
+        (bare_metadata(3, 3, vocabulary=["", "a", "b"]), "aba", [1, 2, 1]),
     ],
 )
 def test_puzzles_of_own_kinds_are_read_by_their_symbols(
@@ -271,18 +253,18 @@ def test_puzzles_of_own_kinds_are_read_by_their_symbols(
         (WORDS, '[["up", "up", "up"], [7, 7, true]]', "puzzle 1: 'True' at row 2, column 3, expected one of 'up'"),
         (WORDS, "[[1, [2], 3], [4, 5, 6]]", "puzzle 1: '1' at row 1, column 1, expected one of 'up' 'down' '7' 'a/b'"),
         (WORDS, "up down up 7 7 " + "x" * 5000, "puzzle 1: 'xxxxxxxxxxxxxxx"),
-        (metadata(4, 30, vocabulary=["", *map(str, range(29))]), "1 2 3 x", "'10' '11' …"),
-        (metadata(4, 3, vocabulary=["", "a"]), "aaaa", "vocabulary has 2 symbols, expected vocab_size = 3"),
+        (bare_metadata(4, 30, vocabulary=["", *map(str, range(29))]), "1 2 3 x", "'10' '11' …"),
+        (bare_metadata(4, 3, vocabulary=["", "a"]), "aaaa", "vocabulary has 2 symbols, expected vocab_size = 3"),
         (
-            metadata(4, 3, vocabulary=["", "a", "b"], shape=(2, 3)),
+            bare_metadata(4, 3, vocabulary=["", "a", "b"], shape=(2, 3)),
             "aaaa",
             "shape is 2x3, expected a product of seq_len",
         ),
-        (metadata(4, 3, kind="own"), "aaaa", "its dataset.json names no vocabulary, the symbol of each token"),
-        (metadata(900, 12), "aaaa", "this model works on ARC tasks: give them as JSON"),
-        (metadata(36, 8, kind="sudoku", shape=(4, 9)), "1", "expected square ones with up to 35 rows"),
-        (metadata(12, 8, kind="sudoku"), "1", "Sudoku with seq_len = 12 can't be typed"),
-        (metadata(36**2, 38, kind="sudoku"), "1", "expected square ones with up to 35 rows"),
+        (bare_metadata(4, 3, kind="own"), "aaaa", "its dataset.json names no vocabulary, the symbol of each token"),
+        (bare_metadata(900, 12), "aaaa", "this model works on ARC tasks: give them as JSON"),
+        (bare_metadata(36, 8, kind="sudoku", shape=(4, 9)), "1", "expected square ones with up to 35 rows"),
+        (bare_metadata(12, 8, kind="sudoku"), "1", "Sudoku with seq_len = 12 can't be typed"),
+        (bare_metadata(36**2, 38, kind="sudoku"), "1", "expected square ones with up to 35 rows"),
     ],
 )
 def test_what_is_no_puzzle_of_a_vocabulary_is_refused(of: PuzzleDatasetMetadata, given: str, message: str) -> None:
@@ -350,7 +332,7 @@ def test_builders_csv_files_bring_the_answers(tmp_path: Path) -> None:
 
     mazes = maze_rows(2, seed=0)[:2]
     write_csv(file, mazes)
-    for puzzle, row in zip(read(str(file), metadata(900, 6, kind="maze")), mazes, strict=True):
+    for puzzle, row in zip(read(str(file), bare_metadata(900, 6, kind="maze")), mazes, strict=True):
         assert puzzle.labels is not None
         for found, text in ((puzzle.inputs, row[0]), (puzzle.labels, row[1])):
             assert found.tolist() == ["# SGo".index(cell) + 1 for cell in text]

@@ -13,7 +13,7 @@ from common.errors import UserError, explain
 from dataset import mazes
 from dataset.arc_grids import FIRST_COLOUR, SIDE, restore_grid, tokens_to_grid
 from dataset.build_mini_maze_dataset import random_mazes
-from dataset.metadata import PuzzleDatasetMetadata
+from dataset.metadata import PuzzleDatasetMetadata, bare_metadata
 from dataset.relabelling import Relabelling, relabeller
 from dataset.sudoku import Board
 from dataset.symmetries import dihedral
@@ -23,26 +23,9 @@ seeds = st.integers(0, 2**32 - 1)
 sides = st.integers(1, SIDE)
 
 
-def metadata(seq_len: int, vocab_size: int, **keys: Any) -> PuzzleDatasetMetadata:
-    return PuzzleDatasetMetadata(
-        **{
-            "pad_id": 0,
-            "ignore_label_id": 0,
-            "blank_identifier_id": 0,
-            "vocab_size": vocab_size,
-            "seq_len": seq_len,
-            "num_puzzle_identifiers": 1,
-            "total_groups": 1,
-            "mean_puzzle_examples": 1.0,
-            "sets": ["all"],
-            **keys,
-        }
-    )
-
-
 def sudoku(box_rows: int, box_cols: int) -> PuzzleDatasetMetadata:
     side = box_rows * box_cols
-    return metadata(side * side, side + 2, kind="sudoku", box=(box_rows, box_cols))
+    return bare_metadata(side * side, side + 2, kind="sudoku", box=(box_rows, box_cols))
 
 
 def solved_sudoku(box_rows: int, box_cols: int) -> np.ndarray:
@@ -52,7 +35,7 @@ def solved_sudoku(box_rows: int, box_cols: int) -> np.ndarray:
     return ((box_cols * row + row // box_rows + col) % side + 2).astype(np.int32)
 
 
-ARC = metadata(900, 12, kind="arc")
+ARC = bare_metadata(900, 12, kind="arc")
 BOXES = [(2, 2), (2, 3), (3, 2), (1, 5), (3, 3), (2, 4), (4, 4), (3, 6)]
 
 
@@ -138,7 +121,7 @@ def test_a_copy_of_a_maze_has_the_same_shortest_path() -> None:
     """A model would be asked mazes without a way, or shown paths that are none when they are mapped back."""
     rng = np.random.default_rng(0)
     questions, answers = random_mazes(rng, 30, 8, 6)
-    draw = relabeller(metadata(64, 6, kind="maze"))
+    draw = relabeller(bare_metadata(64, 6, kind="maze"))
     assert len(questions) > 3
     for question, answer in zip(questions, answers, strict=True):
         inputs, labels = question.ravel() + 1, answer.ravel() + 1
@@ -154,7 +137,7 @@ def test_a_copy_of_a_maze_has_the_same_shortest_path() -> None:
 
 def test_all_eight_copies_of_a_maze_are_drawn() -> None:
     """Votes would be fewer than they could be."""
-    rng, draw = np.random.default_rng(0), relabeller(metadata(16, 6, kind="maze"))
+    rng, draw = np.random.default_rng(0), relabeller(bare_metadata(16, 6, kind="maze"))
     board = np.arange(16).reshape(4, 4)
     expected = {tuple(dihedral(board, k).ravel().tolist()) for k in range(8)}
     assert {positions(draw(rng, np.ones(16)), 16) for _ in range(200)} == expected
@@ -257,11 +240,11 @@ def test_kinds_are_told_by_sizes_where_files_name_none() -> None:
     """Data sets of the PyTorch code name no kind: no copies could be made of them."""
     rng = np.random.default_rng(0)
     tokens = solved_sudoku(3, 3)
-    copy = relabeller(metadata(81, 11))(rng, tokens).apply(tokens)
+    copy = relabeller(bare_metadata(81, 11))(rng, tokens).apply(tokens)
     assert Board(3, 3).is_solution(copy[None] - 1).all()
     assert not np.array_equal(copy, tokens)
     for sizes in ((900, 6), (900, 12)):
-        relabeller(metadata(*sizes))
+        relabeller(bare_metadata(*sizes))
 
 
 @pytest.mark.parametrize(
@@ -284,7 +267,7 @@ def test_what_has_no_known_symmetries_is_refused_in_one_line(
 ) -> None:
     """Copies would be other puzzles than the one that was asked."""
     with pytest.raises(UserError, match=message) as caught:
-        relabeller(metadata(*sizes, **keys))
+        relabeller(bare_metadata(*sizes, **keys))
     line = explain(caught.value) or ""
     assert "\n" not in line
     assert len(line) < 300

@@ -2,12 +2,14 @@
 
 from __future__ import annotations
 
+import os
 import shutil
 import subprocess
 import sys
 from collections.abc import Iterator
 from contextlib import contextmanager
 
+import pytest
 from playwright.sync_api import Browser, Error, sync_playwright
 
 NAMES = (
@@ -42,6 +44,17 @@ def open_browser() -> Iterator[Browser | None]:
             return
         yield browser
         browser.close()
+
+
+@contextmanager
+def browser_or_skip() -> Iterator[Browser]:
+    """Start a browser; without one the test that needs it is skipped, or fails where CI asks for it."""
+    with open_browser() as browser:
+        if browser is None:
+            if os.environ.get("CI") or os.environ.get("HRM_REQUIRE_BROWSER"):
+                pytest.fail(MISSING)
+            pytest.skip(MISSING)
+        yield browser
 
 
 def main() -> None:

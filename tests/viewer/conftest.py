@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import os
 from collections.abc import Iterator
 from concurrent.futures import ThreadPoolExecutor
 from functools import partial
@@ -13,18 +12,14 @@ import pytest
 
 from dataset import build_arc_dataset, build_maze_dataset, build_mini_sudoku_dataset, build_sudoku_dataset
 from tests.helpers.arc_source import make_arc
-from tests.helpers.browser import MISSING, open_browser
+from tests.helpers.browser import browser_or_skip
 from tests.helpers.sources import make_source, maze_rows, write_csv
 from tests.helpers.viewer import Folders, Viewer, train_and_evaluate
 
 
 @pytest.fixture(scope="package")
 def browser() -> Iterator[Any]:
-    with open_browser() as browser:
-        if browser is None:
-            if os.environ.get("CI") or os.environ.get("HRM_REQUIRE_BROWSER"):
-                pytest.fail(MISSING)
-            pytest.skip(MISSING)
+    with browser_or_skip() as browser:
         yield browser
 
 

@@ -8,7 +8,7 @@ from pathlib import Path
 from common.errors import UserError
 from dataset import arc_grids, mazes
 from dataset.dataset_files import parse_metadata, read_metadata
-from dataset.metadata import SET_NAME, PuzzleDatasetMetadata
+from dataset.metadata import PuzzleDatasetMetadata, bare_metadata
 from models.act import PUZZLE_EMB
 from utils.checkpoints.foreign_config import TrainedConfig
 from utils.checkpoints.safetensors_file import read_metadata as read_header
@@ -89,16 +89,4 @@ def _sizes(
             "give a data set of such puzzles as data_path=<folder>"
         )
     kind, seq_len, box = _PUBLISHED[vocab_size]
-    return PuzzleDatasetMetadata(
-        pad_id=0,
-        ignore_label_id=0,
-        blank_identifier_id=0,
-        vocab_size=vocab_size,
-        seq_len=seq_len,
-        num_puzzle_identifiers=1,
-        total_groups=1,
-        mean_puzzle_examples=1.0,
-        sets=[SET_NAME],
-        kind=kind,
-        box=box,
-    )
+    return bare_metadata(seq_len, vocab_size, kind=kind, box=box)

@@ -8,23 +8,12 @@ import numpy as np
 
 from common.errors import printable
 from dataset.arc_grids import SEQ_LEN, VOCAB_SIZE, place_grids
-from dataset.metadata import SET_NAME, PuzzleDatasetMetadata
+from dataset.metadata import bare_metadata
 from utils.arc.scoring import InputScore, TaskScore
 from utils.arc.submission import attempts
 from utils.evaluation.puzzle_view import format_puzzle
 
-_ARC = PuzzleDatasetMetadata(
-    pad_id=0,
-    ignore_label_id=0,
-    blank_identifier_id=0,
-    vocab_size=VOCAB_SIZE,
-    seq_len=SEQ_LEN,
-    num_puzzle_identifiers=1,
-    total_groups=1,
-    mean_puzzle_examples=1.0,
-    sets=[SET_NAME],
-    kind="arc",
-)
+_ARC = bare_metadata(SEQ_LEN, VOCAB_SIZE, kind="arc")
 
 
 def arc_record(score: TaskScore) -> dict[str, Any]:

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import json
-import os
 from collections.abc import Callable, Iterator
 from functools import partial
 from pathlib import Path
@@ -17,7 +16,7 @@ from common import IGNORE_LABEL_ID
 from common.errors import UserError
 from dataset.puzzle_dataset import PuzzleDataset
 from dataset.puzzle_text import Puzzle
-from tests.helpers.browser import MISSING, open_browser
+from tests.helpers.browser import browser_or_skip
 from tests.helpers.configs import sizes
 from tests.helpers.solving import RULE_ARCH, SUDOKU_4, rule_model, sudoku_text, write_model
 from tests.helpers.tiny_data import puzzles
@@ -138,11 +137,7 @@ def test_only_a_film_is_replaced(run_here: Run, tmp_path: Path) -> None:
 
 @pytest.fixture(scope="module")
 def browser() -> Iterator[Any]:
-    with open_browser() as browser:
-        if browser is None:
-            if os.environ.get("CI") or os.environ.get("HRM_REQUIRE_BROWSER"):
-                pytest.fail(MISSING)
-            pytest.skip(MISSING)
+    with browser_or_skip() as browser:
         yield browser
 
 
