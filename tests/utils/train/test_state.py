@@ -12,6 +12,7 @@ import pytest
 from mlx.utils import tree_flatten, tree_unflatten
 
 from models.kernels import plain_forms
+from models.variation import SAMPLE_KEY
 from tests.helpers.configs import (
     FAMILY,
     TINY_ARCH,
@@ -27,6 +28,9 @@ from tests.helpers.configs import (
 from utils.checkpoints.safetensors_file import read_safetensors, write_safetensors
 from utils.checkpoints.stored_tensors import host_tensor
 from utils.evaluation.evaluate import Evaluator, make_eval_step
+from utils.evaluation.search import Search
+from utils.evaluation.slot_step import initial_slots, make_slot_step
+from utils.evaluation.thinking import Thinking
 from utils.train.state import make_train_step
 
 needs_compile = pytest.mark.skipif(not mlx_compiles(), reason="without g++ MLX calls the function at every step")
@@ -83,8 +87,12 @@ def test_graphs_hold_no_float64_and_nothing_for_the_cpu_alone(arch: dict[str, An
         return step(*arguments), state.arrays
 
     rates = mx.array(1e-3), mx.array(1e-2)
+    search = Search(Thinking(samples=2, noise=0.1, random_init=True, choose="settled"), None)
+    rows = batch | {SAMPLE_KEY: mx.ones((len(batch["inputs"]), 2), mx.uint32)}
+    seated = initial_slots(state.head, rows, search), rows, carry["halted"]
     for function, arguments, expected in (
         (make_eval_step(state.head), (carry, batch), {"Matmul", "Gather", "ArgReduce"}),
+        (make_slot_step(state.head, "q", search), seated, {"Matmul", "RandomBits", "ErfInv"}),
         (train, (carry, batch, *rates, mx.array(0.0)), {"Matmul", "ArcTan2", "Scatter", "RandomBits"}),
     ):
         with plain_forms():  # the graph that is traced there
