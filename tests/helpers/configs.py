@@ -137,6 +137,9 @@ def mlx_compiles() -> bool:
     return len(calls) == 1
 
 
+needs_compile = pytest.mark.skipif(not mlx_compiles(), reason="without g++ MLX calls the function at every step")
+
+
 def count_calls(monkeypatch: pytest.MonkeyPatch) -> list[None]:
     """Have every call of a model leave an entry in the list: of compiled functions, those that trace it."""
     calls: list[None] = []

@@ -14,7 +14,7 @@ import solve
 from common.errors import UserError, explain
 from dataset.puzzle_text import Puzzle
 from tests.helpers import fresh_python
-from tests.helpers.configs import count_calls, mlx_compiles
+from tests.helpers.configs import count_calls, needs_compile
 from tests.helpers.solving import ARC, RULE_ARCH, SUDOKU_4, rule_model, sudoku_text, write_model
 from tests.helpers.tiny_data import puzzles
 from utils.evaluation.thinking import Thinking
@@ -100,10 +100,9 @@ def test_the_keys_of_thinking_are_taken(rules: Solver) -> None:
     assert (found.samples, found.steps, found.verified) == (3, 15, False)
 
 
+@needs_compile
 def test_a_model_is_compiled_once(rules: Solver, monkeypatch: pytest.MonkeyPatch) -> None:
     """The second puzzle would take as long as the first: most of it is the compilation of a model of full size."""
-    if not mlx_compiles():
-        pytest.skip("without g++ MLX compiles nothing")
     calls = count_calls(monkeypatch)
     rules.solve(LINE, max_steps=9)
     first = len(calls)

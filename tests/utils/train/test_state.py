@@ -20,7 +20,7 @@ from tests.helpers.configs import (
     TINY_TRM_MLP,
     TINY_URM,
     count_calls,
-    mlx_compiles,
+    needs_compile,
     pretrain_config,
     random_batch,
     train_state,
@@ -32,8 +32,6 @@ from utils.evaluation.search import Search
 from utils.evaluation.slot_step import initial_slots, make_slot_step
 from utils.evaluation.thinking import Thinking
 from utils.train.state import make_train_step
-
-needs_compile = pytest.mark.skipif(not mlx_compiles(), reason="without g++ MLX calls the function at every step")
 
 # The primitives that MLX implements for the CPU alone, by the names they have in an exported graph.
 CPU_ONLY = {"Cholesky", "Eig", "Eigh", "Inverse", "LUF", "QRF", "SVD", "Load"}
