@@ -324,6 +324,9 @@ def test_a_named_puzzle_gets_the_embedding_of_its_name(run_here: Run, tmp_path: 
     assert len(set(confidences.values())) == 3
     line = one_line(run_here(f"checkpoint={run}", "puzzle=abc", "puzzle_name=mirrored"))
     assert "puzzle_name = 'mirrored'" in line
+    shutil.rmtree(tmp_path / "data")
+    line = one_line(run_here(f"checkpoint={run}", "puzzle=abc", "puzzle_name=kept"))
+    assert "give that as data_path" in line
 
 
 # ---------------------------------------------------------------------------------------------------- thinking longer

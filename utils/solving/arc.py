@@ -8,7 +8,6 @@ from __future__ import annotations
 
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
-from pathlib import Path
 from typing import Literal
 
 import mlx.core as mx
@@ -25,7 +24,6 @@ from dataset.metadata import PuzzleDatasetMetadata
 from models.losses import ACTLossHead
 from utils.arc.predictions import restored_grids
 from utils.arc.scoring import TaskScore, count_votes, score_input
-from utils.arc.tasks import read_names
 from utils.checkpoints.weights import load_weights
 from utils.config import PretrainConfig
 from utils.evaluation.thinking import Thinking
@@ -87,16 +85,13 @@ class ArcSolver:
                 f"{VOCAB_SIZE}"
             )
         self.solver, self.adaptation = solver, adaptation
-        folder = Path(solver.trained.data_path)  # by whose identifiers it knows tasks
-        names = read_names(folder) if (folder / "identifiers.json").is_file() else []
-        table = solver.head.model.puzzle_emb
-        if table is None and adaptation.adapt_steps and adaptation.adapt == "emb":
+        has_embeddings = solver.head.model.puzzle_emb is not None
+        if not has_embeddings and adaptation.adapt_steps and adaptation.adapt == "emb":
             raise UserError("adapt = 'emb' trains puzzle embeddings, and this model has none; use adapt=all")
+        self._names = solver.puzzle_names() if has_embeddings else []
         self._identifiers: dict[str, list[int]] = {}
-        if table is not None and len(names) == len(table.weights):
-            for identifier, name in enumerate(names):
-                self._identifiers.setdefault(parse_augmentation_name(name)[0], []).append(identifier)
-        self._names = names
+        for identifier, name in enumerate(self._names):
+            self._identifiers.setdefault(parse_augmentation_name(name)[0], []).append(identifier)
         self._without_rule: Solver | None = None
 
     def knows(self, task: Task) -> bool:

@@ -209,13 +209,19 @@ class Solver:
         """Return the puzzle identifier of a name."""
         if puzzle_name is None:
             return self.metadata.blank_identifier_id
-        names = read_names(Path(self.trained.data_path))
-        if puzzle_name not in names or len(names) != self.metadata.num_puzzle_identifiers:
+        names = self.puzzle_names()
+        if puzzle_name not in names:
             raise UserError(
                 f"puzzle_name = {shown(puzzle_name)}: {self.trained.data_path} has no puzzle of that name, or is not "
                 "the data set of the training; give that as data_path"
             )
         return names.index(puzzle_name)
+
+    def puzzle_names(self) -> list[str]:
+        """Read the names of the puzzles, index = identifier; none if the data set of the training is not at hand."""
+        folder = Path(self.trained.data_path)
+        names = read_names(folder) if (folder / "identifiers.json").is_file() else []
+        return names if len(names) == self.metadata.num_puzzle_identifiers else []
 
     def think(
         self,
