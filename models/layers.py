@@ -13,7 +13,7 @@ import mlx.core as mx
 import mlx.nn as nn
 
 from models.common import truncated_normal
-from models.kernels import attention, linear, rms_norm, swiglu
+from models.kernels import add_rms_norm, attention, linear, swiglu
 
 SWIGLU_MULTIPLE = 256  # the inner width is rounded up to a multiple of this
 
@@ -74,21 +74,7 @@ class Attention(nn.Module):
 
     def __call__(self, x: mx.array) -> mx.array:
         """Map `[b, t, d]` to `[b, t, d]`."""
-        b, t, d = x.shape
-        q, k, v = mx.split(self._heads(self.qkv_proj(x)), 3, axis=1)  # (b h t head_dim)
-        if self._rope_theta is not None:
-            q, k = (
-                mx.fast.rope(a, d // self._num_heads, traditional=False, base=self._rope_theta, scale=1.0, offset=0)
-                for a in (q, k)
-            )
-        out = attention(q, k, v, 1.0 / math.sqrt(d // self._num_heads))
-        return self.o_proj(out.transpose(0, 2, 1, 3).reshape(b, t, d))
-
-    def _heads(self, x: mx.array) -> mx.array:
-        """Arrange `[b, t, n · d]` as `[b, n · h, t, head_dim]`."""
-        b, t, width = x.shape
-        head_dim = self.o_proj.weight.shape[0] // self._num_heads
-        return x.reshape(b, t, width // head_dim, head_dim).transpose(0, 2, 1, 3)
+        return self.o_proj(attention(self.qkv_proj(x), self._num_heads, self._rope_theta))
 
 
 def swiglu_width(hidden_size: int, expansion: float) -> int:
@@ -131,8 +117,8 @@ class Block(nn.Module):
 
     def __call__(self, x: mx.array) -> mx.array:
         """Map `[b, t, d]` to `[b, t, d]`."""
-        x = rms_norm(x + self.self_attn(x), self._eps)
-        return rms_norm(x + self.mlp(x), self._eps)
+        x = add_rms_norm(x, self.self_attn(x), self._eps)
+        return add_rms_norm(x, self.mlp(x), self._eps)
 
 
 class ReasoningModule(nn.Module):

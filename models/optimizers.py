@@ -12,7 +12,7 @@ import mlx.nn as nn
 import mlx.optimizers as optim
 from mlx.utils import tree_map
 
-from models.kernels import EvenShares, arctan2_of_square
+from models.kernels import EvenShares, adam_atan2
 
 
 def update_if(condition: mx.array, optimizer: optim.Optimizer, model: nn.Module, gradients: dict) -> None:
@@ -58,7 +58,7 @@ class AdamATan2(optim.Optimizer):
         self.betas = betas
         self.weight_decay = weight_decay
         self._applies = mx.array(True)
-        self._factors: list[mx.array] = []
+        self._factors = mx.zeros((5,))
 
     def update_if(self, condition: mx.array, model: nn.Module, gradients: dict) -> None:
         """Update if `condition` is true. The condition is a factor in the loops, so that nothing is copied."""
@@ -77,10 +77,10 @@ class AdamATan2(optim.Optimizer):
         # 1 - β^t without the cancellation that a power would suffer at small t
         correction1 = -mx.expm1(t * math.log(beta1)) if beta1 > 0 else 1.0
         correction2 = -mx.expm1(t * math.log(beta2)) if beta2 > 0 else 1.0
-        factors = (1.0 - lr * self.weight_decay, lr / correction1, 1.0 / correction2)
+        shares = applies * (1.0 - beta1), applies * (1.0 - beta2)
+        factors = (1.0 - lr * self.weight_decay, lr / correction1, 1.0 / correction2, *shares)
         # In one array: otherwise MLX fuses their computation into the loops, and repeats it for every element.
-        values = mx.stack([mx.array(factor, mx.float32) for factor in factors] + [applies])
-        self._factors = [values[i] for i in range(4)]
+        self._factors = mx.stack([mx.array(factor, mx.float32) for factor in factors])
         self._share = EvenShares()
         return super().apply_gradients(gradients, parameters)
 
@@ -91,13 +91,6 @@ class AdamATan2(optim.Optimizer):
 
     def apply_single(self, gradient: mx.array, parameter: mx.array, state: dict) -> mx.array:
         """Return the updated parameter and write the updated moments into `state`."""
-        updated, state["m"], state["v"] = self._share(self._updated, gradient, parameter, state["m"], state["v"])
+        arrays = gradient, parameter, state["m"], state["v"], self._factors
+        updated, state["m"], state["v"] = self._share(adam_atan2, parameter.size, *arrays)
         return updated
-
-    def _updated(self, gradient: mx.array, parameter: mx.array, m: mx.array, v: mx.array) -> tuple[mx.array, ...]:
-        keep, rate, correction, applies = self._factors
-        beta1, beta2 = self.betas
-        gradient = mx.where(self._applies, gradient, 0.0)  # a NaN would survive the product with zero
-        m = m + (applies * (1.0 - beta1)) * (gradient - m)
-        v = v + (applies * (1.0 - beta2)) * (mx.square(gradient) - v)
-        return parameter * keep - rate * arctan2_of_square(m, v * correction), m, v

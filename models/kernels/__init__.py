@@ -1,10 +1,12 @@
 """The functions that take most of a model's time, in plain MLX: what a Mac or another GPU runs.
 
-A Linux CPU computes the same in the forms of `cpu.py`, which its compiler vectorises, on the streams of `streams.py`.
-No other package of `models` depends on the device.
+On a Linux CPU the loops of `native/` compute the same in float32, see `cpu.py`, on the streams of `streams.py`. No other
+package of `models` depends on the device.
 """
 
 from __future__ import annotations
+
+import math
 
 import mlx.core as mx
 import mlx.nn as nn
@@ -17,11 +19,15 @@ from models.kernels.streams import plain_forms as plain_forms
 from models.kernels.streams import takes_plain_forms
 
 
+def _runs_natively(array: mx.array) -> bool:
+    return array.dtype == mx.float32 and not takes_plain_forms() and cpu.native() is not None
+
+
 def linear(x: mx.array, weight: mx.array) -> mx.array:
     """Map `[..., in]` by a weight `[out, in]` of the same dtype to `[..., out]`: x Wᵀ."""
-    if takes_plain_forms():
-        return x @ weight.T
-    return cpu.linear(x, weight)
+    if _runs_natively(x):
+        return cpu.linear(x, weight)
+    return x @ weight.T
 
 
 def swiglu(x: mx.array, gate_up_weight: mx.array) -> mx.array:
@@ -34,45 +40,68 @@ def swiglu(x: mx.array, gate_up_weight: mx.array) -> mx.array:
     Returns:
         `[..., inter]`, in the same dtype.
     """
-    if takes_plain_forms():
-        gate, up = mx.split(x @ gate_up_weight.T, 2, axis=-1)
-        return nn.silu(gate) * up
-    return cpu.swiglu(x, gate_up_weight)
+    if _runs_natively(x):
+        return cpu.swiglu(x, gate_up_weight)
+    gate, up = mx.split(x @ gate_up_weight.T, 2, axis=-1)
+    return nn.silu(gate) * up
 
 
 def silu(x: mx.array) -> mx.array:
     """Compute x · sigmoid(x) of any shape; same dtype."""
-    if takes_plain_forms():
-        return nn.silu(x)
-    return cpu.silu(x)
+    return cpu.silu(x) if _runs_natively(x) else nn.silu(x)
 
 
-def attention(q: mx.array, k: mx.array, v: mx.array, scale: float) -> mx.array:
-    """Compute softmax(scale · q kᵀ) v, every token attending to every token; the softmax is computed in float32.
+def attention(qkv: mx.array, num_heads: int, rope_theta: float | None) -> mx.array:
+    """Compute softmax(q kᵀ / sqrt(head size)) v in every head, every token attending to every token.
 
     Args:
-        q: `[b, h, tq, head_dim]`, any float dtype.
-        k: `[b, h, t, head_dim]`, same dtype.
-        v: `[b, h, t, head_dim]`, same dtype.
-        scale: factor of the scores, positive.
+        qkv: `[b, t, 3 · d]`, any float dtype: h query heads, then h key heads, then h value heads, of size d / h each.
+        num_heads: h.
+        rope_theta: base of the rotary positions by which queries and keys are rotated (rotate-half over the whole head);
+            None: they are not.
 
     Returns:
-        `[b, h, tq, head_dim]`, in the same dtype.
+        `[b, t, d]`, in the same dtype. The softmax is computed in float32.
     """
-    if takes_plain_forms():
-        return mx.fast.scaled_dot_product_attention(q, k, v, scale=scale)
-    return cpu.attention(q, k, v, scale)
+    if _runs_natively(qkv):
+        return cpu.attention(qkv, num_heads, rope_theta)
+    b, t, width = qkv.shape
+    head_size = width // 3 // num_heads
+    heads = qkv.reshape(b, t, 3 * num_heads, head_size).transpose(0, 2, 1, 3)
+    q, k, v = mx.split(heads, 3, axis=1)  # (b h t head_size)
+    if rope_theta is not None:
+        q, k = (
+            mx.fast.rope(a, head_size, traditional=False, base=rope_theta, scale=1.0, offset=0) for a in (q, k)
+        )
+    out = mx.fast.scaled_dot_product_attention(q, k, v, scale=1.0 / math.sqrt(head_size))
+    return out.transpose(0, 2, 1, 3).reshape(b, t, width // 3)
 
 
-def rms_norm(x: mx.array, eps: float) -> mx.array:
-    """Compute x / sqrt(mean(x²) + eps) over the last axis in float32, without a learned weight; same dtype."""
-    if takes_plain_forms():
-        return mx.fast.rms_norm(x, None, eps)
-    return cpu.rms_norm(x, eps)
+def add_rms_norm(x: mx.array, y: mx.array, eps: float) -> mx.array:
+    """Compute z / sqrt(mean(z²) + eps), z = x + y, over the last axis in float32, without a learned weight; same dtype."""
+    if _runs_natively(x):
+        return cpu.add_rms_norm(x, y, eps)
+    return mx.fast.rms_norm(x + y, None, eps)
 
 
-def arctan2_of_square(y: mx.array, square: mx.array) -> mx.array:
-    """Compute atan2(y, sqrt(square)) of float32 arrays of one shape; atan2(0, 0) = 0."""
-    if takes_plain_forms():
-        return mx.arctan2(y, mx.sqrt(square))
-    return cpu.arctan2_of_square(y, square)
+def adam_atan2(gradient: mx.array, parameter: mx.array, m: mx.array, v: mx.array, factors: mx.array) -> list[mx.array]:
+    """Update a parameter and its moments.
+
+    Args:
+        gradient: float32; what it holds is not used where both shares are 0.
+        parameter: float32, of the same shape.
+        m: first moment, likewise.
+        v: second moment, likewise.
+        factors: float32 `[5]`: `keep`, `rate`, `correction`, `share1`, `share2`.
+
+    Returns:
+        parameter · keep - rate · atan2(m, sqrt(v · correction)), m and v, where m and v have first moved to the gradient
+        and to its square by their shares of the way.
+    """
+    if _runs_natively(parameter):
+        return cpu.adam_atan2(gradient, parameter, m, v, factors)
+    keep, rate, correction, share1, share2 = (factors[i] for i in range(5))
+    gradient = mx.where(share1 + share2 > 0, gradient, 0.0)  # a NaN would survive the product with zero
+    m = m + share1 * (gradient - m)
+    v = v + share2 * (mx.square(gradient) - v)
+    return [parameter * keep - rate * mx.arctan2(m, mx.sqrt(v * correction)), m, v]

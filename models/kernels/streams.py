@@ -54,17 +54,6 @@ def cpu_streams() -> tuple[mx.Stream, ...]:
     return streams
 
 
-def distinct_shape(shape: tuple[int, ...], stream: mx.Stream) -> tuple[int, ...]:
-    """Put as many axes of length 1 before `shape` as make it another than on the other `cpu_streams()`.
-
-    `mx.compile` broadcasts equal constants to equal shapes only once, on one stream. A kernel of another stream reads
-    that copy element by element, where the constant could be part of its code, and is not vectorised.
-    """
-    streams = cpu_streams()
-    number = streams.index(stream) if stream in streams else 0
-    return (1,) * (1 + number) + tuple(shape)  # one axis on the first stream too, which keeps all graphs equally deep
-
-
 def map_rows(function: Callable[..., T], *arguments: Any) -> T:
     """Apply a function to the rows of its arguments; on a CPU each stream computes its share of the rows.
 
@@ -97,12 +86,11 @@ class EvenShares:
     def __init__(self) -> None:
         self._elements = [0] * len(cpu_streams())
 
-    def __call__(self, function: Callable[..., tuple[mx.array, ...]], *arrays: mx.array) -> tuple[mx.array, ...]:
-        """Return `function(*arrays)`, a tuple of arrays; all arguments and results have one shape."""
+    def __call__(self, function: Callable[..., T], elements: int, *arrays: mx.array) -> T:
+        """Return `function(*arrays)`, a piece of work of so many elements."""
         if takes_plain_forms():
             return function(*arrays)
         least = self._elements.index(min(self._elements))
-        self._elements[least] += arrays[0].size
-        shape, own = arrays[0].shape, distinct_shape(arrays[0].shape, cpu_streams()[least])
+        self._elements[least] += elements
         with mx.stream(cpu_streams()[least]):
-            return tuple(result.reshape(shape) for result in function(*(array.reshape(own) for array in arrays)))
+            return function(*arrays)

@@ -15,7 +15,7 @@ import mlx.nn as nn
 from pydantic import Field, model_validator
 
 from models.act import ACTModel, Outputs, State
-from models.kernels import rms_norm
+from models.kernels import add_rms_norm
 from models.layers import Attention, Block, ReasoningModule, SwiGLU
 from models.token_core import TokenConfig, TokenCore
 
@@ -67,8 +67,8 @@ class TokenMLPBlock(nn.Module):
     def __call__(self, x: mx.array) -> mx.array:
         """Map `[b, t, d]` to `[b, t, d]`."""
         channels = x.swapaxes(1, 2)  # (b d t)
-        x = rms_norm(channels + self.mlp_t(channels), self._eps).swapaxes(1, 2)
-        return rms_norm(x + self.mlp(x), self._eps)
+        x = add_rms_norm(channels, self.mlp_t(channels), self._eps).swapaxes(1, 2)
+        return add_rms_norm(x, self.mlp(x), self._eps)
 
 
 def _block(config: TinyRecursiveReasoningModel_ACTV1Config, keys: Iterator[mx.array]) -> nn.Module:

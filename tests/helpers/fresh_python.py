@@ -13,6 +13,8 @@ from pathlib import Path
 
 import pytest
 
+from models.kernels.cpu import native
+
 ROOT = Path(__file__).parents[2]
 SILENT = ""
 
@@ -21,6 +23,7 @@ needs_mlx_cpu = pytest.mark.skipif(
 )
 needs_wheel = pytest.mark.skipif(find_spec("scipy_openblas32") is None, reason="needs scipy-openblas32")
 needs_compiler = pytest.mark.skipif(shutil.which("g++") is None, reason="without g++ MLX compiles no kernels")
+needs_native = pytest.mark.skipif(native() is None, reason="about the loops of models/kernels/native, which are not built")
 
 
 def run(code: str, **environment: str) -> tuple[str, str]:

@@ -10,7 +10,7 @@ import numpy as np
 import pytest
 
 from models.common import random_keys
-from models.layers import Attention, Block, Linear, SwiGLU, rms_norm, swiglu_width
+from models.layers import Attention, Block, Linear, SwiGLU, add_rms_norm, swiglu_width
 
 
 def rotate(x: np.ndarray, theta: float) -> np.ndarray:
@@ -66,7 +66,7 @@ def test_rms_norm_is_computed_in_float32(dtype: Any) -> None:
     x = mx.array(np.random.default_rng(0).normal(size=(4, 512)) * 300).astype(dtype)
     wide = np.array(x.astype(mx.float32), np.float64)
     expected = wide / np.sqrt((wide**2).mean(-1, keepdims=True) + 1e-5)
-    out = rms_norm(x, 1e-5)
+    out = add_rms_norm(x, mx.zeros_like(x), 1e-5)
     assert out.dtype == dtype
     tolerance = {mx.float32: 1e-5, mx.bfloat16: 2**-8, mx.float16: 2**-11}[dtype] * 4
     np.testing.assert_allclose(np.array(out.astype(mx.float32)), expected, rtol=0, atol=tolerance)
@@ -76,8 +76,8 @@ def test_block_normalises_after_each_sum() -> None:
     keys = random_keys(mx.random.key(0))
     block = Block(Attention(16, 2, keys, rope_theta=10000.0), SwiGLU(16, 4, keys), 1e-5)
     x = mx.random.normal((2, 5, 16), key=mx.random.key(1))
-    middle = rms_norm(x + block.self_attn(x), 1e-5)
-    np.testing.assert_allclose(np.array(block(x)), np.array(rms_norm(middle + block.mlp(middle), 1e-5)), atol=1e-6)
+    middle = add_rms_norm(x, block.self_attn(x), 1e-5)
+    np.testing.assert_allclose(np.array(block(x)), np.array(add_rms_norm(middle, block.mlp(middle), 1e-5)), atol=1e-6)
 
 
 def test_linear_casts_its_weight_to_the_activations() -> None:

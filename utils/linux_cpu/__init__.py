@@ -14,6 +14,7 @@ from utils.linux_cpu.blas import BUILT_IN, has_mlx_cpu_wheel, prepare_blas
 from utils.linux_cpu.cores import check_streams, divide_cores
 from utils.linux_cpu.kernels import prepare_kernels
 from utils.linux_cpu.memory import keep_memory
+from utils.linux_cpu.native import prepare_native
 
 import os
 import sys
@@ -36,8 +37,11 @@ def _prepare() -> str:
         return BUILT_IN
     divide_cores()
     keep_memory()
-    prepare_kernels(_warn)
-    return prepare_blas(_warn)
+    kernels = prepare_kernels(_warn)
+    blas = prepare_blas(_warn)
+    if kernels is not None and blas != BUILT_IN:  # the loops call a BLAS that has been loaded for all
+        prepare_native(kernels, _warn)
+    return blas
 
 
 #: The library that computes matmuls on the CPU, or "built in" for MLX's own (Accelerate on macOS).

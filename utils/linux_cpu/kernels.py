@@ -43,16 +43,19 @@ def _precompile_headers(kernels: Path) -> None:
     subprocess.run(["sh", "-c", script, "sh", written, str(result), *build], check=False)
 
 
-def prepare_kernels(warn: Callable[[str], None]) -> None:
-    """Choose a folder whose libraries can be mapped; without one, run MLX uncompiled, and pass a line to `warn`."""
+def prepare_kernels(warn: Callable[[str], None]) -> Path | None:
+    """Choose a folder whose libraries can be mapped, and return it.
+
+    Without one, run MLX uncompiled, pass a line to `warn`, and return None; without g++ nothing is done.
+    """
     if shutil.which("g++") is None:
-        return
+        return None
     user = os.getuid()
     try:
         default = tempfile.gettempdir()
     except OSError as error:  # no temporary folder at all
         _run_uncompiled(warn, f"({error})")
-        return
+        return None
     home = os.environ.get("XDG_CACHE_HOME") or os.path.expanduser("~/.cache")
     for folder in (default, f"{default}/mlx-{user}", f"{home}/hrm-mlx"):
         kernels = Path(folder, "mlx")
@@ -65,10 +68,11 @@ def prepare_kernels(warn: Callable[[str], None]) -> None:
                     os.environ["TMPDIR"] = folder
                 with contextlib.suppress(Exception):  # whatever goes wrong costs time, never the run
                     _precompile_headers(kernels)
-                return
+                return kernels
         except OSError:
             continue
     _run_uncompiled(warn, f"in {default} or {home}")
+    return None
 
 
 def _run_uncompiled(warn: Callable[[str], None], why: str) -> None:
