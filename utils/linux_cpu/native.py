@@ -25,7 +25,7 @@ from pathlib import Path
 _SOURCES = Path(__file__).resolve().parents[2] / "models" / "kernels" / "native"
 _EXTENSION = "hrm_native.so"
 _FAILED = "failed.txt"  # in place of the extension, with the reason
-_LOOPS = ["-O3", "-march=native", "-fopenmp-simd", "-fno-math-errno", "-fno-trapping-math"]
+_LOOPS = ["-O3", "-fvisibility=hidden", "-march=native", "-fopenmp-simd", "-fno-math-errno", "-fno-trapping-math"]
 _WIDE = ["-mprefer-vector-width=512"] if platform.machine() == "x86_64" else []
 _BINDING = ["-O2", "-fvisibility=hidden", "-fno-strict-aliasing", "-DNDEBUG", "-DNB_DOMAIN=mlx"]
 # What a build must be able to do: MLX takes its arrays only from a binding of its own version.

@@ -11,12 +11,89 @@
 #include <cstring>
 #include <vector>
 
-Sgemm sgemm = nullptr;
-
 namespace {
 
-constexpr int kRowMajor = 101, kPlain = 111, kTransposed = 112;  // of cblas.h
-constexpr long kTileFloats = 1 << 17;  // scores in work at a time, 512 kB: they stay in the core's cache
+#if defined(__AVX512F__)
+constexpr int kLanes = 16, kTileVectors = 2, kTileRows = 14;  // as many sums as the processor has registers for
+#elif defined(__AVX2__)
+constexpr int kLanes = 8, kTileVectors = 2, kTileRows = 6;
+#else
+constexpr int kLanes = 4, kTileVectors = 4, kTileRows = 4;
+#endif
+constexpr long kTileColumns = kLanes * kTileVectors;
+constexpr long kBlock = 6 * kTileRows;  // queries in work at a time: their scores stay in the core's cache
+
+typedef float Vector __attribute__((vector_size(4 * kLanes), aligned(4)));
+
+long padded(long columns) { return (columns + kTileColumns - 1) / kTileColumns * kTileColumns; }
+
+// Lay out B [k, n], whose element (p, j) is b[p · row + j · column], in panels [n / kTileColumns][k][kTileColumns], with
+// zeros for the columns that are missing.
+void pack(long k, long n, const float* b, long row, long column, float* panels) {
+  for (long j = 0; j < n; j += kTileColumns, panels += k * kTileColumns) {
+    const long width = std::min(kTileColumns, n - j);
+    for (long p = 0; p < k; p++) {
+      float* to = panels + p * kTileColumns;
+      const float* from = b + p * row + j * column;
+      for (long i = 0; i < width; i++) to[i] = from[i * column];
+      for (long i = width; i < kTileColumns; i++) to[i] = 0;
+    }
+  }
+}
+
+// One tile of C, R rows of `width` columns: A times a panel, in registers, and added to C or written to it.
+template <int R>
+void multiply_tile(long k, const float* a, long row, long column, const float* panel, float* c, long c_row, long width,
+                   bool add) {
+  Vector sums[R][kTileVectors] = {};
+  for (long p = 0; p < k; p++) {
+    Vector b[kTileVectors];
+#pragma GCC unroll 8
+    for (int j = 0; j < kTileVectors; j++) b[j] = *reinterpret_cast<const Vector*>(panel + p * kTileColumns + j * kLanes);
+#pragma GCC unroll 16
+    for (int i = 0; i < R; i++) {
+      const float x = a[i * row + p * column];
+#pragma GCC unroll 8
+      for (int j = 0; j < kTileVectors; j++) sums[i][j] += x * b[j];
+    }
+  }
+#pragma GCC unroll 16
+  for (int i = 0; i < R; i++) {
+    float found[kTileColumns];
+    std::memcpy(found, sums[i], sizeof(found));
+    float* to = c + i * c_row;
+    if (width == kTileColumns && !add) {
+      std::memcpy(to, found, sizeof(found));
+    } else {
+      for (long j = 0; j < width; j++) to[j] = add ? to[j] + found[j] : found[j];
+    }
+  }
+}
+
+template <int R>
+void multiply_rows(long rows, long k, const float* a, long row, long column, const float* panel, float* c, long c_row,
+                   long width, bool add) {
+  if constexpr (R > 0) {
+    if (rows == R) {
+      multiply_tile<R>(k, a, row, column, panel, c, c_row, width, add);
+    } else {
+      multiply_rows<R - 1>(rows, k, a, row, column, panel, c, c_row, width, add);
+    }
+  }
+}
+
+// C [m, n] = A B, or C + A B, where element (i, p) of A is a[i · row + p · column], and B [k, n] has been packed. For the
+// small products of attention, whose operands stay in the cache: there a BLAS spends half its time on preparations.
+void multiply(long m, long n, long k, const float* a, long row, long column, const float* panels, float* c, long c_row,
+              bool add) {
+  for (long j = 0; j < n; j += kTileColumns, panels += k * kTileColumns) {
+    const long width = std::min(kTileColumns, n - j);
+    for (long i = 0; i < m; i += kTileRows) {
+      const long rows = std::min<long>(kTileRows, m - i);
+      multiply_rows<kTileRows>(rows, k, a + i * row, row, column, panels, c + i * c_row + j, c_row, width, add);
+    }
+  }
+}
 
 // e^x, relative error below 2e-7, for x clipped to [-87, 88]: between them e^x is a normal float32. NaN stays NaN.
 inline float fast_exp(float x) {
@@ -27,7 +104,10 @@ inline float fast_exp(float x) {
   float shifted = x * log2_e + rounds;
   float k = shifted - rounds;  // e^x = 2^k · e^f, |f| ≤ ln(2) / 2
   float f = x - k * ln2_high - k * ln2_low;
-  float series = 1.0f + f * (1.0f + f * (1.0f / 2 + f * (1.0f / 6 + f * (1.0f / 24 + f * (1.0f / 120 + f * (1.0f / 720 + f / 5040))))));
+  constexpr float inverse_factorials[] = {1.0f, 1.0f, 1.0f / 2, 1.0f / 6, 1.0f / 24, 1.0f / 120, 1.0f / 720, 1.0f / 5040};
+  float series = inverse_factorials[7];
+#pragma GCC unroll 8
+  for (int i = 6; i >= 0; i--) series = series * f + inverse_factorials[i];
   int32_t bits = (static_cast<int32_t>(k) + 127) << 23;
   float power;
   std::memcpy(&power, &bits, sizeof(power));
@@ -131,15 +211,17 @@ void rotate(const float* from, long stride, float* to, long to_stride, long t, l
 struct AttentionSizes {
   long b, t, h, e, d;
   float scale;
+  long keys;  // t, rounded up to whole tiles
+  long block;
   const float *cos, *sin;
-  long tile;  // queries in work at a time
 
   AttentionSizes(const double* numbers, const float* const* tables)
       : b(numbers[0]), t(numbers[1]), h(numbers[2]), e(numbers[3]), d(h * e), scale(numbers[4]) {
     const bool rotates = numbers[5] != 0;
     cos = rotates ? tables[0] : nullptr;
     sin = rotates ? tables[1] : nullptr;
-    tile = std::min(t, std::max(16L, kTileFloats / t));
+    keys = padded(t);
+    block = std::min(t, kBlock);
   }
 };
 
@@ -147,31 +229,34 @@ struct AttentionSizes {
 // out: softmax(scale · q kᵀ) v [b, t, d], and log Σ e^score of every query [b, h, t]
 void attention(const float* const* in, float* const* out, const double* numbers) {
   const AttentionSizes size(numbers, in + 1);
-  const long t = size.t, e = size.e, d = size.d;
-  std::vector<float> q(t * e), k(t * e), scores(size.tile * t), shares(size.tile);
+  const long t = size.t, e = size.e, d = size.d, keys = size.keys;
+  std::vector<float> q(t * e), k(t * e), k_panels(keys * e), v_panels(padded(e) * t), weights(size.block * keys);
+  std::vector<float> shares(size.block);
   for (long row = 0; row < size.b * size.h; row++) {
     const long head = row % size.h;
     const float* qkv = in[0] + (row / size.h) * t * 3 * d + head * e;
     float *result = out[0] + (row / size.h) * t * d + head * e, *log_sum = out[1] + row * t;
     rotate(qkv, 3 * d, q.data(), e, t, e, size.cos, size.sin, 1, size.scale);
     rotate(qkv + d, 3 * d, k.data(), e, t, e, size.cos, size.sin, 1, 1);
-    for (long first = 0; first < t; first += size.tile) {
-      const long n = std::min(size.tile, t - first);
-      sgemm(kRowMajor, kPlain, kTransposed, n, t, e, 1, q.data() + first * e, e, k.data(), e, 0, scores.data(), t);
+    pack(e, t, k.data(), 1, e, k_panels.data());
+    pack(t, e, qkv + 2 * d, 3 * d, 1, v_panels.data());
+    for (long first = 0; first < t; first += size.block) {
+      const long n = std::min(size.block, t - first);
+      multiply(n, keys, e, q.data() + first * e, e, 1, k_panels.data(), weights.data(), keys, false);
       for (long i = 0; i < n; i++) {
-        float *s = scores.data() + i * t, highest = s[0], sum = 0;
+        float *w = weights.data() + i * keys, highest = w[0], sum = 0;
 #pragma omp simd reduction(max : highest)
-        for (long j = 0; j < t; j++) highest = std::max(highest, s[j]);
+        for (long j = 0; j < t; j++) highest = w[j] > highest ? w[j] : highest;
 #pragma omp simd reduction(+ : sum)
         for (long j = 0; j < t; j++) {
-          s[j] = fast_exp(s[j] - highest);
-          sum += s[j];
+          w[j] = fast_exp(w[j] - highest);
+          sum += w[j];
         }
         log_sum[first + i] = highest + std::log(sum);
         shares[i] = 1.0f / sum;
       }
       float* values = result + first * d;
-      sgemm(kRowMajor, kPlain, kPlain, n, e, t, 1, scores.data(), t, qkv + 2 * d, 3 * d, 0, values, d);
+      multiply(n, e, t, weights.data(), keys, 1, v_panels.data(), values, d, false);
       for (long i = 0; i < n; i++)
         for (long j = 0; j < e; j++) values[i * d + j] *= shares[i];
     }
@@ -179,11 +264,12 @@ void attention(const float* const* in, float* const* out, const double* numbers)
 }
 
 // in: the cotangent [b, t, d], queries, keys and values, the result [b, t, d], its log-sums [b, h, t]; cos, sin.
-// out: the cotangent of queries, keys and values [b, t, 3 · d]. The weights are computed again, tile by tile.
+// out: the cotangent of queries, keys and values [b, t, 3 · d]. The weights are computed again, block by block.
 void attention_backward(const float* const* in, float* const* out, const double* numbers) {
   const AttentionSizes size(numbers, in + 4);
-  const long t = size.t, e = size.e, d = size.d;
-  std::vector<float> q(t * e), k(t * e), of_q(t * e), of_k(t * e), weights(size.tile * t), of_weights(size.tile * t);
+  const long t = size.t, e = size.e, d = size.d, keys = size.keys, columns = padded(e);
+  std::vector<float> q(t * e), k(t * e), of_q(t * e), of_k(t * e), weights(size.block * keys), of_scores(size.block * keys);
+  std::vector<float> k_panels(keys * e), v_panels(keys * e), k_rows(columns * t), block_panels(columns * size.block);
   for (long row = 0; row < size.b * size.h; row++) {
     const long head = row % size.h, at = (row / size.h) * t * d + head * e;
     const float *qkv = in[1] + (row / size.h) * t * 3 * d + head * e, *g = in[0] + at, *result = in[2] + at;
@@ -191,25 +277,29 @@ void attention_backward(const float* const* in, float* const* out, const double*
     float* of_qkv = out[0] + (row / size.h) * t * 3 * d + head * e;
     rotate(qkv, 3 * d, q.data(), e, t, e, size.cos, size.sin, 1, size.scale);
     rotate(qkv + d, 3 * d, k.data(), e, t, e, size.cos, size.sin, 1, 1);
-    for (long first = 0; first < t; first += size.tile) {
-      const long n = std::min(size.tile, t - first);
-      const float added = first > 0;
-      float *p = weights.data(), *dp = of_weights.data();
-      sgemm(kRowMajor, kPlain, kTransposed, n, t, e, 1, q.data() + first * e, e, k.data(), e, 0, p, t);
-      sgemm(kRowMajor, kPlain, kTransposed, n, t, e, 1, g + first * d, d, qkv + 2 * d, 3 * d, 0, dp, t);
+    pack(e, t, k.data(), 1, e, k_panels.data());
+    pack(e, t, qkv + 2 * d, 1, 3 * d, v_panels.data());
+    pack(t, e, k.data(), e, 1, k_rows.data());
+    for (long first = 0; first < t; first += size.block) {
+      const long n = std::min(size.block, t - first);
+      const bool add = first > 0;
+      multiply(n, keys, e, q.data() + first * e, e, 1, k_panels.data(), weights.data(), keys, false);
+      multiply(n, keys, e, g + first * d, d, 1, v_panels.data(), of_scores.data(), keys, false);
       for (long i = 0; i < n; i++) {
-        const float *gi = g + (first + i) * d, *ri = result + (first + i) * d, log_total = log_sum[first + i];
-        float *pi = p + i * t, *dpi = dp + i * t, mean = 0;
+        const float *of_result = g + (first + i) * d, *r = result + (first + i) * d, log_total = log_sum[first + i];
+        float *w = weights.data() + i * keys, *s = of_scores.data() + i * keys, mean = 0;
 #pragma omp simd reduction(+ : mean)
-        for (long j = 0; j < e; j++) mean += gi[j] * ri[j];
+        for (long j = 0; j < e; j++) mean += of_result[j] * r[j];
         for (long j = 0; j < t; j++) {
-          pi[j] = fast_exp(pi[j] - log_total);
-          dpi[j] = pi[j] * (dpi[j] - mean);
+          w[j] = fast_exp(w[j] - log_total);
+          s[j] = w[j] * (s[j] - mean);
         }
       }
-      sgemm(kRowMajor, kTransposed, kPlain, t, e, n, 1, p, t, g + first * d, d, added, of_qkv + 2 * d, 3 * d);
-      sgemm(kRowMajor, kPlain, kPlain, n, e, t, 1, dp, t, k.data(), e, 0, of_q.data() + first * e, e);
-      sgemm(kRowMajor, kTransposed, kPlain, t, e, n, 1, dp, t, q.data() + first * e, e, added, of_k.data(), e);
+      multiply(n, e, t, of_scores.data(), keys, 1, k_rows.data(), of_q.data() + first * e, e, false);
+      pack(n, e, g + first * d, d, 1, block_panels.data());
+      multiply(t, e, n, weights.data(), 1, keys, block_panels.data(), of_qkv + 2 * d, 3 * d, add);
+      pack(n, e, q.data() + first * e, e, 1, block_panels.data());
+      multiply(t, e, n, of_scores.data(), 1, keys, block_panels.data(), of_k.data(), e, add);
     }
     rotate(of_q.data(), e, of_qkv, 3 * d, t, e, size.cos, size.sin, -1, size.scale);
     rotate(of_k.data(), e, of_qkv + d, 3 * d, t, e, size.cos, size.sin, -1, 1);

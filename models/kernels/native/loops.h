@@ -7,8 +7,4 @@
 
 using Loop = void (*)(const float* const* in, float* const* out, const double* numbers);
 
-// cblas_sgemm of the process's BLAS: C = alpha · op(A) op(B) + beta · C
-using Sgemm = void (*)(int, int, int, int, int, int, float, const float*, int, const float*, int, float, float*, int);
-extern Sgemm sgemm;
-
 const std::map<std::string, Loop>& loops();

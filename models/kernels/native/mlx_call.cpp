@@ -1,7 +1,6 @@
 // An operation of MLX that runs a loop of `loops.cpp` on the CPU stream where it stands in the graph; and its Python
 // binding, `call`. It has no derivative: models/kernels/cpu.py gives each function its own.
 
-#include <dlfcn.h>
 #include <nanobind/nanobind.h>
 #include <nanobind/stl/string.h>
 #include <nanobind/stl/vector.h>
@@ -92,7 +91,5 @@ std::vector<mx::array> call(const std::string& name, const std::vector<mx::array
 }  // namespace
 
 NB_MODULE(hrm_native, module) {
-  sgemm = reinterpret_cast<Sgemm>(dlsym(RTLD_DEFAULT, "cblas_sgemm"));
-  if (sgemm == nullptr) throw std::runtime_error("no cblas_sgemm in this process");
   module.def("call", &call, nb::arg("name"), nb::arg("inputs"), nb::arg("shapes"), nb::arg("numbers"));
 }
