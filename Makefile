@@ -92,6 +92,7 @@ check-switch:
 	@echo "Installing $(REQUIREMENTS) (the first time a few minutes, mostly downloads)"
 	@$(PIP_INSTALL) -r $(REQUIREMENTS)
 	@rm -f .venv/unfinished && touch .venv/installed
+	@.venv/bin/python -c 'import utils.linux_cpu'  # on a Linux CPU compiles the loops of models/kernels/native
 
 .venv/installed-dev: requirements-dev.txt .venv/installed
 	@echo "Installing requirements-dev.txt"

@@ -1,7 +1,7 @@
 """The functions that take most of a model's time, in plain MLX: what a Mac or another GPU runs.
 
-On a Linux CPU the loops of `native/` compute the same in float32, see `cpu.py`, on the streams of `streams.py`. No other
-package of `models` depends on the device.
+On a Linux CPU the loops of `native/` compute the same in float32, see `cpu.py`, on the streams of `streams.py`. No
+other package of `models` depends on the device.
 """
 
 from __future__ import annotations
@@ -57,8 +57,8 @@ def attention(qkv: mx.array, num_heads: int, rope_theta: float | None) -> mx.arr
     Args:
         qkv: `[b, t, 3 · d]`, any float dtype: h query heads, then h key heads, then h value heads, of size d / h each.
         num_heads: h.
-        rope_theta: base of the rotary positions by which queries and keys are rotated (rotate-half over the whole head);
-            None: they are not.
+        rope_theta: base of the rotary positions by which queries and keys are rotated (rotate-half over the whole
+            head); None: they are not.
 
     Returns:
         `[b, t, d]`, in the same dtype. The softmax is computed in float32.
@@ -70,15 +70,13 @@ def attention(qkv: mx.array, num_heads: int, rope_theta: float | None) -> mx.arr
     heads = qkv.reshape(b, t, 3 * num_heads, head_size).transpose(0, 2, 1, 3)
     q, k, v = mx.split(heads, 3, axis=1)  # (b h t head_size)
     if rope_theta is not None:
-        q, k = (
-            mx.fast.rope(a, head_size, traditional=False, base=rope_theta, scale=1.0, offset=0) for a in (q, k)
-        )
+        q, k = (mx.fast.rope(a, head_size, traditional=False, base=rope_theta, scale=1.0, offset=0) for a in (q, k))
     out = mx.fast.scaled_dot_product_attention(q, k, v, scale=1.0 / math.sqrt(head_size))
     return out.transpose(0, 2, 1, 3).reshape(b, t, width // 3)
 
 
 def add_rms_norm(x: mx.array, y: mx.array, eps: float) -> mx.array:
-    """Compute z / sqrt(mean(z²) + eps), z = x + y, over the last axis in float32, without a learned weight; same dtype."""
+    """Compute z / sqrt(mean(z²) + eps) of z = x + y, over the last axis in float32, without a weight; same dtype."""
     if _runs_natively(x):
         return cpu.add_rms_norm(x, y, eps)
     return mx.fast.rms_norm(x + y, None, eps)
@@ -95,8 +93,8 @@ def adam_atan2(gradient: mx.array, parameter: mx.array, m: mx.array, v: mx.array
         factors: float32 `[5]`: `keep`, `rate`, `correction`, `share1`, `share2`.
 
     Returns:
-        parameter · keep - rate · atan2(m, sqrt(v · correction)), m and v, where m and v have first moved to the gradient
-        and to its square by their shares of the way.
+        parameter · keep - rate · atan2(m, sqrt(v · correction)), m and v, where m and v have first moved to the
+        gradient and to its square by their shares of the way.
     """
     if _runs_natively(parameter):
         return cpu.adam_atan2(gradient, parameter, m, v, factors)

@@ -30,7 +30,9 @@ def native() -> Any:
 
 def _call(loop: str, inputs: Sequence[mx.array], shapes: Sequence[tuple[int, ...]], *numbers: float) -> list[mx.array]:
     """Run a loop on the current stream: float32 arrays, the shapes of its results, and its numbers."""
-    results: list[mx.array] = native().call(loop, list(inputs), [list(shape) for shape in shapes], list(map(float, numbers)))
+    results: list[mx.array] = native().call(
+        loop, list(inputs), [list(shape) for shape in shapes], list(map(float, numbers))
+    )
     return results
 
 

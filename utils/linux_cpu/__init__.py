@@ -1,11 +1,12 @@
 """Preparations for MLX on a Linux CPU, before MLX is loaded. Import this package first; it never raises.
 
 `cores.py`: a stream for each core. `memory.py`: memory that is kept from one step to the next. `kernels.py`: a folder
-for the kernels of `mx.compile`. `blas.py`: a fast BLAS. On macOS (Accelerate, Metal), with MLX's CUDA build and with an
-MLX built from source, nothing is done.
+for the kernels of `mx.compile`. `native.py`: loops of our own. `blas.py`: a fast BLAS. On macOS (Accelerate, Metal),
+with MLX's CUDA build and with an MLX built from source, nothing is done.
 
-Environment: `HRM_BLAS=system` or `wheel` allows only that source, `off` keeps MLX's own BLAS without a warning.
-`HRM_STREAMS`: number of streams. `OPENBLAS_NUM_THREADS`, `OMP_NUM_THREADS`: threads of BLAS for each of them.
+Environment: `HRM_BLAS=mkl`, `system` or `wheel` prefers that source, `off` keeps MLX's own BLAS without a warning.
+`HRM_NATIVE=off`: plain MLX in place of our own loops. `HRM_STREAMS`: number of streams. `OPENBLAS_NUM_THREADS`,
+`OMP_NUM_THREADS`: threads of BLAS for each of them.
 """
 
 from __future__ import annotations
@@ -39,7 +40,7 @@ def _prepare() -> str:
     keep_memory()
     kernels = prepare_kernels(_warn)
     blas = prepare_blas(_warn)
-    if kernels is not None and blas != BUILT_IN:  # the loops call a BLAS that has been loaded for all
+    if kernels is not None:
         prepare_native(kernels, _warn)
     return blas
 

@@ -2,14 +2,16 @@
 
 The `mlx-cpu` wheel has the reference BLAS and LAPACK: correct, and some 50 times slower than OpenBLAS. MLX binds those
 symbols when it is loaded, and the dynamic linker searches the global scope first, so an OpenBLAS that was loaded there
-before takes their place. Two sources, in this order:
+before takes their place. Three sources, in this order:
 
-1. the system's OpenBLAS (`apt install libopenblas0-pthread`, …), loaded with `RTLD_GLOBAL`;
-2. the PyPI wheel `scipy-openblas32`, which needs no root. It exports every function with the prefix `scipy_`, so a
+1. Intel's MKL, where somebody has installed the PyPI wheel `mkl` and the processor is Intel's, for which it is the
+   fastest; it is too large (220 MB) to be required;
+2. the system's OpenBLAS (`apt install libopenblas0-pthread`, …), loaded with `RTLD_GLOBAL`;
+3. the PyPI wheel `scipy-openblas32`, which needs no root. It exports every function with the prefix `scipy_`, so a
    shared object with nothing but a symbol table is loaded too: the plain names as absolute symbols (`SHN_ABS`), at the
    addresses that the wheel's functions have in this process. It is written in memory, without a compiler.
 
-With neither, one line on stderr names what to install, and everything works, slowly.
+Without any, one line on stderr names what to install, and everything works, slowly.
 """
 
 from __future__ import annotations
@@ -18,6 +20,7 @@ import ctypes
 import importlib.util
 import os
 import struct
+import sys
 from collections.abc import Callable
 from pathlib import Path
 
@@ -83,6 +86,22 @@ def _absolute_symbols_elf(addresses: dict[str, int], machine: int) -> bytes:
     return header + dynamic + symbols + hash_table + names
 
 
+def _load_mkl() -> str | None:
+    """Load MKL from the wheel of this environment and return its name; None if there is none."""
+    path = next(Path(sys.prefix, "lib").glob("libmkl_rt.so*"), None)
+    if path is None:
+        return None
+    threads = os.environ.get("OPENBLAS_NUM_THREADS", "1")
+    os.environ.setdefault("MKL_NUM_THREADS", threads)
+    os.environ.setdefault("MKL_THREADING_LAYER", "SEQUENTIAL" if threads == "1" else "INTEL")
+    ctypes.CDLL(str(path), mode=ctypes.RTLD_GLOBAL)
+    return "mkl"
+
+
+def _is_intel() -> bool:
+    return "GenuineIntel" in Path("/proc/cpuinfo").read_text()
+
+
 def _load_system() -> str | None:
     """Load the system's OpenBLAS globally and return its name; None if there is none."""
     for name in SYSTEM_LIBRARIES:
@@ -122,7 +141,12 @@ def prepare_blas(warn: Callable[[str], None]) -> str:
     loaded = None
     why = "no OpenBLAS found"
     try:
-        loaded = (_load_system() if wanted != "wheel" else None) or (_load_wheel() if wanted != "system" else None)
+        if wanted == "mkl" or (wanted == "" and _is_intel()):
+            loaded = _load_mkl()
+        if loaded is None and wanted != "wheel":
+            loaded = _load_system()
+        if loaded is None and wanted != "system":
+            loaded = _load_wheel()
     except Exception as error:  # whatever goes wrong here costs speed, never the run
         why = f"OpenBLAS could not be loaded ({error})"
     if loaded is None:

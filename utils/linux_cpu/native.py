@@ -1,8 +1,9 @@
 """The loops of `models/kernels/native`, built for this machine. Called by `utils.linux_cpu`, before MLX is loaded.
 
-They are compiled once (in some ten seconds) with g++, against the headers of MLX and of nanobind, MLX's own binding of C++ to
-Python, for the processor at hand, and kept in the folder of MLX's kernels. HRM_NATIVE then names the result, and
-`models.kernels` uses it. Where something that this takes is missing, one line says what, and plain MLX does the work.
+They are compiled once, in some ten seconds, with g++, for the processor at hand, against the headers of MLX and of
+nanobind, MLX's own binding of C++ to Python, and kept in the folder of MLX's kernels. HRM_NATIVE then names the result,
+and `models.kernels` uses it. Where something that this takes is missing, one line says what, and plain MLX does the
+work.
 """
 
 from __future__ import annotations
@@ -81,7 +82,9 @@ def _run(command: list[str], environment: dict[str, str] | None = None) -> None:
 
 def _build(folder: Path, mlx: Path, nanobind: Path, python: Path) -> None:
     """Build the extension in `folder`, and try it in a process of its own."""
-    includes = [f"-I{path}" for path in (nanobind / "include", nanobind / "ext/robin_map/include", mlx / "include", python)]
+    includes = [
+        f"-I{path}" for path in (nanobind / "include", nanobind / "ext/robin_map/include", mlx / "include", python)
+    ]
     options = {
         _SOURCES / "loops.cpp": _LOOPS + _WIDE,
         _SOURCES / "mlx_call.cpp": _BINDING + includes,
