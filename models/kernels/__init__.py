@@ -9,8 +9,9 @@ from __future__ import annotations
 import mlx.core as mx
 import mlx.nn as nn
 
-from models.kernels import cpu
+from models.kernels import cpu, fused
 from models.kernels.streams import EvenShares as EvenShares
+from models.kernels.streams import device_kind as device_kind
 from models.kernels.streams import map_rows as map_rows
 from models.kernels.streams import on_gpu as on_gpu
 from models.kernels.streams import plain_forms as plain_forms
@@ -60,7 +61,7 @@ def attention(q: mx.array, k: mx.array, v: mx.array, scale: float) -> mx.array:
         `[b, h, tq, head_dim]`, in the same dtype.
     """
     if takes_plain_forms():
-        return mx.fast.scaled_dot_product_attention(q, k, v, scale=scale)
+        return fused.attention(q, k, v, scale, fused.attention_form(device_kind(), q.shape[-1], q.shape[-2]))
     return cpu.attention(q, k, v, scale)
 
 

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable
+from typing import Any
 
 import mlx.core as mx
 import numpy as np
@@ -10,6 +11,7 @@ import pytest
 
 from models import kernels
 from models.kernels import arctan2_of_square
+from models.kernels.fused import METAL_HEAD_SIZES, attention_form
 
 
 def test_arctan2_is_as_accurate_as_float32() -> None:
@@ -81,3 +83,46 @@ def test_attention_on_the_cpu_agrees_with_the_fused_kernel_and_its_gradient() ->
     for a, b in zip(mx.grad(ours, (0, 1, 2))(q, k, v), mx.grad(fused, (0, 1, 2))(q, k, v), strict=True):
         np.testing.assert_allclose(np.array(a), np.array(b), rtol=0, atol=2e-5)
     np.testing.assert_allclose(ours(q, k, v).item(), fused(q, k, v).item(), rtol=1e-5)
+
+
+@pytest.mark.parametrize("head_size", [8, 32, 48, 64, 72, 80, 96, 128, 160, 192, 256, 512])
+def test_metal_takes_its_fused_kernel_for_the_heads_that_have_one(head_size: int) -> None:
+    # Without it the scores of a training step on ARC would not fit a Mac; demanded where there is none, it is an error.
+    expected = "fused" if head_size in (64, 72, 80, 96, 128, 192, 256) else "chosen"
+    assert attention_form("metal", head_size, 82) == expected
+    assert attention_form("metal", head_size, 9) == expected
+    assert attention_form("cuda", head_size, 82) == "chosen"
+    assert attention_form("cpu", head_size, 82) == "chosen"
+
+
+def test_metal_takes_no_kernel_without_a_gradient_for_the_smallest_puzzles() -> None:
+    assert {attention_form("metal", head_size, tokens) for head_size in METAL_HEAD_SIZES for tokens in (1, 8)} == {
+        "scores"
+    }
+    assert attention_form("metal", 32, 8) == "chosen"
+
+
+def test_attention_demands_the_kernel_on_metal_alone(monkeypatch: pytest.MonkeyPatch) -> None:
+    q = mx.random.normal((1, 2, 12, 64), key=mx.random.key(0))
+    seen = []
+
+    def noted(*arrays: mx.array, scale: float, force_fused: bool) -> mx.array:
+        seen.append(force_fused)
+        return arrays[0]
+
+    monkeypatch.setattr(mx.fast, "scaled_dot_product_attention", noted)
+    for device in ("metal", "cuda", "cpu"):
+        monkeypatch.setattr(kernels, "device_kind", lambda device=device: device)
+        with kernels.plain_forms():
+            kernels.attention(q, q, q, 0.1)
+    assert seen == [True, False, False]
+
+
+def test_attention_by_its_scores_agrees_with_that_of_mlx() -> None:
+    q, k, v = (mx.random.normal((2, 3, 8, 64), key=mx.random.key(i)) for i in range(3))
+
+    def gradients(form: Any) -> Any:
+        return mx.grad(lambda *qkv: mx.square(kernels.fused.attention(*qkv, 0.125, form)).sum(), (0, 1, 2))(q, k, v)
+
+    for found, expected in zip(gradients("scores"), gradients("chosen"), strict=True):
+        np.testing.assert_allclose(np.array(found), np.array(expected), rtol=0, atol=1e-5)
