@@ -13,7 +13,7 @@ import mlx.core as mx
 Form = Literal["fused", "chosen", "scores"]
 
 METAL_HEAD_SIZES = frozenset({64, 72, 80, 96, 128, 192, 256})
-# Up to so many queries Metal takes its kernel for generating text, and that ends in an error where a gradient is traced.
+# Up to so many queries Metal takes its kernel for generating text, which ends in an error where a gradient is traced.
 METAL_FEW_QUERIES = 8
 
 
