@@ -75,20 +75,16 @@ class Attention(nn.Module):
     def __call__(self, x: mx.array) -> mx.array:
         """Map `[b, t, d]` to `[b, t, d]`."""
         b, t, d = x.shape
-        q, k, v = mx.split(self._heads(self.qkv_proj(x)), 3, axis=1)  # (b h t head_dim)
+        head_dim = d // self._num_heads
+        # Three products, not one that is split: each is contiguous, as rope on Metal needs it to work without a copy.
+        weights = mx.split(self.qkv_proj.weight.astype(x.dtype), 3)  # (d d) each
+        q, k, v = (linear(x, weight).reshape(b, t, -1, head_dim).transpose(0, 2, 1, 3) for weight in weights)
         if self._rope_theta is not None:
             q, k = (
-                mx.fast.rope(a, d // self._num_heads, traditional=False, base=self._rope_theta, scale=1.0, offset=0)
-                for a in (q, k)
+                mx.fast.rope(a, head_dim, traditional=False, base=self._rope_theta, scale=1.0, offset=0) for a in (q, k)
             )
-        out = attention(q, k, v, 1.0 / math.sqrt(d // self._num_heads))
+        out = attention(q, k, v, 1.0 / math.sqrt(head_dim))  # (b h t head_dim)
         return self.o_proj(out.transpose(0, 2, 1, 3).reshape(b, t, d))
-
-    def _heads(self, x: mx.array) -> mx.array:
-        """Arrange `[b, t, n · d]` as `[b, n · h, t, head_dim]`."""
-        b, t, width = x.shape
-        head_dim = self.o_proj.weight.shape[0] // self._num_heads
-        return x.reshape(b, t, width // head_dim, head_dim).transpose(0, 2, 1, 3)
 
 
 def swiglu_width(hidden_size: int, expansion: float) -> int:
