@@ -11,7 +11,7 @@ import pytest
 
 from models import kernels
 from models.kernels import arctan2_of_square
-from models.kernels.fused import METAL_HEAD_SIZES, attention_form
+from models.kernels.fused import METAL_HEAD_SIZES, attention, attention_form
 
 
 def test_arctan2_is_as_accurate_as_float32() -> None:
@@ -122,7 +122,7 @@ def test_attention_by_its_scores_agrees_with_that_of_mlx() -> None:
     q, k, v = (mx.random.normal((2, 3, 8, 64), key=mx.random.key(i)) for i in range(3))
 
     def gradients(form: Any) -> Any:
-        return mx.grad(lambda *qkv: mx.square(kernels.fused.attention(*qkv, 0.125, form)).sum(), (0, 1, 2))(q, k, v)
+        return mx.grad(lambda q, k, v: mx.square(attention(q, k, v, 0.125, form)).sum(), (0, 1, 2))(q, k, v)
 
     for found, expected in zip(gradients("scores"), gradients("chosen"), strict=True):
         np.testing.assert_allclose(np.array(found), np.array(expected), rtol=0, atol=1e-5)
