@@ -25,11 +25,9 @@ GIB = 2**30
 def machine_facts() -> dict[str, Any]:
     """Machine, system, versions, device and memory, in JSON's types."""
     info = mx.device_info()
-    memory = {
-        name: round(float(info[name]) / GIB, 1)
-        for name in ("memory_size", "max_recommended_working_set_size", "max_buffer_length", "total_memory")
-        if name in info
-    }
+    of_device = ("memory_size", "max_recommended_working_set_size", "max_buffer_length", "total_memory")
+    memory = {name: round(float(info[name]) / GIB, 1) for name in of_device if name in info}
+    memory["host"] = round(os.sysconf("SC_PHYS_PAGES") * os.sysconf("SC_PAGE_SIZE") / GIB, 1)
     return machine() | {
         "device": device_kind(),
         "os": platform.platform(),
