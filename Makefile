@@ -31,6 +31,7 @@ endif
 # Two processes, each with whole files, so that what a file prepares is prepared once; in the order of their names, since
 # the files with the fewest tests have the longest.
 PYTEST = .venv/bin/python -m pytest -n 2 --dist loadfile --no-loadscope-reorder
+REPORT = device-report.json
 PIP_INSTALL = .venv/bin/python -m pip install -qq --disable-pip-version-check
 DATA = data/sudoku-6x6
 RUN = checkpoints/demo
@@ -40,13 +41,14 @@ PUZZLE = .2...44.352.1..6...5.4.3.65.4.241..5
 SHOWN = [inputs,labels,puzzle_identifiers,preds,q_halt_logits,q_continue_logits,step_preds]
 
 .DEFAULT_GOAL := help
-.PHONY: help install demo check test lint browser bench clean check-switch
+.PHONY: help install demo check test test-gpu lint browser bench clean check-switch
 
 help:
 	@echo "make install   make .venv and install requirements.txt (Linux with NVIDIA: make install MLX=cuda13)"
 	@echo "make demo      build a small data set, train a small model on it, evaluate it and solve a puzzle (DEMO_SEED=0)"
 	@echo "make check     lint, types and the fast tests: about a minute"
 	@echo "make test      lint, types and all tests"
+	@echo "make test-gpu  the GPU against the CPU and the reference values; writes $(REPORT), to be sent with an issue"
 	@echo "make bench     the speed of the default model on this machine, and its bound (BENCH='quick=true out=b.json')"
 	@echo "make clean     remove .venv, caches and what the demo made"
 	@echo "The Python to use, 3.10 or newer: PYTHON=/path/to/python"
@@ -127,6 +129,11 @@ check: lint
 test: lint browser
 	$(PYTEST)
 
+# One process, whose lines are read as they come. Where there is no GPU its forms run on the CPU.
+test-gpu: .venv/installed-dev
+	@HRM_DEVICE_TEST=full HRM_DEVICE_REPORT=$(REPORT) .venv/bin/python -m pytest -q -s --timeout 1200 tests/test_device.py; \
+	status=$$?; echo "The report is $(REPORT)."; exit $$status
+
 # For the tests of puzzle_visualizer.html: finds a browser or fetches Playwright's; without either they are left out.
 browser: .venv/installed-dev
 	@.venv/bin/python -m tests.helpers.browser
@@ -136,6 +143,6 @@ bench: .venv/installed
 
 # Nothing but what these targets made: other data sets, checkpoints and runs stay.
 clean:
-	@rm -rf .venv .pytest_cache .mypy_cache .ruff_cache .hypothesis $(DATA) $(RUN)
+	@rm -rf .venv .pytest_cache .mypy_cache .ruff_cache .hypothesis $(REPORT) $(DATA) $(RUN)
 	@find . -name .git -prune -o -type d -name __pycache__ -prune -exec rm -rf {} +
 	@rmdir data checkpoints 2>/dev/null || true

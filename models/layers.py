@@ -74,7 +74,7 @@ class Attention(nn.Module):
 
     def __call__(self, x: mx.array) -> mx.array:
         """Map `[b, t, d]` to `[b, t, d]`."""
-        return self.o_proj(attention(self.qkv_proj(x), self._num_heads, self._rope_theta))
+        return self.o_proj(attention(x, self.qkv_proj.weight.astype(x.dtype), self._num_heads, self._rope_theta))
 
 
 def swiglu_width(hidden_size: int, expansion: float) -> int:

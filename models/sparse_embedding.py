@@ -24,7 +24,12 @@ class SparseEmbedding(nn.Module):
 
 
 def sign_sgd_rows(
-    weights: mx.array, identifiers: mx.array, row_gradients: mx.array, lr: mx.array, weight_decay: float
+    weights: mx.array,
+    identifiers: mx.array,
+    rows: mx.array,
+    row_gradients: mx.array,
+    lr: mx.array,
+    weight_decay: float,
 ) -> None:
     """Update in place the rows that a batch used: SignSGD with decoupled weight decay, HRM's sparse optimiser.
 
@@ -34,13 +39,38 @@ def sign_sgd_rows(
     Args:
         weights: the table, float32 `[n, dims]`.
         identifiers: int32 `[b]`, repetitions allowed.
-        row_gradients: float32 `[b, dims]`, the gradient of the loss with respect to `weights[identifiers]`.
+        rows: float32 `[b, dims]`, `weights[identifiers]`, looked up earlier. While a lookup is under way, MLX would
+            write into a copy of the whole table.
+        row_gradients: float32 `[b, dims]`, the gradient of the loss with respect to `rows`.
         lr: learning rate, a float32 scalar.
         weight_decay: decoupled weight decay, relative to `lr`.
     """
-    # Every row of the batch is represented by the first one with the same identifier, so that all of them arrive at the
-    # same bits and it does not matter which of the equal rows is written last.
-    first = mx.argmax(identifiers[:, None] == identifiers[None, :], axis=1)  # (b)
-    summed = mx.zeros_like(row_gradients).at[first].add(row_gradients)[first]  # (b dims)
-    updated = weights[identifiers] * (1.0 - lr * weight_decay) - lr * mx.sign(summed)
+    # Equal identifiers arrive at the same bits, so that it does not matter which of their rows is written last.
+    summed = sums_over_equal(identifiers, row_gradients)  # (b dims)
+    updated = rows * (1.0 - lr * weight_decay) - lr * mx.sign(summed)
     weights[identifiers] = updated
+
+
+def sums_over_equal(identifiers: mx.array, rows: mx.array) -> mx.array:
+    """Sum rows over equal identifiers, in float32 and in an order that depends on the identifiers alone.
+
+    A scatter-add would add in another order at each run on a GPU, and the sign of a sum near zero with it; a product
+    with the matrix of what is equal would round the rows first on GPUs that multiply in TF32.
+
+    Args:
+        identifiers: int32 `[b]`.
+        rows: float32 `[b, dims]`.
+
+    Returns:
+        Float32 `[b, dims]`: for each row the sum over all with its identifier, bit for bit the same for all of them.
+    """
+    order = mx.argsort(identifiers)
+    identifier, sums = identifiers[order], rows[order]
+    distance = 1
+    while distance < len(order):  # each row holds the sum of the next `distance` rows, as far as they are of its group
+        same = identifier[:-distance] == identifier[distance:]
+        further = mx.where(same[:, None], sums[distance:], 0.0)
+        sums = mx.concatenate([sums[:-distance] + further, sums[-distance:]])
+        distance *= 2
+    first_of_group = mx.argmax(identifiers[:, None] == identifier[None, :], axis=1)  # (b)
+    return sums[first_of_group]

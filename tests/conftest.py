@@ -15,6 +15,9 @@ from unittest import mock
 
 import pytest
 
+# float32 is to mean float32: on an M5 and on NVIDIA, MLX multiplies with ten bits of mantissa otherwise.
+os.environ.setdefault("MLX_ENABLE_TF32", "0")
+
 # A shell without job control has Ctrl-C ignored in what it starts with `&`, and so in all processes of these tests.
 if signal.getsignal(signal.SIGINT) is signal.SIG_IGN:
     signal.signal(signal.SIGINT, signal.default_int_handler)

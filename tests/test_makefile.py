@@ -23,7 +23,8 @@ case "$1 $2 $3" in
   "-c "*"<"*) exit {too_old} ;;
   "-c "*ensurepip*) exit {no_ensurepip} ;;
   "-m venv "*) mkdir -p .venv/bin && cp "{self}" .venv/bin/python && echo "venv" >>log ;;
-  "-m ruff"*|"-m mypy"*|"-m pytest"*|"-m tests."*) echo "$*" >>log ;;
+  "-m ruff"*|"-m mypy"*|"-m pytest"*|"-m tests."*)
+    echo "$*${{HRM_DEVICE_TEST:+ $HRM_DEVICE_TEST $HRM_DEVICE_REPORT}}" >>log ;;
   "-m pip install") shift 3; echo "pip $*" >>log; [ ! -e cut-off ] ;;
   *pretrain.py*) echo "$* WANDB_MODE=$WANDB_MODE" >>log
     mkdir -p checkpoints/demo/step_9 checkpoints/demo/step_10 && touch checkpoints/demo/step_10/model.safetensors ;;
@@ -260,6 +261,15 @@ def test_check_leaves_out_what_is_slow_and_test_nothing(checkout: Checkout) -> N
         "-m tests.helpers.browser",
         "-m pytest -n 2 --dist loadfile --no-loadscope-reorder",
     ]
+
+
+def test_the_device_is_tested_in_full_and_its_report_kept(checkout: Checkout) -> None:
+    """What a Mac owner sends would be the quick form, or nothing."""
+    checkout.add_python()
+    found = checkout.make("test-gpu")
+    assert found.returncode == 0
+    assert "The report is device-report.json." in found.stdout
+    assert checkout.log[-1] == "-m pytest -q -s --timeout 1200 tests/test_device.py full device-report.json"
 
 
 def test_clean_keeps_what_the_user_made(checkout: Checkout) -> None:

@@ -11,8 +11,9 @@ import math
 import mlx.core as mx
 import mlx.nn as nn
 
-from models.kernels import cpu
+from models.kernels import cpu, fused
 from models.kernels.streams import EvenShares as EvenShares
+from models.kernels.streams import device_kind as device_kind
 from models.kernels.streams import map_rows as map_rows
 from models.kernels.streams import on_gpu as on_gpu
 from models.kernels.streams import plain_forms as plain_forms
@@ -51,11 +52,12 @@ def silu(x: mx.array) -> mx.array:
     return cpu.silu(x) if _runs_natively(x) else nn.silu(x)
 
 
-def attention(qkv: mx.array, num_heads: int, rope_theta: float | None) -> mx.array:
+def attention(x: mx.array, qkv_weight: mx.array, num_heads: int, rope_theta: float | None) -> mx.array:
     """Compute softmax(q kᵀ / sqrt(head size)) v in every head, every token attending to every token.
 
     Args:
-        qkv: `[b, t, 3 · d]`, any float dtype: h query heads, then h key heads, then h value heads, of size d / h each.
+        x: `[b, t, d]`, any float dtype.
+        qkv_weight: `[3 · d, d]` in the same dtype: of h query heads, then h key heads, then h value heads.
         num_heads: h.
         rope_theta: base of the rotary positions by which queries and keys are rotated (rotate-half over the whole
             head); None: they are not.
@@ -63,16 +65,18 @@ def attention(qkv: mx.array, num_heads: int, rope_theta: float | None) -> mx.arr
     Returns:
         `[b, t, d]`, in the same dtype. The softmax is computed in float32.
     """
-    if _runs_natively(qkv):
-        return cpu.attention(qkv, num_heads, rope_theta)
-    b, t, width = qkv.shape
-    head_size = width // 3 // num_heads
-    heads = qkv.reshape(b, t, 3 * num_heads, head_size).transpose(0, 2, 1, 3)
-    q, k, v = mx.split(heads, 3, axis=1)  # (b h t head_size)
+    if _runs_natively(x):
+        return cpu.attention(linear(x, qkv_weight), num_heads, rope_theta)
+    b, t, d = x.shape
+    head_size = d // num_heads
+    # Three products, not one that is split: each is contiguous, as rope on Metal needs it to work without a copy.
+    products = [linear(x, weight) for weight in mx.split(qkv_weight, 3)]  # (b t d) each
+    q, k, v = (product.reshape(b, t, num_heads, head_size).transpose(0, 2, 1, 3) for product in products)
     if rope_theta is not None:
         q, k = (mx.fast.rope(a, head_size, traditional=False, base=rope_theta, scale=1.0, offset=0) for a in (q, k))
-    out = mx.fast.scaled_dot_product_attention(q, k, v, scale=1.0 / math.sqrt(head_size))
-    return out.transpose(0, 2, 1, 3).reshape(b, t, width // 3)
+    form = fused.attention_form(device_kind(), head_size, t)
+    out = fused.attention(q, k, v, 1.0 / math.sqrt(head_size), form)  # (b h t head_size)
+    return out.transpose(0, 2, 1, 3).reshape(b, t, d)
 
 
 def add_rms_norm(x: mx.array, y: mx.array, eps: float) -> mx.array:

@@ -27,6 +27,13 @@ def on_gpu() -> bool:
     return mx.default_device().type == mx.DeviceType.gpu
 
 
+def device_kind() -> str:
+    """Return where computations run by default: "metal", "cuda" or "cpu"."""
+    if not on_gpu():
+        return "cpu"
+    return "metal" if mx.metal.is_available() else "cuda"
+
+
 def takes_plain_forms() -> bool:
     """Return whether functions are computed in plain MLX and in one piece: on a GPU, and within `plain_forms`."""
     return on_gpu() or _plain_wanted.get()

@@ -5,7 +5,7 @@ from __future__ import annotations
 import json
 from collections.abc import Mapping
 from pathlib import Path
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 import mlx.core as mx
 import numpy as np
@@ -48,12 +48,13 @@ TOLERANCES = {  # by the name of the folder
 }
 
 
-def load(folder: Path) -> tuple[dict[str, np.ndarray], TrainState]:
+def load(folder: Path, arch: Mapping[str, Any] | None = None) -> tuple[dict[str, np.ndarray], TrainState]:
+    """The values of a folder, and a state of its configuration, with the keys of `arch` changed."""
     with np.load(folder / "golden.npz") as file:
         golden = {name: file[name] for name in file.files}
     meta = json.loads((folder / "meta.json").read_text())
     state = TrainState(
-        config_of(folder),
+        config_of(folder, arch),
         sizes(meta["seq_len"], meta["vocab_size"], meta["num_puzzle_identifiers"]),
         total_steps=meta["total_steps"],
         keep={*OUTPUTS, "gradients"} - absent(golden),
@@ -61,10 +62,10 @@ def load(folder: Path) -> tuple[dict[str, np.ndarray], TrainState]:
     return golden, state
 
 
-def config_of(folder: Path) -> PretrainConfig:
+def config_of(folder: Path, arch: Mapping[str, Any] | None = None) -> PretrainConfig:
     """The configuration of a folder, with the keys of this code."""
     values = yaml.safe_load((folder / "all_config.yaml").read_text())
-    values["arch"] = {"halt_exploration_prob": 0.0} | values["arch"]  # URM's code has no key for it
+    values["arch"] = {"halt_exploration_prob": 0.0} | values["arch"] | dict(arch or {})  # URM's code has no key for it
     if "data_paths" in values:
         (values["data_path"],) = values["data_paths"]
     for key in ("data_paths", "data_paths_test", "evaluators", "load_checkpoint"):

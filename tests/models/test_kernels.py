@@ -3,12 +3,14 @@
 from __future__ import annotations
 
 from collections.abc import Callable
+from typing import Any
 
 import mlx.core as mx
 import numpy as np
 import pytest
 
 from models import kernels
+from models.kernels.fused import METAL_HEAD_SIZES, attention, attention_form
 from tests.helpers.fresh_python import needs_native
 from utils.bench.products import least, seconds
 
@@ -65,9 +67,9 @@ FORMS: dict[str, tuple[Callable[..., mx.array], list[tuple[int, ...]]]] = {
     "swiglu": (lambda x: kernels.swiglu(x, WEIGHT), [(3, 5, 8)]),
     "silu": (kernels.silu, [(3, 5, 8)]),
     "add_rms_norm": (lambda x, y: kernels.add_rms_norm(x, y, 1e-5), [(3, 5, 8), (3, 5, 8)]),
-    "attention": (lambda qkv: kernels.attention(qkv, 3, 10000.0), [(2, 9, 3 * 24)]),
-    "attention without positions": (lambda qkv: kernels.attention(qkv, 2, None), [(2, 9, 3 * 10)]),
-    "attention in tiles": (lambda qkv: kernels.attention(qkv, 1, 10000.0), [(1, 600, 3 * 4)]),
+    "attention": (lambda x, w: kernels.attention(x, w, 3, 10000.0), [(2, 9, 24), (72, 24)]),
+    "attention without positions": (lambda x, w: kernels.attention(x, w, 2, None), [(2, 9, 10), (30, 10)]),
+    "attention in blocks": (lambda x, w: kernels.attention(x, w, 1, 10000.0), [(1, 300, 4), (12, 4)]),
 }
 
 
@@ -76,7 +78,9 @@ FORMS: dict[str, tuple[Callable[..., mx.array], list[tuple[int, ...]]]] = {
 def test_loops_agree_with_plain_mlx(form: str) -> None:
     """A model trained on a Mac would be another one on a Linux server."""
     function, shapes = FORMS[form]
-    arrays = [mx.random.normal(shape, key=mx.random.key(10 + i)) * 2 for i, shape in enumerate(shapes)]
+    keys = [mx.random.key(10 + i) for i in range(len(shapes))]
+    # what is multiplied with x has the deviation of weights
+    arrays = [mx.random.normal(s, key=k) * (s[-1] ** -0.5 if i else 1) for i, (s, k) in enumerate(zip(shapes, keys))]
     places = list(range(len(arrays)))
 
     def weighted(*arrays: mx.array) -> mx.array:
@@ -111,11 +115,53 @@ def test_nan_is_not_hidden() -> None:
 @needs_native
 def test_peaked_attention_takes_no_longer() -> None:
     """Subnormal weights of a softmax made a step five times slower, once a model was sure of itself."""
-    qkv = mx.random.normal((1, 256, 3 * 64), key=mx.random.key(0))
+    x, weight = mx.random.normal((1, 256, 64), key=mx.random.key(0)), mx.random.normal((192, 64), key=mx.random.key(1))
 
     def processor_seconds(scale: float) -> float:
-        scaled = qkv * scale
-        gradient = mx.grad(lambda x: kernels.attention(x, 1, 10000.0).sum())
-        return least([seconds(lambda: gradient(scaled)) for _ in range(5)]).cpu
+        gradient = mx.grad(lambda x: kernels.attention(x * scale, weight, 1, 10000.0).sum())
+        return least([seconds(lambda: gradient(x)) for _ in range(5)]).cpu
 
-    assert processor_seconds(12.0) < 2 * processor_seconds(1.0)
+    assert processor_seconds(2.0) < 2 * processor_seconds(0.1)
+
+
+@pytest.mark.parametrize("head_size", [8, 32, 48, 64, 72, 80, 96, 128, 160, 192, 256, 512])
+def test_metal_takes_its_fused_kernel_for_the_heads_that_have_one(head_size: int) -> None:
+    # Without it the scores of a training step on ARC would not fit a Mac; demanded where there is none, it is an error.
+    expected = "fused" if head_size in (64, 72, 80, 96, 128, 192, 256) else "chosen"
+    assert attention_form("metal", head_size, 82) == expected
+    assert attention_form("metal", head_size, 9) == expected
+    assert attention_form("cuda", head_size, 82) == "chosen"
+    assert attention_form("cpu", head_size, 82) == "chosen"
+
+
+def test_metal_takes_no_kernel_without_a_gradient_for_the_smallest_puzzles() -> None:
+    assert {attention_form("metal", head_size, tokens) for head_size in METAL_HEAD_SIZES for tokens in (1, 8)} == {
+        "scores"
+    }
+    assert attention_form("metal", 32, 8) == "chosen"
+
+
+def test_attention_demands_the_kernel_on_metal_alone(monkeypatch: pytest.MonkeyPatch) -> None:
+    x, weight = mx.zeros((1, 12, 128)), mx.zeros((384, 128))
+    seen = []
+
+    def noted(*arrays: mx.array, scale: float, force_fused: bool) -> mx.array:
+        seen.append(force_fused)
+        return arrays[0]
+
+    monkeypatch.setattr(mx.fast, "scaled_dot_product_attention", noted)
+    for device in ("metal", "cuda", "cpu"):
+        monkeypatch.setattr(kernels, "device_kind", lambda device=device: device)
+        with kernels.plain_forms():
+            kernels.attention(x, weight, 2, None)
+    assert seen == [True, False, False]
+
+
+def test_attention_by_its_scores_agrees_with_that_of_mlx() -> None:
+    q, k, v = (mx.random.normal((2, 3, 8, 64), key=mx.random.key(i)) for i in range(3))
+
+    def gradients(form: Any) -> Any:
+        return mx.grad(lambda q, k, v: mx.square(attention(q, k, v, 0.125, form)).sum(), (0, 1, 2))(q, k, v)
+
+    for found, expected in zip(gradients("scores"), gradients("chosen"), strict=True):
+        np.testing.assert_allclose(np.array(found), np.array(expected), rtol=0, atol=1e-5)

@@ -2,13 +2,15 @@
 
 from __future__ import annotations
 
+from typing import Any
+
 import mlx.core as mx
 import numpy as np
 import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from models.sparse_embedding import SparseEmbedding, sign_sgd_rows
+from models.sparse_embedding import SparseEmbedding, sign_sgd_rows, sums_over_equal
 from tests.helpers.configs import pretrain_config, random_batch, sizes, train_state
 
 MIB = 2**20
@@ -46,12 +48,36 @@ def test_rows_follow_the_definition(ids: list[int], dims: int, seed: int, lr: fl
     embedding = SparseEmbedding(7, dims)
     embedding.weights = mx.array(table)
     indices = mx.array(ids, mx.int32)
-    sign_sgd_rows(embedding.weights, indices, mx.array(grads), mx.array(lr), weight_decay)
+    sign_sgd_rows(embedding.weights, indices, embedding(indices), mx.array(grads), mx.array(lr), weight_decay)
 
     expected = literal_sign_sgd(table, ids, grads, lr, weight_decay)
     np.testing.assert_allclose(np.array(embedding.weights), expected, rtol=0, atol=1e-6)
     untouched = sorted(set(range(7)) - set(ids))
     np.testing.assert_array_equal(np.array(embedding.weights)[untouched], table[untouched])
+
+
+@pytest.mark.parametrize("identifiers", [1, 3, 100, 5000])
+def test_sums_keep_all_digits_and_one_value_for_a_group(identifiers: int) -> None:
+    # Of a batch of ARC, 768 rows of 512: the sign of a sum decides, and equal rows must not be written with two values.
+    rng = np.random.default_rng(0)
+    ids = rng.integers(0, identifiers, 768).astype(np.int32)
+    rows = (rng.normal(size=(768, 512)) * 10.0 ** rng.integers(-6, 2, (768, 1))).astype(np.float32)
+    found = np.array(sums_over_equal(mx.array(ids), mx.array(rows)))
+    for identifier in np.unique(ids):
+        group = ids == identifier
+        assert (found[group] == found[group][0]).all()
+        exact = rows[group].astype(np.float64)
+        rounding = 10 * 2.0**-24 * np.abs(exact).sum(0)  # of ten sums of two, 2^10 being more than the rows
+        assert (np.abs(found[group][0] - exact.sum(0)) <= rounding).all()
+
+
+def test_the_order_of_the_sums_is_written_in_the_graph() -> None:
+    # A scatter-add adds in no fixed order on a GPU, and nobody could repeat a run there.
+    nodes: list[Any] = []
+    mx.export_function(nodes.append, sums_over_equal, mx.zeros((8,), mx.int32), mx.zeros((8, 3)))
+    names = {node["name"] for node in nodes if node["type"] == "primitive"}
+    assert "Concatenate" in names
+    assert not {name for name in names if "Scatter" in name}
 
 
 def test_training_step_updates_the_rows_of_the_carried_data_only() -> None:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
@@ -31,10 +32,17 @@ from utils.evaluation.evaluate import Evaluator, make_eval_step
 from utils.evaluation.search import Search
 from utils.evaluation.slot_step import initial_slots, make_slot_step
 from utils.evaluation.thinking import Thinking
-from utils.train.state import make_train_step
+from utils.train.step import make_train_step
 
 # The primitives that MLX implements for the CPU alone, by the names they have in an exported graph.
 CPU_ONLY = {"Cholesky", "Eig", "Eigh", "Inverse", "LUF", "QRF", "SVD", "Load"}
+
+
+def primitives_in_docs() -> set[str]:
+    """Names in the first column of the tables of docs/devices.md."""
+    text = (Path(__file__).parents[3] / "docs" / "devices.md").read_text(encoding="utf-8")
+    first_column = " ".join(line.split("|")[1] for line in text.splitlines() if line.startswith("|"))
+    return set(re.findall(r"`(\w+)`", first_column))
 
 
 def graph_of(function: Callable[..., Any], *arguments: Any) -> tuple[set[str], set[str]]:
@@ -97,6 +105,7 @@ def test_graphs_hold_no_float64_and_nothing_for_the_cpu_alone(arch: dict[str, An
             primitives, dtypes = graph_of(function, *arguments)
         assert expected <= primitives
         assert not primitives & CPU_ONLY
+        assert primitives <= primitives_in_docs(), "docs/devices.md says for each whether Metal has a kernel"
         assert {"mlx.core.float32", f"mlx.core.{forward_dtype}"} <= dtypes
         assert not {name for name in dtypes if "float64" in name or "complex" in name}
 
