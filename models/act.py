@@ -203,22 +203,23 @@ class ACTModel(nn.Module):
             The new carry and the outputs: those of the core; `halts` bool `[b]`, the core's rule; and
             `target_q_continue` float32 `[b]`, if the core has one and a row may take more than one step.
         """
-        data = carry["current_data"]
-        state = core_state(carry)
-        embeddings = self.inner.input_embeddings(data, puzzle_rows)
-        state, outputs = map_rows(self.inner, state, embeddings)
-
-        steps = carry["steps"] + 1
+        data, steps = carry["current_data"], carry["steps"] + 1
         last = steps >= (max_steps or self.config.halt_max_steps)
-        outputs = outputs | {"halts": mx.stop_gradient(self.inner.halts(outputs))}
+        with_target = training and self.config.halt_max_steps > 1
+
+        def outer_step(state: State, data: dict, puzzle_rows: mx.array | None, last: mx.array) -> tuple[State, Outputs]:
+            embeddings = self.inner.input_embeddings(data, puzzle_rows)
+            state, outputs = self.inner(state, embeddings)
+            if with_target:
+                target = self.inner.target_q_continue(state, mx.stop_gradient(embeddings), last)
+                if target is not None:
+                    outputs = outputs | {"target_q_continue": mx.stop_gradient(target)}
+            return state, outputs | {"halts": mx.stop_gradient(self.inner.halts(outputs))}
+
+        state, outputs = map_rows(outer_step, core_state(carry), data, puzzle_rows, last)
         halted = (last | outputs["halts"]) if training or halt_by_q else last
         if min_steps is not None:
             halted = halted & (steps >= min_steps)
-
-        if training and self.config.halt_max_steps > 1:
-            target = map_rows(self.inner.target_q_continue, state, mx.stop_gradient(embeddings), last)
-            if target is not None:
-                outputs["target_q_continue"] = mx.stop_gradient(target)
         return state | {"steps": steps, "halted": halted, "current_data": data}, outputs
 
 

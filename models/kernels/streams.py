@@ -65,24 +65,23 @@ def map_rows(function: Callable[..., T], *arguments: Any) -> T:
     """Apply a function to the rows of its arguments; on a CPU each stream computes its share of the rows.
 
     Args:
-        function: takes trees of arrays `[b, …]` and returns a tree of arrays `[b, …]`, or None. Row i of a result
-            depends on row i of the arguments alone.
-        arguments: trees of arrays, all with the same number of rows.
+        function: takes trees of arrays `[b, …]`, or None in place of an array, and returns a tree of arrays `[b, …]`.
+            Row i of a result depends on row i of the arguments alone.
+        arguments: trees of arrays, all with the same number of rows, or None.
 
     Returns:
         `function(*arguments)`.
     """
-    rows = len(dict(tree_flatten(arguments)).popitem()[1])
+    rows = next(len(leaf) for leaf in dict(tree_flatten(arguments)).values() if leaf is not None)
     parts = 1 if takes_plain_forms() else min(len(cpu_streams()), rows)
     if parts == 1:
         return function(*arguments)
     results = []
     for part, stream in enumerate(cpu_streams()[:parts]):
         share = slice(rows * part // parts, rows * (part + 1) // parts)
+        own = tree_map(lambda leaf, share=share: None if leaf is None else leaf[share], arguments)
         with mx.stream(stream):
-            results.append(function(*tree_map(lambda array, share=share: array[share], arguments)))
-    if results[0] is None:
-        return results[0]
+            results.append(function(*own))
     joined: T = tree_map(lambda *parts: mx.concatenate(list(parts)), *results)
     return joined
 

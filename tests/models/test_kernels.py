@@ -78,9 +78,8 @@ FORMS: dict[str, tuple[Callable[..., mx.array], list[tuple[int, ...]]]] = {
 def test_loops_agree_with_plain_mlx(form: str) -> None:
     """A model trained on a Mac would be another one on a Linux server."""
     function, shapes = FORMS[form]
-    keys = [mx.random.key(10 + i) for i in range(len(shapes))]
-    # what is multiplied with x has the deviation of weights
-    arrays = [mx.random.normal(s, key=k) * (s[-1] ** -0.5 if i else 1) for i, (s, k) in enumerate(zip(shapes, keys))]
+    arrays = [mx.random.normal(shape, key=mx.random.key(10 + i)) for i, shape in enumerate(shapes)]
+    arrays[1:] = [array * array.shape[-1] ** -0.5 for array in arrays[1:]]  # the deviation of weights
     places = list(range(len(arrays)))
 
     def weighted(*arrays: mx.array) -> mx.array:
