@@ -48,7 +48,9 @@ TOLERANCES = {  # by the name of the folder
 }
 
 
-def load(folder: Path, arch: Mapping[str, Any] | None = None) -> tuple[dict[str, np.ndarray], TrainState]:
+def load(
+    folder: Path, arch: Mapping[str, Any] | None = None, micro_batch_size: int | None = None
+) -> tuple[dict[str, np.ndarray], TrainState]:
     """The values of a folder, and a state of its configuration, with the keys of `arch` changed."""
     with np.load(folder / "golden.npz") as file:
         golden = {name: file[name] for name in file.files}
@@ -57,6 +59,7 @@ def load(folder: Path, arch: Mapping[str, Any] | None = None) -> tuple[dict[str,
         config_of(folder, arch),
         sizes(meta["seq_len"], meta["vocab_size"], meta["num_puzzle_identifiers"]),
         total_steps=meta["total_steps"],
+        micro_batch_size=micro_batch_size,
         keep={*OUTPUTS, "gradients"} - absent(golden),
     )
     return golden, state
