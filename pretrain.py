@@ -85,7 +85,13 @@ def launch(hydra_config: DictConfig, ranks: Ranks) -> None:
             changes = check_same_run(config, data, point) + changed_order(point, train_set.metadata)
 
         # State
-        state = TrainState(config, train_set.metadata, total_steps=steps_of_run(config, train_set), ranks=ranks)
+        state = TrainState(
+            config,
+            train_set.metadata,
+            total_steps=steps_of_run(config, train_set),
+            micro_batch_size=None if config.micro_batch_size == "auto" else config.micro_batch_size,
+            ranks=ranks,
+        )
         check_metric(config.stop_when.metric, lambda: known_metrics(state, test_set))
         metrics = TrainMetrics(config.global_batch_size, config.stop_when.window, skip=config.on_nonfinite == "skip")
         progress = Progress(iteration_epochs=config.epochs_per_iteration)
@@ -150,7 +156,7 @@ def train(run: Run) -> None:
     config, state = run.config, run.state
     while not run.over():
         for batch in run.batches():  # up to the next evaluation
-            run.step(batch)  # → TrainState.train_step → the compiled function of make_train_step
+            run.step(batch)  # → TrainState.train_step → the function that make_train_step made
             if state.step % config.log_interval == 0:
                 run.log_train_metrics()
             if config.checkpoint_interval is not None and state.step % config.checkpoint_interval == 0:

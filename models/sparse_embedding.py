@@ -24,7 +24,12 @@ class SparseEmbedding(nn.Module):
 
 
 def sign_sgd_rows(
-    weights: mx.array, identifiers: mx.array, row_gradients: mx.array, lr: mx.array, weight_decay: float
+    weights: mx.array,
+    identifiers: mx.array,
+    rows: mx.array,
+    row_gradients: mx.array,
+    lr: mx.array,
+    weight_decay: float,
 ) -> None:
     """Update in place the rows that a batch used: SignSGD with decoupled weight decay, HRM's sparse optimiser.
 
@@ -34,7 +39,9 @@ def sign_sgd_rows(
     Args:
         weights: the table, float32 `[n, dims]`.
         identifiers: int32 `[b]`, repetitions allowed.
-        row_gradients: float32 `[b, dims]`, the gradient of the loss with respect to `weights[identifiers]`.
+        rows: float32 `[b, dims]`, `weights[identifiers]`, looked up earlier. While a lookup is under way, MLX would
+            write into a copy of the whole table.
+        row_gradients: float32 `[b, dims]`, the gradient of the loss with respect to `rows`.
         lr: learning rate, a float32 scalar.
         weight_decay: decoupled weight decay, relative to `lr`.
     """
@@ -42,5 +49,5 @@ def sign_sgd_rows(
     # same bits and it does not matter which of the equal rows is written last.
     first = mx.argmax(identifiers[:, None] == identifiers[None, :], axis=1)  # (b)
     summed = mx.zeros_like(row_gradients).at[first].add(row_gradients)[first]  # (b dims)
-    updated = weights[identifiers] * (1.0 - lr * weight_decay) - lr * mx.sign(summed)
+    updated = rows * (1.0 - lr * weight_decay) - lr * mx.sign(summed)
     weights[identifiers] = updated

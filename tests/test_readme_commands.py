@@ -298,6 +298,7 @@ def test_defaults_are_the_documented_ones() -> None:
     off: dict[str, Any] = {"eval_max_examples": None, "log_interval": 1, "log_examples": 0, "load_weights": None}
     off |= {
         "load_puzzle_emb": "exact",
+        "micro_batch_size": None,
         "eval_batch_size": None,
         "eval_halt": "max",
         "eval_samples": 1,

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from pathlib import Path
-from typing import Any, Literal
+from typing import Annotated, Any, Literal
 
 import coolname
 import yaml
@@ -38,6 +38,9 @@ DEFAULT_PREDICTION_KEYS: tuple[PredictionKey, ...] = (
     "q_halt_logits",
     "q_continue_logits",
 )
+
+# Rows of a slice, of each rank; auto: as many as the device has memory for; null: the whole batch
+MicroBatchSize = Annotated[int, Field(ge=1)] | Literal["auto"] | None
 
 # What a model gets as its table of puzzle embeddings: the stored one, the mean of its rows in every row, or zeros
 LoadPuzzleEmb = Literal["exact", "mean", "skip"]
@@ -142,6 +145,7 @@ class PretrainConfig(BaseModel):
     data_path: HomePath = Field(min_length=1)
 
     global_batch_size: int = Field(ge=1)
+    micro_batch_size: MicroBatchSize = None
     epochs: int = Field(ge=1)
     max_steps: int | None = Field(default=None, ge=1)
     eval_interval: int | None = Field(default=None, ge=1)

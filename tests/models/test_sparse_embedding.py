@@ -46,7 +46,7 @@ def test_rows_follow_the_definition(ids: list[int], dims: int, seed: int, lr: fl
     embedding = SparseEmbedding(7, dims)
     embedding.weights = mx.array(table)
     indices = mx.array(ids, mx.int32)
-    sign_sgd_rows(embedding.weights, indices, mx.array(grads), mx.array(lr), weight_decay)
+    sign_sgd_rows(embedding.weights, indices, embedding(indices), mx.array(grads), mx.array(lr), weight_decay)
 
     expected = literal_sign_sgd(table, ids, grads, lr, weight_decay)
     np.testing.assert_allclose(np.array(embedding.weights), expected, rtol=0, atol=1e-6)

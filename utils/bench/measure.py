@@ -37,7 +37,8 @@ from utils.ranks.ranks import Ranks
 from utils.tracking import Tracker
 from utils.train.history import History
 from utils.train.metrics import TrainMetrics
-from utils.train.state import TrainState, make_train_step, to_device
+from utils.train.state import TrainState, to_device
+from utils.train.step import make_train_step
 
 SHAPES = {"sudoku": (81, 11, 16), "maze": (900, 6, 2)}  # seq_len, vocab_size, rows of a batch
 _ROOT = Path(__file__).resolve().parents[2]
@@ -132,8 +133,7 @@ def step_products(state: TrainState, batch: dict[str, mx.array]) -> dict[str, Co
     step = make_train_step(state.head, state.optimizer, state.random, state.ema, state.config, Ranks())
 
     def train(*arguments: Any) -> Any:
-        carry, metrics, _, *rest = step(*arguments)  # without the outputs, which the training loop doesn't compute
-        return carry, metrics, rest, state.arrays
+        return step(*arguments), state.arrays
 
     scalars = mx.zeros(()), mx.zeros(()), mx.zeros(())  # both rates and the signal
     try:

@@ -27,7 +27,8 @@ from utils.evaluation.slots import SlotBatch, finished_batches
 from utils.evaluation.thinking import Thinking
 from utils.evaluation.validity import answer_checks
 from utils.ranks.ranks import Ranks
-from utils.train.state import Metrics, to_device
+from utils.train.state import to_device
+from utils.train.step import Metrics
 
 NOT_REPORTED = ("count", "loss")  # the divisor of the others; the sum that is differentiated in training
 

@@ -38,7 +38,7 @@ from utils.ranks.watchdog import Watchdog
 
 T = TypeVar("T")
 
-_PIECE = 64 << 20  # bytes that `share` sends at a time
+_PIECE = 32_000_000  # bytes that `sum` and `share` send at a time
 _BITS = {1: mx.uint8, 2: mx.uint16, 4: mx.uint32, 8: mx.uint64}  # by bytes of an element
 _FIRST_ENDS_SECONDS = 1.0  # for rank 0 to end before the others
 # Variables in which launchers give a process its rank
@@ -142,7 +142,7 @@ class Ranks:
     # ------------------------------------------------------------------------------------------------ arrays
 
     def sum(self, tree: Any) -> Any:
-        """Sum a tree of arrays over ranks, in one flat buffer for each dtype. May be compiled.
+        """Sum a tree of arrays over ranks, one dtype after the other, 32 MB at a time. Not to be compiled.
 
         Args:
             tree: arrays of the same names, shapes and dtypes on all ranks.
@@ -156,15 +156,32 @@ class Ranks:
         summed: dict[str, mx.array] = {}
         for dtype in dict.fromkeys(array.dtype for array in named.values()):
             group = {name: array for name, array in named.items() if array.dtype == dtype}
-            flat = mx.distributed.all_sum(mx.concatenate([array.reshape(-1) for array in group.values()]))
+            flat = mx.concatenate([array.reshape(-1) for array in group.values()])
+            piece = _PIECE // dtype.size
+            for start in range(0, flat.size, piece):
+                flat[start : start + piece] = self._exchanged(mx.distributed.all_sum, flat[start : start + piece])
             ends = np.cumsum([array.size for array in group.values()]).tolist()
-            for (name, array), piece in zip(group.items(), mx.split(flat, ends[:-1]), strict=True):
-                summed[name] = piece.reshape(array.shape)
+            for (name, array), part in zip(group.items(), mx.split(flat, ends[:-1]), strict=True):
+                summed[name] = part.reshape(array.shape)
         return tree_unflatten([(name, summed[name]) for name in named])
 
     def all_rows(self, array: mx.array) -> mx.array:
-        """Gather the rows of all ranks, `[b, …]` to `[size · b, …]`, in the order of the ranks. May be compiled."""
-        return array if self.size == 1 else mx.distributed.all_gather(array)
+        """Gather the rows of all ranks, `[b, …]` to `[size · b, …]`, in the order of the ranks. Not to be compiled."""
+        return array if self.size == 1 else self._exchanged(mx.distributed.all_gather, array)
+
+    @staticmethod
+    def _exchanged(collective: Callable[[mx.array], mx.array], array: mx.array) -> mx.array:
+        """Return `collective(array)`, computed.
+
+        What the array depends on is computed first. On Metal a collective runs on the CPU; if the GPU waits for it
+        within a command buffer, a rank that is some seconds behind has the buffer ended, and in a compiled function
+        both can wait for one another for ever (MLX's issues 4475 and 3830). The stream is left to MLX: the CPU's for
+        the ring, JACCL and MPI, the GPU's for NCCL, which has no other.
+        """
+        mx.eval(array)
+        result = collective(array)
+        mx.eval(result)
+        return result
 
     def own_rows(self, array: mx.array) -> mx.array:
         """Return this rank's rows of `[size · b, …]`, `[b, …]`: the reverse of `all_rows`."""

@@ -11,7 +11,7 @@ import mlx.core as mx
 
 from common.errors import UserError
 from models.losses import is_loss
-from utils.train.state import Metrics
+from utils.train.step import Metrics
 
 # Skipping is for single steps. A model that gives NaN for every batch will not recover.
 SKIPPED_IN_A_ROW = 100

@@ -26,7 +26,8 @@ from utils.ranks.ranks import Ranks, checksum
 from utils.tracking import Tracker
 from utils.train.interruption import Interruption
 from utils.train.metrics import NonFiniteError, TrainMetrics
-from utils.train.state import TrainState, all_finite, to_device
+from utils.train.state import TrainState, to_device
+from utils.train.step import all_finite
 
 
 @dataclass

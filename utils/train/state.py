@@ -1,135 +1,24 @@
-"""One training step, from a batch to new weights, compiled as a whole; and the state that it updates."""
+"""The state of a run, which every training step updates."""
 
 from __future__ import annotations
 
 import contextlib
-from collections.abc import Callable, Collection, Iterator, Mapping
-from typing import Any, NamedTuple
+from collections.abc import Collection, Iterator, Mapping
+from typing import Any
 
 import mlx.core as mx
-from mlx.optimizers import Optimizer
-from mlx.utils import tree_flatten, tree_map, tree_unflatten
+from mlx.utils import tree_flatten, tree_unflatten
 
 from common.errors import UserError
 from dataset.metadata import PuzzleDatasetMetadata
 from dataset.puzzle_dataset import Batch, padding_arrays
-from models.act import Carry, draw_min_steps
-from models.losses import ACTLossHead
-from models.optimizers import update_if
-from models.sparse_embedding import sign_sgd_rows
+from models.act import Carry
 from utils.checkpoints.stored_tensors import StoredTensor
 from utils.config import PretrainConfig
 from utils.model import build_model, build_optimizer, count_parameters
 from utils.ranks.ranks import Ranks
 from utils.train.schedule import learning_rate
-
-Metrics = dict[str, mx.array]
-
-
-class StepResult(NamedTuple):
-    """The results of a training step, on the device.
-
-    Attributes:
-        metrics: sums over the global batch, float32 scalars: those that the loss head names, and `loss`.
-        outputs: the outputs named in `keep`, of this rank's rows.
-        finite: bool scalar. Where it is false, loss or gradients held an infinity or NaN, and the step left parameters,
-            moments, puzzle embeddings and carry as they were. The random key, the step and the data have moved on.
-        signals: the sum over ranks of `signal`, float32 scalar: how ranks learn of a Ctrl-C, see `Interruption.flag`.
-    """
-
-    metrics: Metrics
-    outputs: dict[str, Any]
-    finite: mx.array
-    signals: mx.array
-
-
-def make_train_step(
-    head: ACTLossHead,
-    optimizer: Optimizer,
-    random: dict[str, mx.array],
-    ema: dict[str, Any],
-    config: PretrainConfig,
-    ranks: Ranks,
-) -> Callable[..., tuple]:
-    """Make the function that takes one training step: forward, backward, sums over ranks, both optimisers, average.
-
-    Args:
-        head: the model with its loss.
-        optimizer: of the weights.
-        random: the random key, under `key`.
-        ema: the average of the trainable weights, a tree like theirs under `weights`; empty without `config.ema`.
-        config: the training configuration.
-        ranks: the processes that share each global batch.
-
-    Returns:
-        A function of carry, batch, both learning rates and the signal. It updates the state of the first four
-        arguments, with which it is to be compiled, and returns the new carry and the fields of a `StepResult`.
-    """
-    model, table, batch_size = head.model, head.model.puzzle_emb, config.global_batch_size
-    halt_max_steps, exploration = model.config.halt_max_steps, model.config.halt_exploration_prob
-
-    def step(carry: Carry, batch: dict, lr: mx.array, puzzle_emb_lr: mx.array, signal: mx.array) -> Any:
-        random["key"], key = mx.random.split(random["key"])
-        begun = model.begin_step(carry, batch)
-        min_steps = draw_min_steps(key, batch_size, halt_max_steps, exploration)
-        min_steps = None if min_steps is None else ranks.own_rows(min_steps)
-
-        def loss_fn(leaves: dict) -> tuple[mx.array, Any]:
-            head.update(leaves["weights"])
-            loss, *rest = head(begun, leaves.get("puzzle_rows"), training=True, min_steps=min_steps)
-            return loss / batch_size, (loss, *rest)
-
-        leaves = {"weights": head.trainable_parameters()}
-        if table is not None:
-            leaves["puzzle_rows"] = model.puzzle_rows(begun)
-        (_, (loss, new_carry, metrics, outputs)), gradients = mx.value_and_grad(loss_fn)(leaves)
-
-        weight_gradients, metrics, signals = ranks.sum((gradients["weights"], metrics | {"loss": loss}, signal))
-        row_gradients = ranks.all_rows(gradients["puzzle_rows"]) if table is not None else mx.array(0.0)
-        # Computed after the sums, so that it is the same on all ranks. The squares, because AdamATan2's second moment
-        # is made of them: once that is infinite, its parameter never changes again.
-        finite = all_finite([metrics["loss"], tree_map(mx.square, [weight_gradients, row_gradients])])
-
-        optimizer.learning_rate = lr
-        update_if(finite, optimizer, head, weight_gradients)
-        if table is not None:
-            sign_sgd_rows(
-                table.weights,
-                ranks.all_rows(begun["current_data"]["puzzle_identifiers"]),
-                mx.where(finite, row_gradients, 0.0),
-                mx.where(finite, puzzle_emb_lr, 0.0),  # with both zero the rows stay as they are, bit for bit
-                config.puzzle_emb_weight_decay,
-            )
-        if ema:
-            ema["weights"] = moving_average(ema["weights"], head.trainable_parameters(), config.ema_rate, finite)
-        carry = tree_map(lambda new, old: mx.where(finite, new, old), new_carry, carry)
-        outputs = outputs | {"gradients": (weight_gradients, row_gradients)}
-        return carry, metrics, outputs, finite, signals
-
-    return step
-
-
-def moving_average(average: Any, weights: Any, rate: float, moves: mx.array) -> Any:
-    """Return rate · average + (1 - rate) · weights, of trees alike; the average as it is if `moves` is false."""
-    return tree_map(lambda a, w: mx.where(moves, rate * a + (1.0 - rate) * w, a), average, weights)
-
-
-def all_finite(arrays: Any) -> mx.array:
-    """Compute whether a tree of arrays holds neither NaN nor infinity.
-
-    By the sum of each array, which is cheap: one element that is not finite makes the sum so. Finite elements beyond
-    1e30 may overflow the sum, and count as infinite too.
-
-    Args:
-        arrays: of any shapes and float dtypes.
-
-    Returns:
-        A bool scalar on the device.
-    """
-    # In float32: the sum of a large float16 array overflows by nothing but the number of its elements.
-    found = [array.astype(mx.float32) for array in dict(tree_flatten(arrays)).values() if array is not None]
-    # Columns first: they are added side by side, in half the time of the elements of a row.
-    return mx.isfinite(mx.stack([(array.sum(axis=0) if array.ndim else array).sum() for array in found])).all()
+from utils.train.step import StepResult, make_train_step
 
 
 def to_device(batch: Batch) -> dict[str, mx.array]:
@@ -144,6 +33,7 @@ class TrainState:
         config: the training configuration.
         metadata: the sizes of the training set.
         total_steps: steps of the whole run, for the learning rate schedule.
+        micro_batch_size: rows of a slice in which a step is taken, of each rank; None: all at once.
         keep: outputs that `train_step` returns besides the metrics: any of `logits`, `q_halt_logits`,
             `q_continue_logits`, `target_q_continue`, …, and `gradients`.
         ranks: the processes that share each global batch. All have the same state, except for the carry, of which each
@@ -167,6 +57,7 @@ class TrainState:
         metadata: PuzzleDatasetMetadata,
         *,
         total_steps: int,
+        micro_batch_size: int | None = None,
         keep: Collection[str] = (),
         ranks: Ranks | None = None,
     ):
@@ -188,13 +79,16 @@ class TrainState:
         self.optimizer.init(self.head.trainable_parameters())
         self.random = {"key": step_key}
         self.ema: dict[str, Any] = {}
-        step = make_train_step(self.head, self.optimizer, self.random, self.ema, config, self.ranks)
-
-        def step_that_keeps(*arguments: Any) -> tuple:
-            carry, metrics, outputs, *rest = step(*arguments)
-            return carry, metrics, {name: outputs[name] for name in keep}, *rest
-
-        self._compiled_step = mx.compile(step_that_keeps, inputs=self.arrays, outputs=self.arrays)
+        self._take_step = make_train_step(
+            self.head,
+            self.optimizer,
+            self.random,
+            self.ema,
+            config,
+            self.ranks,
+            micro_batch_size=micro_batch_size,
+            keep=keep,
+        )
 
     @property
     def arrays(self) -> list[Any]:
@@ -283,7 +177,10 @@ class TrainState:
         return weights_lr, puzzle_emb_lr
 
     def train_step(self, batch: dict[str, mx.array], signal: float = 0.0) -> StepResult:
-        """Take one step on a global batch. Nothing is computed before the results are evaluated.
+        """Take one step on a global batch.
+
+        With one slice and one rank nothing is computed before the results are evaluated. Otherwise all but the update
+        is.
 
         Args:
             batch: this rank's slice, int32 arrays `inputs` `[b, s]`, `labels` `[b, s]`, `puzzle_identifiers` `[b]`,
@@ -299,8 +196,8 @@ class TrainState:
                 self.ema["weights"] = self.head.trainable_parameters()
         self.step += 1
         rates = (mx.array(rate, mx.float32) for rate in self.learning_rates(self.step))
-        self.carry, *result = self._compiled_step(self.carry, batch, *rates, mx.array(signal, mx.float32))
-        return StepResult(*result)
+        self.carry, result = self._take_step(self.carry, batch, *rates, mx.array(signal, mx.float32))
+        return result
 
 
 def _assign(tree: Any, values: Any) -> None:

@@ -64,18 +64,20 @@ assert ranks.from_first(lambda: found, Found) == found
 assert ranks.from_first(lambda: Options(rate=-math.inf, extra=found), Options) == Options(rate=-math.inf, extra=found)
 assert ranks.from_first(lambda: None, Found | None) is None
 
-# Sums of a tree with two dtypes, also compiled; the tree keeps its form
-tree = {"a": [mx.full((2, 3), r), mx.array(1.5 * r)], "b": (mx.array([r, 10], mx.int32),)}
-for total in (ranks.sum, mx.compile(ranks.sum)):
-    summed = total(tree)
-    assert summed["a"][0].tolist() == [[3.0] * 3] * 2
-    assert (summed["a"][1].item(), summed["b"][0].tolist(), summed["b"][0].dtype) == (4.5, [3, 30], mx.int32)
+# Sums of a tree with two dtypes, whose form it keeps, in few pieces, none of which is large
+import utils.ranks.ranks
+
 calls = []
 all_sum = mx.distributed.all_sum
-mx.distributed.all_sum = lambda x: calls.append(x.size) or all_sum(x)
-ranks.sum({str(i): mx.zeros((5, i)) for i in range(20)})
+mx.distributed.all_sum = lambda x: calls.append((x.size, x.dtype)) or all_sum(x)
+tree = {"a": [mx.full((2, 3), float(r)), mx.array(1.5 * r)], "b": (mx.array([r, 10], mx.int32),)}
+for piece in (utils.ranks.ranks._PIECE, 12):
+    utils.ranks.ranks._PIECE = piece
+    summed = ranks.sum(tree)
+    assert summed["a"][0].tolist() == [[3.0] * 3] * 2
+    assert (summed["a"][1].item(), summed["b"][0].tolist(), summed["b"][0].dtype) == (4.5, [3, 30], mx.int32)
+assert calls == [(7, mx.float32), (2, mx.int32), *[(n, mx.float32) for n in (3, 3, 1)], (2, mx.int32)]
 mx.distributed.all_sum = all_sum
-assert calls == [5 * 190]
 
 # Rows of all ranks one below the other, and back
 rows = mx.arange(2 * r, 2 * r + 2)[:, None]
@@ -91,8 +93,6 @@ else:
     assert kept["z"].tolist() == rows.tolist()
 
 # Rank 0's arrays bit for bit, minus zero, NaN and infinity included, and more than travel at a time
-import utils.ranks.ranks
-
 def as_nccl(function):  # which knows neither bool nor integers of 16 bits
     def known(x):
         assert x.dtype not in (mx.bool_, mx.int16, mx.uint16)

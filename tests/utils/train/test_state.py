@@ -31,7 +31,7 @@ from utils.evaluation.evaluate import Evaluator, make_eval_step
 from utils.evaluation.search import Search
 from utils.evaluation.slot_step import initial_slots, make_slot_step
 from utils.evaluation.thinking import Thinking
-from utils.train.state import make_train_step
+from utils.train.step import make_train_step
 
 # The primitives that MLX implements for the CPU alone, by the names they have in an exported graph.
 CPU_ONLY = {"Cholesky", "Eig", "Eigh", "Inverse", "LUF", "QRF", "SVD", "Load"}

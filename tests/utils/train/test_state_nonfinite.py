@@ -11,7 +11,8 @@ import pytest
 from mlx.utils import tree_flatten
 
 from tests.helpers.configs import bits_of, pretrain_config, random_batch, train_state
-from utils.train.state import TrainState, all_finite
+from utils.train.state import TrainState
+from utils.train.step import all_finite
 
 # What a step replaces whether it counts or not: the next one must not draw the same numbers, nor keep an old rate.
 MOVES_ON = {"random.key", "optimizer.learning_rate"}
