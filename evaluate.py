@@ -53,6 +53,7 @@ from utils.evaluation.puzzle_view import format_puzzle
 from utils.evaluation.search import Search
 from utils.evaluation.thinking import Thinking
 from utils.forecast.forecast import forecast_evaluation
+from utils.memory import how_to_save_memory
 from utils.model import build_model
 from utils.ranks.ranks import Ranks, connected
 from utils.ranks.watchdog import DEFAULT_TIMEOUT
@@ -100,7 +101,9 @@ class EvaluateConfig(Thinking):
         default=None, description="bfloat16, float16 or float32; null: as trained"
     )
     show_examples: int = Field(default=0, ge=0, description="print so many puzzles with the model's answers")
-    forecast: bool = Field(default=False, description="print whether it fits this machine and how long it takes, and end")
+    forecast: bool = Field(
+        default=False, description="print whether it fits this machine and how long it takes, and end"
+    )
     rank_timeout: float = Field(
         default=DEFAULT_TIMEOUT,
         ge=1,
@@ -243,7 +246,7 @@ def run(arguments: list[str], ranks: Ranks) -> None:
     rows = rows_at_a_time(micro_batch_size, evaluator, test_set, config.max_examples, ranks)
     output_path = Path(config.output_path or source.output_folder)
     folders = [predictions_folder(output_path, source.step, rank) for rank in range(ranks.size)]
-    with memory_advice(less_memory(micro_batch_size)), ExitStack() as stack:
+    with memory_advice(how_to_save_memory(micro_batch_size)), ExitStack() as stack:
         writer = None
         if config.save_outputs:
             vocab_size = test_set.metadata.vocab_size

@@ -15,7 +15,7 @@ from common.errors import UserError, printable
 # "[METAL] Command buffer execution failed: Insufficient Memory (00000008:kIOGPUCommandBufferCallbackErrorOutOfMemory)."
 # "cudaMallocAsync(&data, size, stream) failed: out of memory"
 _OUT_OF_MEMORY = re.compile(
-    r"^\[malloc\] Unable to allocate|^\[metal::malloc\] |Insufficient Memory|failed: out of memory|CUDA_ERROR_OUT_OF_MEMORY"
+    r"^\[malloc\] Unable to allocate|^\[metal::malloc\] |Insufficient Memory|failed: out of memory"
 )
 
 

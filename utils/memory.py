@@ -11,6 +11,7 @@ from pathlib import Path
 import mlx.core as mx
 
 from models.kernels.streams import cpu_streams, on_gpu
+from utils.config import MicroBatchSize
 from utils.ranks.ranks import Ranks
 
 # Of the device's memory, what MLX's arrays may take: the rest is for the system, for Python, and for pieces of freed
@@ -27,6 +28,23 @@ def size_text(number: int) -> str:
         if number >= factor:
             return f"{number / factor:,.1f} {unit}" if number < 100 * factor else f"{number / factor:,.0f} {unit}"
     return f"{number} bytes"
+
+
+def how_to_save_memory(micro_batch_size: MicroBatchSize) -> str:
+    """Say what to change where memory runs out.
+
+    Args:
+        micro_batch_size: of the configuration.
+    """
+    if micro_batch_size == 1:
+        return "not even one row at a time fits: take a smaller model; forecast=true tells what it needs"
+    if micro_batch_size == "auto":
+        remedy = "give a smaller micro_batch_size than auto has taken"
+    elif micro_batch_size is None:
+        remedy = "micro_batch_size=auto computes as many rows at a time as fit"
+    else:
+        remedy = f"try micro_batch_size={micro_batch_size // 2}, or auto, which takes as many rows as fit"
+    return f"{remedy}; forecast=true tells what is needed"
 
 
 @dataclass(frozen=True)

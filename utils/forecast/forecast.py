@@ -17,6 +17,7 @@ from models.losses import ACTLossHead
 from utils.config import MicroBatchSize, PretrainConfig
 from utils.evaluation.evaluate import Evaluator
 from utils.evaluation.micro_batch import measure_outer_steps, most_rows
+from utils.evaluation.predictions import SAMPLES
 from utils.evaluation.search import Search
 from utils.forecast.plan import Plan, plan_of
 from utils.forecast.report import duration_text, table
@@ -33,7 +34,6 @@ def forecast_run(
     config: PretrainConfig,
     train_set: PuzzleDataset,
     test_set: PuzzleDataset,
-    search: Search,
     total_steps: int,
     ranks: Ranks,
 ) -> str:
@@ -43,7 +43,6 @@ def forecast_run(
         config: the training configuration.
         train_set: the training split.
         test_set: the test split.
-        search: of the evaluations.
         total_steps: of the learning rate schedule.
         ranks: the processes of the run.
 
@@ -56,6 +55,8 @@ def forecast_run(
     asked = _asked(config.micro_batch_size, fitting, most)
     rows = max(1, min(asked, fitting))  # what is computed here, which has to fit
     state, step_seconds = _time_training(config, train_set, rows, ranks)
+    keep_samples = SAMPLES in config.eval_save_outputs
+    search = Search(config.thinking, test_set.metadata, seed=config.seed, keep_samples=keep_samples, prefix="eval_")
     evaluator = Evaluator(state.head, config.eval_halt, search)
     evaluation = _time_evaluation(evaluator, test_set, config.eval_max_examples, rows, ranks)
 
@@ -71,7 +72,10 @@ def forecast_run(
         ("training", f"{duration_text(training)}, {about}{plan.steps:,} steps"),
         ("evaluations", f"{duration_text(evaluating)}, {about}{plan.evaluations:,} of them"),
         ("the whole run", f"{about}{duration_text(training + evaluating)}"),
-        ("fits", _verdict(memory.of(asked), asked, fitting, most, device) if fitting else f"no: {why_not(memory, device)}"),
+        (
+            "fits",
+            _verdict(memory.of(asked), asked, fitting, most, device) if fitting else f"no: {why_not(memory, device)}",
+        ),
     ]
     return table(_title(config.arch.name, config.data_path, state.head, device, ranks), lines)
 

@@ -121,5 +121,7 @@ def rows_at_a_time(config: PretrainConfig, train_set: PuzzleDataset, ranks: Rank
     memory = measure_step(config, train_set, device.budget)
     rows = min(ranks.gather(memory.fitting(device.budget, train_set.batch_size)))
     if not rows:
-        raise UserError(f"micro_batch_size = 'auto': {why_not(memory, device)}; micro_batch_size=1 tries it all the same")
+        raise UserError(
+            f"micro_batch_size = 'auto': {why_not(memory, device)}; micro_batch_size=1 tries it all the same"
+        )
     return rows
