@@ -102,7 +102,7 @@ class EvaluateConfig(Thinking):
     )
     show_examples: int = Field(default=0, ge=0, description="print so many puzzles with the model's answers")
     forecast: bool = Field(
-        default=False, description="print whether it fits this machine and how long it takes, and end"
+        default=False, description="print whether it fits this machine and how long it takes, and do nothing else"
     )
     rank_timeout: float = Field(
         default=DEFAULT_TIMEOUT,

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import re
+
 import numpy as np
 import pytest
 
@@ -34,12 +36,11 @@ def test_mlx_without_memory_is_told_in_one_line_with_the_key(text: str) -> None:
     with pytest.raises(UserError) as raised, memory_advice("try micro_batch_size=8"):
         raise RuntimeError(text)
     line = str(raised.value)
-    assert line.startswith("out of memory (") and line.endswith("; try micro_batch_size=8") and "\n" not in line
-    assert text in line
+    assert line == f"out of memory ({text}); try micro_batch_size=8"
 
 
 def test_numpy_without_memory_is_told_so_too() -> None:
-    with pytest.raises(UserError, match="out of memory .*Unable to allocate.*; lower it"), memory_advice("lower it"):
+    with pytest.raises(UserError, match=r"out of memory \(Unable to allocate.*\); lower it"), memory_advice("lower it"):
         np.zeros(1 << 60, np.uint8)
 
 
@@ -47,6 +48,5 @@ def test_numpy_without_memory_is_told_so_too() -> None:
 def test_other_errors_stay_what_they_are(text: str) -> None:
     """Advice about memory would send the user looking in the wrong place."""
     assert not is_out_of_memory(RuntimeError(text))
-    with pytest.raises(RuntimeError, match="^.+$") as raised, memory_advice("lower it"):
+    with pytest.raises(RuntimeError, match=f"^{re.escape(text)}$"), memory_advice("lower it"):
         raise RuntimeError(text)
-    assert str(raised.value) == text

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from dataclasses import replace
 
 import mlx.core as mx
@@ -53,7 +53,7 @@ def measure_outer_steps(evaluator: Evaluator, dataset: PuzzleDataset, most: int,
     return measure_rows(compute, most, room)
 
 
-def drain(evaluator: Evaluator, batches: Iterator[Batch], after_step) -> None:
+def drain(evaluator: Evaluator, batches: Iterator[Batch], after_step: Callable[[], None]) -> None:
     """Evaluate until the batches end or `after_step`, called after each outer step, raises `Enough`."""
     try:
         for _ in evaluator.results(batches, None, after_step):
@@ -91,7 +91,7 @@ def rows_at_a_time(
     rows = min(ranks.gather(memory.fitting(room, most)))
     if not rows:
         raise UserError(
-            f"micro_batch_size = 'auto': one row needs {size_text(memory.of(1))}, and {size_text(max(0, room))} are left "
-            "beside the model; micro_batch_size=1 tries it all the same"
+            f"micro_batch_size = 'auto': one row needs {size_text(memory.of(1))}, of {size_text(max(0, room))} beside "
+            "the model; micro_batch_size=1 tries it anyway"
         )
     return rows

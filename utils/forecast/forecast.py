@@ -7,7 +7,6 @@ from __future__ import annotations
 
 import shutil
 from dataclasses import dataclass
-from pathlib import Path
 
 import mlx.core as mx
 
@@ -22,12 +21,14 @@ from utils.evaluation.search import Search
 from utils.forecast.plan import Plan, plan_of
 from utils.forecast.report import duration_text, table
 from utils.forecast.timing import seconds_of, seconds_of_outer_step
-from utils.memory import SHARE, DeviceMemory, device_memory, size_text
+from utils.memory import SHARE, DeviceMemory, RowMemory, device_memory, size_text
 from utils.model import count_parameters
 from utils.ranks.ranks import Ranks
 from utils.train.micro_batch import measure_step, why_not
 from utils.train.state import TrainState
 from utils.train.step import make_gradients_of_slice
+
+_SECONDS_OF_SLICE = 5.0  # slices are timed that take no longer, if fewer rows are as good
 
 
 def forecast_run(
@@ -54,7 +55,7 @@ def forecast_run(
     fitting = min(ranks.gather(memory.fitting(device.budget, most)))
     asked = _asked(config.micro_batch_size, fitting, most)
     rows = max(1, min(asked, fitting))  # what is computed here, which has to fit
-    state, step_seconds = _time_training(config, train_set, rows, ranks)
+    state, step_seconds = _time_training(config, train_set, memory.rows, rows, ranks)
     keep_samples = SAMPLES in config.eval_save_outputs
     search = Search(config.thinking, test_set.metadata, seed=config.seed, keep_samples=keep_samples, prefix="eval_")
     evaluator = Evaluator(state.head, config.eval_halt, search)
@@ -72,10 +73,7 @@ def forecast_run(
         ("training", f"{duration_text(training)}, {about}{plan.steps:,} steps"),
         ("evaluations", f"{duration_text(evaluating)}, {about}{plan.evaluations:,} of them"),
         ("the whole run", f"{about}{duration_text(training + evaluating)}"),
-        (
-            "fits",
-            _verdict(memory.of(asked), asked, fitting, most, device) if fitting else f"no: {why_not(memory, device)}",
-        ),
+        ("fits", _verdict(memory.of(asked), fitting, most, device) if fitting else f"no: {why_not(memory, device)}"),
     ]
     return table(_title(config.arch.name, config.data_path, state.head, device, ranks), lines)
 
@@ -111,7 +109,7 @@ def forecast_evaluation(
         *_model_lines(evaluator.head),
         ("memory", _memory_text(needed, rows_asked, most, device)),
         ("the evaluation", f"{duration_text(evaluation.seconds)}, {evaluation.text}"),
-        ("fits", _verdict(needed, rows_asked, fitting, most, device)),
+        ("fits", _verdict(needed, fitting, most, device)),
     ]
     return table(_title(name, str(dataset.path), evaluator.head, device, ranks), lines)
 
@@ -125,27 +123,48 @@ def _asked(micro_batch_size: MicroBatchSize, fitting: int, most: int) -> int:
 
 
 def _time_training(
-    config: PretrainConfig, train_set: PuzzleDataset, rows: int, ranks: Ranks
+    config: PretrainConfig, train_set: PuzzleDataset, memory: RowMemory, rows: int, ranks: Ranks
 ) -> tuple[TrainState, float]:
     """Take some training steps of at most two slices, and scale their time to whole batches.
+
+    Args:
+        config: the training configuration.
+        train_set: the training split.
+        memory: of the rows of a slice; the largest that was measured is timed first.
+        rows: of a slice. Where they would take long, slices with fewer are timed.
+        ranks: the processes of the run.
 
     Returns:
         The state, with weights that are of no use; and the seconds of a step.
     """
+    few = max(size for size in memory.measured if size <= rows)
+    state, of_slice, of_step = _time_slices(config, train_set, few, ranks)
+    enough = min(rows, int(few * _SECONDS_OF_SLICE / of_slice))
+    if enough > few:
+        few = enough
+        del state
+        state, of_slice, of_step = _time_slices(config, train_set, few, ranks)
     most = train_set.batch_size
-    few = min(2 * rows, most)  # rows of a step here
-    of_few = config.model_copy(update={"global_batch_size": few * ranks.size})
-    state = TrainState(of_few, train_set.metadata, total_steps=1_000_000, micro_batch_size=rows, ranks=ranks)
-    batches = train_set.train_batches(0, epochs=config.epochs_per_iteration)
-    example = next(batches)
-    batch = {name: mx.array(array[:few]) for name, array in example.arrays.items()}
-    seconds = seconds_of(lambda: (state.train_step(batch), state.carry, state.arrays))
-    if few < most:
-        of_slice = {name: array[:rows] for name, array in batch.items()}
-        carry = state.head.model.initial_carry(of_slice)
-        gradients_of_slice = make_gradients_of_slice(state.head, of_few.global_batch_size)
-        seconds += (most - few) / rows * seconds_of(lambda: gradients_of_slice(carry, of_slice))
-    return state, seconds
+    return state, of_step + (most - min(2 * few, most)) / few * of_slice
+
+
+def _time_slices(
+    config: PretrainConfig, train_set: PuzzleDataset, rows: int, ranks: Ranks
+) -> tuple[TrainState, float, float]:
+    """Return a state, the seconds of its forward and backward pass of a slice, and those of a step of two slices.
+
+    Where a batch has fewer rows than two slices, the step is one of a whole batch.
+    """
+    of_step = min(2 * rows, train_set.batch_size)
+    config = config.model_copy(update={"global_batch_size": of_step * ranks.size})
+    state = TrainState(config, train_set.metadata, total_steps=1_000_000, micro_batch_size=rows, ranks=ranks)
+    example = next(train_set.train_batches(0, epochs=config.epochs_per_iteration))
+    batch = {name: mx.array(array[:of_step]) for name, array in example.arrays.items()}
+    of_slice = {name: array[:rows] for name, array in batch.items()}
+    carry, gradients_of_slice = state.head.model.initial_carry(of_slice), make_gradients_of_slice(state.head, of_step)
+    slice_seconds = seconds_of(lambda: gradients_of_slice(carry, of_slice))
+    step_seconds = seconds_of(lambda: (state.train_step(batch), state.carry, state.arrays))
+    return state, max(ranks.gather(slice_seconds)), max(ranks.gather(step_seconds))
 
 
 @dataclass(frozen=True)
@@ -206,7 +225,7 @@ def _memory_text(needed: int, rows: int, most: int, device: DeviceMemory) -> str
     return f"{size_text(needed)}, {slices}; {size_text(device.budget)} may be used, {share}"
 
 
-def _verdict(needed: int, asked: int, fitting: int, most: int, device: DeviceMemory) -> str:
+def _verdict(needed: int, fitting: int, most: int, device: DeviceMemory) -> str:
     if not fitting:
         return "no: not even one row at a time does; a smaller model, or more memory"
     auto = "the whole batch" if fitting >= most else f"micro_batch_size={fitting}"

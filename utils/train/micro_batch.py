@@ -92,7 +92,8 @@ def _carry(state: TrainState, rows: int) -> Any:
 
 
 def _bytes(tree: Any) -> int:
-    return sum(leaf.nbytes for _, leaf in tree_flatten(tree) if isinstance(leaf, mx.array))
+    leaves = dict(tree_flatten(tree)).values()
+    return sum(leaf.nbytes for leaf in leaves if isinstance(leaf, mx.array))
 
 
 def why_not(memory: StepMemory, device: DeviceMemory) -> str:
@@ -121,7 +122,5 @@ def rows_at_a_time(config: PretrainConfig, train_set: PuzzleDataset, ranks: Rank
     memory = measure_step(config, train_set, device.budget)
     rows = min(ranks.gather(memory.fitting(device.budget, train_set.batch_size)))
     if not rows:
-        raise UserError(
-            f"micro_batch_size = 'auto': {why_not(memory, device)}; micro_batch_size=1 tries it all the same"
-        )
+        raise UserError(f"micro_batch_size = 'auto': {why_not(memory, device)}; micro_batch_size=1 tries it anyway")
     return rows
