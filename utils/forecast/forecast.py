@@ -20,7 +20,7 @@ from utils.evaluation.predictions import SAMPLES
 from utils.evaluation.search import Search
 from utils.forecast.plan import Plan, plan_of
 from utils.forecast.report import duration_text, table
-from utils.forecast.timing import seconds_of, seconds_of_outer_step
+from utils.forecast.timing import number_of, seconds_of, seconds_of_outer_step
 from utils.memory import SHARE, DeviceMemory, RowMemory, device_memory, size_text
 from utils.model import count_parameters
 from utils.ranks.ranks import Ranks
@@ -162,9 +162,11 @@ def _time_slices(
     batch = {name: mx.array(array[:of_step]) for name, array in example.arrays.items()}
     of_slice = {name: array[:rows] for name, array in batch.items()}
     carry, gradients_of_slice = state.head.model.initial_carry(of_slice), make_gradients_of_slice(state.head, of_step)
-    slice_seconds = seconds_of(lambda: gradients_of_slice(carry, of_slice))
-    step_seconds = seconds_of(lambda: (state.train_step(batch), state.carry, state.arrays))
-    return state, max(ranks.gather(slice_seconds)), max(ranks.gather(step_seconds))
+    slice_seconds = max(ranks.gather(seconds_of(lambda: gradients_of_slice(carry, of_slice))))
+    step_seconds = seconds_of(
+        lambda: (state.train_step(batch), state.carry, state.arrays), number_of(slice_seconds * of_step / rows)
+    )
+    return state, slice_seconds, max(ranks.gather(step_seconds))
 
 
 @dataclass(frozen=True)

@@ -18,14 +18,15 @@ _FIRST = 2  # steps that are not timed: the first compiles; in the second MLX ta
 _LEAST, _MOST, _SECONDS = 3, 50, 3.0  # steps that are timed: the least number, and more until so much time has passed
 
 
-def seconds_of(compute: Callable[[], Any]) -> float:
+def seconds_of(compute: Callable[[], Any], number: int | None = None) -> float:
     """Measure the median time of a computation, in seconds.
 
     Args:
         compute: returns the arrays to evaluate.
+        number: how often it is timed, which ranks that exchange something have to agree upon; None: as it takes long.
     """
     times: list[float] = []
-    while not _are_enough(times):
+    while len(times) < _FIRST + number if number is not None else not _are_enough(times):
         begin = time.perf_counter()
         mx.eval(compute())
         times.append(time.perf_counter() - begin)
@@ -55,6 +56,11 @@ def seconds_of_outer_step(evaluator: Evaluator, dataset: PuzzleDataset, rows: in
 
     drain(evaluator, batches(), after_step)
     return statistics.median(times[_FIRST:])
+
+
+def number_of(seconds: float) -> int:
+    """Return how often to time what takes so many seconds."""
+    return max(_LEAST, min(_MOST, int(_SECONDS / seconds)))
 
 
 def _are_enough(times: list[float]) -> bool:
