@@ -22,6 +22,7 @@ from utils.train.state import TrainState
 COUNTS = ("count", "exact_accuracy", "q_halt_accuracy", "steps")
 LOSS_RELATIVE = 1e-5
 METRIC_ABSOLUTE = 1e-4
+ROW_BY_ROW = ("rope_stablemax", "trm_att")  # folders that are also trained one row at a time, which takes a while
 MAX_UNDECIDED = 3  # elements of a parameter
 REFERENCE_GRADIENT_PRECISION = 1e-5  # the reference's own float32 and float64 runs differ by as much, relative
 
@@ -87,9 +88,17 @@ def settle_undecided_signs(
             tree[leaf] = mx.array(np.where(flipped, value, np.array(tree[leaf])).astype(np.float32))
 
 
-@pytest.mark.parametrize("folder", FOLDERS, ids=lambda folder: f"golden-{folder.name}")
-def test_training_follows_the_reference(folder: Path) -> None:
-    golden, state = load(folder)
+@pytest.mark.parametrize(
+    ("folder", "micro_batch_size"),
+    [
+        *((folder, rows) for folder in FOLDERS for rows in (None, 3)),
+        *((folder, 1) for folder in FOLDERS if folder.name in ROW_BY_ROW),
+    ],
+    ids=lambda value: f"golden-{value.name}" if isinstance(value, Path) else f"slices-{value}",
+)
+def test_training_follows_the_reference(folder: Path, micro_batch_size: int | None) -> None:
+    """All rows at once, and in slices: what somebody with little memory computes is the same."""
+    golden, state = load(folder, micro_batch_size)
     tolerance = TOLERANCES[folder.name]
     set_weights(state, golden, "init/")
 

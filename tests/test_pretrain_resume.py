@@ -65,13 +65,15 @@ def test_a_finished_run_has_nothing_left_to_do(data: Path, finished: Path, run_h
 
 
 def test_a_longer_run_goes_on_and_says_what_has_changed(data: Path, finished: Path, run_here: RunHere) -> None:
-    status, out, err = run_here(*train_arguments(data, finished, "epochs=3", "lr=1e-3", "resume=auto"))
+    changes = ["epochs=3", "lr=1e-3", "micro_batch_size=3"]
+    status, out, err = run_here(*train_arguments(data, finished, *changes, "resume=auto"))
     assert status == 0, err
     said = [line for line in out.splitlines() if line.startswith("changed since then")]
     assert said == [
         "changed since then: checkpoint_interval: 4 → None",
         "changed since then: epochs: 2 → 3",
         "changed since then: lr: 0.002 → 0.001",
+        "changed since then: micro_batch_size: None → 3",
     ]
     assert names(finished)[-5:] == ["step_12", "step_16", "step_24", "step_4", "step_8"]
     assert [row["step"] for row in history(finished) if "train/lr" in row] == list(range(1, 25))

@@ -48,7 +48,7 @@ TOLERANCES = {  # by the name of the folder
 }
 
 
-def load(folder: Path) -> tuple[dict[str, np.ndarray], TrainState]:
+def load(folder: Path, micro_batch_size: int | None = None) -> tuple[dict[str, np.ndarray], TrainState]:
     with np.load(folder / "golden.npz") as file:
         golden = {name: file[name] for name in file.files}
     meta = json.loads((folder / "meta.json").read_text())
@@ -56,6 +56,7 @@ def load(folder: Path) -> tuple[dict[str, np.ndarray], TrainState]:
         config_of(folder),
         sizes(meta["seq_len"], meta["vocab_size"], meta["num_puzzle_identifiers"]),
         total_steps=meta["total_steps"],
+        micro_batch_size=micro_batch_size,
         keep={*OUTPUTS, "gradients"} - absent(golden),
     )
     return golden, state
