@@ -25,6 +25,7 @@ from pydantic import ConfigDict, Field, model_validator
 
 from common.errors import UserError, one_line
 from common.files import HomePath
+from common.memory_errors import memory_advice
 from dataset.arc_grids import is_arc
 from dataset.dataset_files import how_to_build
 from dataset.metadata import PuzzleDatasetMetadata
@@ -36,13 +37,23 @@ from utils.arc.tasks import read_evaluation_tasks
 from utils.checkpoints.foreign_config import TrainedConfig, read_trained_config
 from utils.checkpoints.weights import WeightsSource, find_weights, load_weights, share_weights
 from utils.command_line import parse
-from utils.config import DEFAULT_PREDICTION_KEYS, ArchConfig, LoadPuzzleEmb, PredictionKey, check_outputs
+from utils.config import (
+    DEFAULT_PREDICTION_KEYS,
+    ArchConfig,
+    LoadPuzzleEmb,
+    MicroBatchSize,
+    PredictionKey,
+    check_outputs,
+)
 from utils.evaluation.curve import format_curve, plot_curve, require_plots
 from utils.evaluation.evaluate import Evaluation, Evaluator, evaluate
+from utils.evaluation.micro_batch import rows_at_a_time
 from utils.evaluation.predictions import SAMPLES, PredictionWriter, predictions_folder, remove_surplus
 from utils.evaluation.puzzle_view import format_puzzle
 from utils.evaluation.search import Search
 from utils.evaluation.thinking import Thinking
+from utils.forecast.forecast import forecast_evaluation
+from utils.memory import how_to_save_memory
 from utils.model import build_model
 from utils.ranks.ranks import Ranks, connected
 from utils.ranks.watchdog import DEFAULT_TIMEOUT
@@ -81,11 +92,18 @@ class EvaluateConfig(Thinking):
         description=f"examples at a time, over all ranks; null: as trained, at most {MAX_DEFAULT_BATCH}",
     )
     global_batch_size: int | None = Field(default=None, ge=1, description="the earlier name of eval_batch_size")
+    micro_batch_size: MicroBatchSize = Field(
+        default=None,
+        description="examples at a time on each rank at most, to save memory; auto: as many as fit; null: as trained",
+    )
     max_examples: int | None = Field(default=None, ge=1, description="only the first so many; null: all")
     forward_dtype: Literal["bfloat16", "float16", "float32"] | None = Field(
         default=None, description="bfloat16, float16 or float32; null: as trained"
     )
     show_examples: int = Field(default=0, ge=0, description="print so many puzzles with the model's answers")
+    forecast: bool = Field(
+        default=False, description="print whether it fits this machine and how long it takes, and do nothing else"
+    )
     rank_timeout: float = Field(
         default=DEFAULT_TIMEOUT,
         ge=1,
@@ -220,17 +238,24 @@ def run(arguments: list[str], ranks: Ranks) -> None:
             print(note, file=sys.stderr)
     share_weights(head, ranks)
 
+    evaluator = Evaluator(head, config.eval_halt, search)
+    micro_batch_size = trained.micro_batch_size if config.micro_batch_size is None else config.micro_batch_size
+    if config.forecast:
+        print(forecast_evaluation(evaluator, test_set, micro_batch_size, config.max_examples, source.name, ranks))
+        return
+    rows = rows_at_a_time(micro_batch_size, evaluator, test_set, config.max_examples, ranks)
     output_path = Path(config.output_path or source.output_folder)
     folders = [predictions_folder(output_path, source.step, rank) for rank in range(ranks.size)]
-    with ExitStack() as stack:
+    with memory_advice(how_to_save_memory(micro_batch_size)), ExitStack() as stack:
         writer = None
         if config.save_outputs:
             vocab_size = test_set.metadata.vocab_size
             writer = stack.enter_context(PredictionWriter(folders[ranks.rank], config.save_outputs, vocab_size))
         result = evaluate(
-            Evaluator(head, config.eval_halt, search),
+            evaluator,
             test_set,
             max_examples=config.max_examples,
+            max_rows=rows,
             writer=writer,
             num_shown=config.show_examples,
             ranks=ranks,

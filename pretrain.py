@@ -22,6 +22,7 @@ from omegaconf import DictConfig
 from tqdm import tqdm
 
 from common.errors import UserError, one_line
+from common.memory_errors import memory_advice
 from common.progress import progress_bar
 from dataset.puzzle_dataset import PuzzleDataset
 from utils.checkpoints.record import Progress
@@ -45,13 +46,16 @@ from utils.evaluation.predictions import SAMPLES, PredictionWriter, predictions_
 from utils.evaluation.search import Search
 from utils.evaluation.slots import OF_SEARCH
 from utils.evaluation.validity import answer_checks
+from utils.forecast.forecast import forecast_run
 from utils.hydra_config import hydra_errors, plain_values
+from utils.memory import how_to_save_memory
 from utils.model import metric_names, with_forward_dtype
 from utils.ranks.ranks import Ranks, checksum, connected
 from utils.tracking import Tracker
 from utils.train.history import History
 from utils.train.interruption import Interruption
 from utils.train.metrics import TrainMetrics, check_metric
+from utils.train.micro_batch import rows_at_a_time
 from utils.train.run import Run, planned_end, reason_to_end
 from utils.train.state import TrainState
 
@@ -68,8 +72,12 @@ def launch(hydra_config: DictConfig, ranks: Ranks) -> None:
         lambda: with_forward_dtype(with_names(with_saved_names(parse_pretrain_config(plain_values(hydra_config))))),
         PretrainConfig,
     )
+    if config.forecast:
+        train_set, test_set = load_data(config, ranks)
+        print(forecast_run(config, train_set, test_set, steps_of_run(config, train_set), ranks))
+        return
     path = config.run_folder
-    with RunFolder(path) as folder, ExitStack() as stack:
+    with RunFolder(path) as folder, ExitStack() as stack, memory_advice(how_to_save_memory(config.micro_batch_size)):
         if ranks.first and config.resume is not None and path.is_dir():
             folder.claim()
         point = ranks.from_first(lambda: find_resume_point(config), ResumePoint | None)
@@ -89,7 +97,7 @@ def launch(hydra_config: DictConfig, ranks: Ranks) -> None:
             config,
             train_set.metadata,
             total_steps=steps_of_run(config, train_set),
-            micro_batch_size=None if config.micro_batch_size == "auto" else config.micro_batch_size,
+            micro_batch_size=rows_at_a_time(config, train_set, ranks),
             ranks=ranks,
         )
         check_metric(config.stop_when.metric, lambda: known_metrics(state, test_set))
@@ -196,6 +204,7 @@ def evaluate_and_log(run: Run) -> dict[str, float]:
             run.evaluator,
             run.test_set,
             max_examples=config.eval_max_examples,
+            max_rows=run.state.micro_batch_size,
             writer=writer,
             num_shown=config.log_examples,
             after_step=run.interruption.check,
@@ -270,7 +279,8 @@ def announce(
     """Print the parameters and `steps` of the run, its folder, the checkpoint that it resumes and what has changed."""
     path, blas = config.checkpoint_path, utils.linux_cpu.blas_name
     together = f", {ranks.size} ranks" if ranks.size > 1 else ""
-    tqdm.write(f"{state.num_parameters:,} parameters, {steps}, BLAS {blas}{together}, {path}")
+    slices = f", micro_batch_size {state.micro_batch_size}" if state.micro_batch_size is not None else ""
+    tqdm.write(f"{state.num_parameters:,} parameters, {steps}, BLAS {blas}{together}{slices}, {path}")
     if config.resume is not None:
         tqdm.write(f"no checkpoint in {path} yet, starting anew" if point is None else f"resuming {point.folder}")
     for change in changes:

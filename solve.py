@@ -26,6 +26,7 @@ from pydantic import ConfigDict, Field
 
 from common.errors import UserError, one_line
 from common.files import HomePath
+from common.memory_errors import memory_advice
 from dataset.arc_grids import is_arc
 from dataset.puzzle_text import read_arc_tasks, read_puzzles
 from utils.arc.report import format_score
@@ -161,7 +162,8 @@ def main() -> None:
     config = parse(sys.argv[1:], SolveConfig, "python solve.py", verbatim=["puzzle"], **required)
     solver = load(config.checkpoint, data_path=config.data_path, forward_dtype=config.forward_dtype)
     try:
-        solved = solve_arc(solver, config) if is_arc(solver.metadata) else solve_boards(solver, config)
+        with memory_advice(f"try batch_size={max(1, config.batch_size // 2)}"):
+            solved = solve_arc(solver, config) if is_arc(solver.metadata) else solve_boards(solver, config)
     except UserError as error:
         raise error if solver.note is None else UserError(f"{error}; {solver.note}") from error
     if solver.note is not None:

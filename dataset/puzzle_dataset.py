@@ -234,7 +234,7 @@ class PuzzleDataset:
                     begin, taken, batch_number = end, int(ends[end - 1]), batch_number + 1
                 first, count = first[begin:], count[begin:]
 
-    def eval_batches(self, *, max_examples: int | None = None) -> Iterator[Batch]:
+    def eval_batches(self, *, max_examples: int | None = None, max_rows: int | None = None) -> Iterator[Batch]:
         """Iterate over every example once, in order, set after set.
 
         All batches have the same shape, of no more rows than the largest set has examples to evaluate, rounded up to
@@ -243,13 +243,14 @@ class PuzzleDataset:
 
         Args:
             max_examples: only the split's first so many examples; None means all.
+            max_rows: of a batch of this rank at most; None: `batch_size`.
         """
         left = self.num_examples if max_examples is None else min(max_examples, self.num_examples)
         stops = []
         for data in self._sets:
             stops.append(min(len(data.inputs), left))
             left -= stops[-1]
-        rows = min(self.batch_size, -(-max(stops) // self.num_ranks))
+        rows = min(self.batch_size, max_rows or self.batch_size, -(-max(stops) // self.num_ranks))
         for data, stop in zip(self._sets, stops, strict=True):
             for start in range(0, stop, rows * self.num_ranks or 1):  # no rows: nothing to evaluate
                 begin = start + self.rank * rows

@@ -31,6 +31,7 @@ from tests.helpers.tiny_data import (
 from tests.helpers.wandb_files import read_wandb
 from utils.evaluation.evaluate import Evaluator
 from utils.evaluation.evaluate import evaluate as run_evaluation
+from utils.memory import RowMemory
 
 pytestmark = pytest.mark.slow
 
@@ -207,6 +208,39 @@ def test_a_configuration_from_elsewhere_gets_no_more_rows_than_there_are_example
         status, _, err = run_here(f"checkpoint={run}", "save_outputs=[]", given)
         assert status == 0, err
     assert sizes == [(4096, 2), *[(5, 5)] * 8, (5000, NUM_TEST)]
+
+
+def test_micro_batch_size_bounds_the_rows_and_changes_no_result(
+    trained: Trained, tmp_path: Path, run_here: Callable[..., Any], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """What was trained on a Mac in slices would not fit there when it is evaluated."""
+    seen: list[int] = []
+    results = Evaluator.results
+
+    def noted(self: Evaluator, batches: Any, *arguments: Any) -> Any:
+        def rows_noted() -> Any:
+            for batch in batches:
+                seen.append(len(batch.inputs))
+                yield batch
+
+        return results(self, rows_noted(), *arguments)
+
+    monkeypatch.setattr(Evaluator, "results", noted)
+    monkeypatch.setattr(RowMemory, "fitting", lambda self, room, most: min(4, most))
+    found = {}
+    for saved, given, rows in ((None, "null", 8), (None, "3", 3), (3, "null", 3), (3, "7", 7), ("auto", "null", 4)):
+        run = tmp_path / f"{saved}-{given}"
+        shutil.copytree(trained.run, run, ignore=shutil.ignore_patterns("*_all_preds*"))
+        config = yaml.safe_load((run / "all_config.yaml").read_text())
+        (run / "all_config.yaml").write_text(yaml.safe_dump(config | {"micro_batch_size": saved}))
+        status, out, err = run_here(f"checkpoint={run}", f"micro_batch_size={given}", "save_outputs=[preds]")
+        assert status == 0, err
+        batches = -(-NUM_TEST // rows)
+        assert set(seen[-batches:]) == {rows}  # after those of auto's measurement
+        metrics = json.loads(out.splitlines()[-1])
+        preds = np.load(run / f"step_{STEP}_all_preds.0" / "preds.npy")
+        found[saved, given] = preds.tolist(), [metrics[f"eval/{name}"] for name in ("accuracy", "exact_accuracy")]
+    assert all(result == found[None, "null"] for result in found.values())
 
 
 def test_sets_are_reported_apart_also_if_only_some_are_reached(

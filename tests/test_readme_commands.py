@@ -299,6 +299,7 @@ def test_defaults_are_the_documented_ones() -> None:
     off |= {
         "load_puzzle_emb": "exact",
         "micro_batch_size": None,
+        "forecast": False,
         "eval_batch_size": None,
         "eval_halt": "max",
         "eval_samples": 1,

@@ -190,6 +190,7 @@ class PretrainConfig(BaseModel):
     on_nonfinite: Literal["stop", "skip"] = "stop"
     stop_when: StopWhen = StopWhen()
     rank_timeout: float = Field(default=DEFAULT_TIMEOUT, ge=1)
+    forecast: bool = False
 
     @model_validator(mode="after")
     def _whole_intervals(self) -> PretrainConfig:

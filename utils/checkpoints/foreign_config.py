@@ -13,7 +13,7 @@ from pydantic import BaseModel, ConfigDict, Field, ValidationError
 
 from common.errors import UserError, describe_validation_error, printable, shown, shown_name
 from common.files import HomePath
-from utils.config import CONFIG_FILE, ArchConfig
+from utils.config import CONFIG_FILE, ArchConfig, MicroBatchSize
 from utils.plain_yaml import read_yaml
 
 # Widths are the largest numbers; published: 512. Products of two fit the 31 bits of an MLX shape: beyond them MLX ends
@@ -32,6 +32,7 @@ class TrainedConfig(BaseModel):
         arch: the architecture and its loss head.
         data_path: the data set; in a file of TRM's or URM's code, the only one in `data_paths`.
         global_batch_size: bounded, because a large one needs more memory than there is.
+        micro_batch_size: of a run of this code.
         seed: of the training.
     """
 
@@ -40,6 +41,7 @@ class TrainedConfig(BaseModel):
     arch: ArchConfig
     data_path: HomePath = Field(min_length=1, max_length=4096)
     global_batch_size: int = Field(default=768, ge=1, le=65_536)
+    micro_batch_size: MicroBatchSize = None
     seed: int = Field(default=0, ge=0, lt=2**64)
 
 

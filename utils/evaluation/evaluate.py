@@ -164,6 +164,7 @@ def evaluate(
     dataset: PuzzleDataset,
     *,
     max_examples: int | None = None,
+    max_rows: int | None = None,
     writer: PredictionWriter | None = None,
     num_shown: int = 0,
     after_step: Callable[[], None] = lambda: None,
@@ -175,6 +176,8 @@ def evaluate(
         evaluator: the model.
         dataset: the test split, opened with this rank and number of ranks; its batches have the size given there.
         max_examples: only the first so many examples; None means all.
+        max_rows: of a batch of this rank at most; None: as many as the data set's batches have. The results of an
+            example don't depend on it.
         writer: of the predictions of this rank's examples, if they are saved.
         num_shown: how many examples to return to be shown.
         after_step: called after each outer step, with several ranks after each batch. An exception of it on one rank
@@ -190,7 +193,7 @@ def evaluate(
     ranks = ranks or Ranks()
     started = time.monotonic()
     share = _Share()
-    _evaluate_share(share, evaluator, dataset, max_examples, writer, num_shown, after_step, ranks)
+    _evaluate_share(share, evaluator, dataset, max_examples, max_rows, writer, num_shown, after_step, ranks)
     curve = evaluator.search.curve
     share.curve, share.curve_puzzles = curve.changes.tolist(), curve.puzzles
     if evaluator.search.thinking.samples > 1:
@@ -222,6 +225,7 @@ def _evaluate_share(
     evaluator: Evaluator,
     dataset: PuzzleDataset,
     max_examples: int | None,
+    max_rows: int | None,
     writer: PredictionWriter | None,
     num_shown: int,
     after_step: Callable[[], None],
@@ -250,7 +254,7 @@ def _evaluate_share(
     checks = answer_checks(dataset.metadata)
     to_evaluate = dataset.num_examples if max_examples is None else min(max_examples, dataset.num_examples)
     with (
-        prefetch(dataset.eval_batches(max_examples=max_examples)) as batches,
+        prefetch(dataset.eval_batches(max_examples=max_examples, max_rows=max_rows)) as batches,
         progress_bar(total=to_evaluate, disable=not ranks.first, desc="evaluate", unit="ex", leave=False) as bar,
     ):
         for number, (batch, metrics, outputs) in enumerate(evaluator.results(batches, writer, stepped)):

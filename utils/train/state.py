@@ -48,7 +48,7 @@ class TrainState:
             on.
         carry: of this rank's rows; None before the first step.
         step: steps taken.
-        total_steps: steps of the whole run.
+        metadata, total_steps, micro_batch_size: the arguments.
     """
 
     def __init__(
@@ -63,8 +63,9 @@ class TrainState:
     ):
         self.ranks = ranks or Ranks()
         self.config = config
-        self._metadata = metadata
+        self.metadata = metadata
         self.total_steps = total_steps
+        self.micro_batch_size = micro_batch_size
         self.step = 0
         self.carry: Carry | None = None
 
@@ -117,6 +118,10 @@ class TrainState:
         """
         return self._named(self.ranks.rows_for_first(self.carry))
 
+    def checkpoint_arrays(self, carry: Carry) -> list[Any]:
+        """Return all arrays of a checkpoint, with this carry of the global batch."""
+        return [self.weights(), self._named(carry)]
+
     def _named(self, carry: Carry) -> dict[str, mx.array]:
         tree = {"optimizer": self.optimizer.state, "random": self.random, "carry": carry}
         if self.config.ema:
@@ -136,7 +141,7 @@ class TrainState:
         Raises:
             UserError: if names, shapes or dtypes are not those of this state.
         """
-        padding = padding_arrays(self._metadata, self.config.global_batch_size)
+        padding = padding_arrays(self.metadata, self.config.global_batch_size)
         blank = {name: mx.array(array) for name, array in padding.items()}
         expected = self._named(self.head.model.initial_carry(blank))
         for name, own in expected.items() if self.ranks.first else ():

@@ -69,7 +69,7 @@ def make_train_step(
         the new carry and the results.
     """
     exploration = config.global_batch_size, head.model.config.halt_max_steps, head.model.config.halt_exploration_prob
-    gradients_of_slice = _make_gradients_of_slice(head, config.global_batch_size, set(keep) - {"gradients"})
+    gradients_of_slice = make_gradients_of_slice(head, config.global_batch_size, set(keep) - {"gradients"})
     update = _make_update(head, optimizer, ema, config)
 
     def step(
@@ -104,7 +104,7 @@ def make_train_step(
     return step
 
 
-def _make_gradients_of_slice(head: ACTLossHead, batch_size: int, keep: Collection[str]) -> Callable[..., Any]:
+def make_gradients_of_slice(head: ACTLossHead, batch_size: int, keep: Collection[str] = ()) -> Callable[..., Any]:
     """Make the compiled function of carry, batch and least steps of some rows that goes forward and backward.
 
     It returns what is to be summed over slices: the gradients of the weights, and the metrics with the `loss`; and what
@@ -147,7 +147,7 @@ def _make_update(
 ) -> Callable[..., tuple[Carry, mx.array]]:
     """Make the compiled function that updates weights, puzzle embeddings and average, unless the step isn't finite.
 
-    It takes the gradients of the global batch, its loss, what `puzzles` of `_make_gradients_of_slice` holds of its
+    It takes the gradients of the global batch, its loss, what `puzzles` of `make_gradients_of_slice` holds of its
     rows, the new carry, the old one, and both learning rates; and returns the carry to go on with, and `finite`.
     """
     table = head.model.puzzle_emb
