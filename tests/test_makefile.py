@@ -262,6 +262,13 @@ def test_check_leaves_out_what_is_slow_and_test_nothing(checkout: Checkout) -> N
     ]
 
 
+def test_bench_takes_peers_as_a_variable_of_make_too(checkout: Checkout) -> None:
+    """`make bench peers=true` would measure without PyTorch, and say nothing."""
+    for given, arguments in (("BENCH=quick=true peers=true", "quick=true peers=true"), ("peers=true", "peers=true")):
+        printed = checkout.make("--dry-run", "bench", given).stdout.splitlines()
+        assert printed[-1].split() == [".venv/bin/python", "-m", "utils.bench", *arguments.split()]
+
+
 def test_clean_keeps_what_the_user_made(checkout: Checkout) -> None:
     """`make clean` would delete data sets and checkpoints that took days."""
     mine = [checkout.root / name for name in ("data/mine/x", "checkpoints/mine/x", "wandb/x", "notes.txt")]

@@ -9,6 +9,8 @@ import json
 import subprocess
 import sys
 import time
+from collections.abc import Mapping
+from contextlib import ExitStack
 from importlib.metadata import version
 from importlib.util import find_spec
 from pathlib import Path
@@ -22,11 +24,14 @@ from common.errors import UserError
 from models.kernels.streams import on_gpu
 from utils.bench import measure
 from utils.bench.products import Seconds
+from utils.config import PretrainConfig
 from utils.evaluation.evaluate import Evaluator
 
 KINDS = {"train": "training step", "eval": "evaluation step"}
 _ROOT = Path(__file__).resolve().parents[2]
-_HAVE_A_PEER = ("hrm.hrm_act_v1", "recursive_reasoning.trm")  # of torch_model.py, which only its process may import
+_COMMAND = [sys.executable, "-m", "utils.bench.torch_peer"]
+# What torch_model.py has, which only its own process may import
+_MODULES = ("hrm.hrm_act_v1", "recursive_reasoning.trm")
 _LOSSES = ("stablemax_cross_entropy", "softmax_cross_entropy")
 _LEAST_SECONDS = 0.5  # of a turn: shorter steps are repeated
 _PAUSE = 0.1  # seconds between turns, in which the threads of the other's matmuls go to sleep
@@ -56,13 +61,7 @@ class TorchProcess:
     """
 
     def __init__(self, settings: dict[str, Any]):
-        self._process = subprocess.Popen(
-            [sys.executable, "-m", "utils.bench.torch_peer"],
-            stdin=subprocess.PIPE,
-            stdout=subprocess.PIPE,
-            cwd=_ROOT,
-            text=True,
-        )
+        self._process = subprocess.Popen(_COMMAND, stdin=subprocess.PIPE, stdout=subprocess.PIPE, cwd=_ROOT, text=True)
         try:
             self.threads: int = self._ask(settings)
         except BaseException:
@@ -100,12 +99,21 @@ class TorchProcess:
 
 
 class OurSteps:
-    """Steps of our model, as pretrain.py and evaluate.py take them."""
+    """Steps of our model, as pretrain.py and evaluate.py take them.
 
-    def __init__(self, arch: str, shape: str):
-        self.state, self._batch = measure.state_and_batch(measure.bench_config(arch, measure.SHAPES[shape][2]), shape)
-        self._evaluator = Evaluator(self.state.head)
-        self._carry = self.state.head.model.initial_carry(self._batch)
+    Args:
+        config: the configuration of the run.
+        shape: of `measure.SHAPES`.
+
+    Attributes:
+        model_config: of the model: its keys in config/arch and the sizes of the data.
+    """
+
+    def __init__(self, config: PretrainConfig, shape: str):
+        self._state, self._batch = measure.state_and_batch(config, shape)
+        self.model_config: dict[str, Any] = self._state.head.model.config.model_dump()
+        self._evaluator = Evaluator(self._state.head)
+        self._carry = self._state.head.model.initial_carry(self._batch)
 
     def seconds(self, kind: str, steps: int) -> Seconds:
         """Take so many steps of `train` or `eval`; returns the time of one."""
@@ -113,12 +121,18 @@ class OurSteps:
         wall, cpu = time.perf_counter(), time.process_time()
         for _ in range(steps):
             if kind == "train":
-                result: Any = (self.state.train_step(self._batch), self.state.carry, self.state.arrays)
+                result: Any = (self._state.train_step(self._batch), self._state.carry, self._state.arrays)
             else:
                 result = self._evaluator.step(self._carry, self._batch)
             mx.async_eval(result)
         mx.eval(result)
         return Seconds(time.perf_counter() - wall, time.process_time() - cpu) * (1 / steps)
+
+
+def has_peer(config: PretrainConfig) -> bool:
+    """Return whether there is a PyTorch model like that of a configuration."""
+    known = config.arch.name.partition("@")[0] in _MODULES and config.arch.loss.options().get("loss_type") in _LOSSES
+    return known and config.arch.options().get("mixer") is None
 
 
 def compare_with_torch(arch: str, shape: str, modes: list[str], rounds: int) -> dict[str, Any]:
@@ -131,49 +145,44 @@ def compare_with_torch(arch: str, shape: str, modes: list[str], rounds: int) -> 
         rounds: how many.
 
     Returns:
-        For each mode `torch`, its version, `threads`, and for `train` and `eval` the seconds of each round, wall and
-        processor time, `ours` and `theirs`, with `ratio`, the median of theirs divided by that of ours, and
+        For each mode `torch`, its version, `threads`, and for `train` and `eval` the wall and processor time of
+        each round, `ours` and `theirs`, with `ratio`, the median of theirs divided by that of ours, and
         `ratio_cpu`, of processor time. With a model that there is no PyTorch model for only `none`, the reason.
     """
-    ours = OurSteps(arch, shape)
-    config = ours.state.config
-    module, loss = config.arch.name.partition("@")[0], str(config.arch.loss.options().get("loss_type"))
-    options = ours.state.head.model.config.model_dump()
-    if module not in _HAVE_A_PEER or loss not in _LOSSES or options.get("mixer") is not None:
+    config = measure.bench_config(arch, measure.SHAPES[shape][2])
+    if not has_peer(config):
         return {"none": f"there is no PyTorch model to compare {config.arch.name} with"}
+    ours = OurSteps(config, shape)
     settings = {
         "device": ("mps" if sys.platform == "darwin" else "cuda") if on_gpu() else "cpu",
-        "module": module,
-        "loss_type": loss,
-        "config": options,
+        "module": config.arch.name.partition("@")[0],
+        "loss_type": config.arch.loss.options()["loss_type"],
+        "config": ours.model_config,
         "rows": config.global_batch_size,
         "betas": [config.beta1, config.beta2],
         **{key: getattr(config, key) for key in ("lr", "weight_decay", "puzzle_emb_lr", "puzzle_emb_weight_decay")},
     }
     found: dict[str, Any] = {}
-    sides: dict[str, OurSteps | TorchProcess] = {"ours": ours}
-    try:
+    with ExitStack() as processes:
+        sides: dict[str, OurSteps | TorchProcess] = {"ours": ours}
         for mode in modes:
-            sides[mode] = process = TorchProcess(settings | {"compiled": mode == "compile"})
+            process = processes.enter_context(TorchProcess(settings | {"compiled": mode == "compile"}))
+            sides[mode] = process
             found[mode] = {"torch": version("torch"), "threads": process.threads}
         for kind in KINDS:
             times = _turns(sides, kind, rounds)
             for mode in modes:
-                ours_median, theirs_median = _medians(times["ours"]), _medians(times[mode])
-                found[mode][kind] = {
-                    "ours": times["ours"],
-                    "theirs": times[mode],
-                    "ratio": theirs_median.wall / ours_median.wall,
-                    "ratio_cpu": theirs_median.cpu / ours_median.cpu,
-                }
-    finally:
-        for side in sides.values():
-            if isinstance(side, TorchProcess):
-                side.close()
+                found[mode][kind] = {"ours": times["ours"], "theirs": times[mode]} | _ratios(times["ours"], times[mode])
     return found
 
 
-def _turns(sides: dict[str, Any], kind: str, rounds: int) -> dict[str, list[Seconds]]:
+def _ratios(ours: list[Seconds], theirs: list[Seconds]) -> dict[str, float]:
+    wall = median(time.wall for time in theirs) / median(time.wall for time in ours)
+    cpu = median(time.cpu for time in theirs) / median(time.cpu for time in ours)
+    return {"ratio": wall, "ratio_cpu": cpu}
+
+
+def _turns(sides: Mapping[str, OurSteps | TorchProcess], kind: str, rounds: int) -> dict[str, list[Seconds]]:
     """Let each side take its turn in every round; the first two steps of each, which compile, don't count."""
     steps = {}
     for name, side in sides.items():
@@ -187,10 +196,6 @@ def _turns(sides: dict[str, Any], kind: str, rounds: int) -> dict[str, list[Seco
     return times
 
 
-def _medians(times: list[Seconds]) -> Seconds:
-    return Seconds(median(t.wall for t in times), median(t.cpu for t in times))
-
-
 def report(found: dict[str, Any]) -> list[str]:
     """Format the lines of what `compare_with_torch` found."""
     if "none" in found:
@@ -200,7 +205,7 @@ def report(found: dict[str, Any]) -> list[str]:
         lines.append(f"  beside PyTorch {of_mode['torch']}, {mode}, threads: {of_mode['threads']}")
         for kind, title in KINDS.items():
             times = of_mode[kind]
-            ours, theirs = (_medians(times[side]).wall * 1e3 for side in ("ours", "theirs"))
+            ours, theirs = (median(wall for wall, _ in times[side]) * 1e3 for side in ("ours", "theirs"))
             line = f"    {title:<16} {ours:7.1f} ms, PyTorch {theirs:.1f} ms: {times['ratio']:.2f} × as fast"
             if not on_gpu():
                 line += f"; in processor time {times['ratio_cpu']:.2f} ×"

@@ -38,16 +38,15 @@ class AdamATan2:
         beta1, beta2 = self.betas
         rate = lr / (1 - beta1**self.step_count)
         correction = 1 / math.sqrt(1 - beta2**self.step_count)
-        gradients = [p.grad for p in self.parameters]
-        torch._foreach_mul_(self.parameters, 1 - lr * self.weight_decay)
-        torch._foreach_lerp_(self.m, gradients, 1 - beta1)
-        torch._foreach_mul_(self.v, beta2)
-        torch._foreach_addcmul_(self.v, gradients, gradients, 1 - beta2)
-        deviations = torch._foreach_sqrt(self.v)
-        torch._foreach_mul_(deviations, correction)
-        for m, deviation in zip(self.m, deviations, strict=True):
-            torch.atan2(m, deviation, out=deviation)
-        torch._foreach_add_(self.parameters, deviations, alpha=-rate)
+        # A parameter at a time stays in the cache: torch._foreach_… functions take 6 % longer on a CPU.
+        for parameter, m, v in zip(self.parameters, self.m, self.v, strict=True):
+            gradient = parameter.grad
+            assert gradient is not None
+            m.lerp_(gradient, 1 - beta1)
+            v.mul_(beta2).addcmul_(gradient, gradient, value=1 - beta2)
+            deviation = v.sqrt().mul_(correction)
+            update = torch.atan2(m, deviation, out=deviation)
+            parameter.mul_(1 - lr * self.weight_decay).sub_(update, alpha=rate)
 
 
 @torch.no_grad()
