@@ -8,8 +8,9 @@ MLX ?=
 PYTHON ?=
 CANDIDATES = python3 python3.14 python3.13 python3.12 python3.11 python3.10
 DEMO_SEED ?= 0
-# Arguments of `make bench`: quick=true out=<file> against=<file>
+# Arguments of `make bench`: quick=true out=<file> against=<file>; peers=true is one of make's own as well
 BENCH ?=
+peers ?=
 
 # An older PYTHONPATH or a pip that installs elsewhere must not leak into the venv.
 unexport PYTHONPATH PYTHONHOME PIP_USER PIP_TARGET PIP_PREFIX PIP_REQUIRE_VIRTUALENV
@@ -50,6 +51,7 @@ help:
 	@echo "make test      lint, types and all tests"
 	@echo "make test-gpu  the GPU against the CPU and the reference values; writes $(REPORT), to be sent with an issue"
 	@echo "make bench     the speed of the default model on this machine, and its bound (BENCH='quick=true out=b.json')"
+	@echo "                peers=true: beside the same model in PyTorch, where that is installed"
 	@echo "make clean     remove .venv, caches and what the demo made"
 	@echo "The Python to use, 3.10 or newer: PYTHON=/path/to/python"
 
@@ -139,7 +141,7 @@ browser: .venv/installed-dev
 	@.venv/bin/python -m tests.helpers.browser
 
 bench: .venv/installed
-	.venv/bin/python -m utils.bench $(BENCH)
+	.venv/bin/python -m utils.bench $(BENCH) $(if $(peers),peers=$(peers))
 
 # Nothing but what these targets made: other data sets, checkpoints and runs stay.
 clean:

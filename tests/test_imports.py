@@ -23,6 +23,7 @@ NEVER: dict[str, set[str]] = {
     "models": {"wandb", "hydra", "omegaconf", "logging"},
     "utils": set(),
 }
+OF_TORCH = {"torch_model.py", "torch_peer.py"}  # of utils/bench, for a process of its own
 # What asks for the device, and for the machine
 OF_THE_DEVICE = re.compile(r"mx\.(cpu|gpu|Device|(set_)?default_(device|stream)|(new_)?stream|metal|cuda)\b")
 OF_THE_MACHINE = {"os", "threading"}
@@ -53,6 +54,15 @@ def test_imports_run_one_way(package: str) -> None:
     for path in files:
         assert top_level(path) & PROJECT <= MAY_IMPORT[package], path
         assert not top_level(path) & NEVER[package], path
+
+
+def test_nothing_needs_pytorch() -> None:
+    """Nobody could train without installing it."""
+    of_torch = {f"utils.bench.{name.removesuffix('.py')}" for name in OF_TORCH}
+    files = [path for package in MAY_IMPORT for path in (ROOT / package).rglob("*.py") if "raw-data" not in path.parts]
+    for path in (*files, *ROOT.glob("*.py")):
+        needs = "torch" in top_level(path) or any(name.startswith(tuple(of_torch)) for name in imported(path))
+        assert needs == (path.name in OF_TORCH), path
 
 
 def test_nothing_runs_what_it_reads() -> None:
@@ -111,7 +121,8 @@ def names(path: Path) -> set[str]:
 def test_only_the_file_of_an_architecture_knows_it() -> None:
     """Another one would have to be added in all places that do."""
     own = {ROOT / "models" / file: re.compile(rf"\b({pattern})\b") for file, pattern in ARCHITECTURES.items()}
-    files = [path for package in MAY_IMPORT for path in (ROOT / package).rglob("*.py") if path not in own]
+    files = {path for package in MAY_IMPORT for path in (ROOT / package).rglob("*.py")} - own.keys()
+    files -= {ROOT / "utils" / "bench" / name for name in OF_TORCH}  # the same models in PyTorch
     for path in (*files, ROOT / "pretrain.py", ROOT / "evaluate.py", ROOT / "solve.py"):
         assert list(filter(OF_ONE.search, names(path))) == [], path
     for path, pattern in own.items():

@@ -272,6 +272,13 @@ def test_the_device_is_tested_in_full_and_its_report_kept(checkout: Checkout) ->
     assert checkout.log[-1] == "-m pytest -q -s --timeout 1200 tests/test_device.py full device-report.json"
 
 
+def test_bench_takes_peers_as_a_variable_of_make_too(checkout: Checkout) -> None:
+    """`make bench peers=true` would measure without PyTorch, and say nothing."""
+    for given, arguments in (("BENCH=quick=true peers=true", "quick=true peers=true"), ("peers=true", "peers=true")):
+        printed = checkout.make("--dry-run", "bench", given).stdout.splitlines()
+        assert printed[-1].split() == [".venv/bin/python", "-m", "utils.bench", *arguments.split()]
+
+
 def test_clean_keeps_what_the_user_made(checkout: Checkout) -> None:
     """`make clean` would delete data sets and checkpoints that took days."""
     mine = [checkout.root / name for name in ("data/mine/x", "checkpoints/mine/x", "wandb/x", "notes.txt")]

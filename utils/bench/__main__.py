@@ -1,10 +1,12 @@
 """How fast a training and an evaluation step are on this machine, and how fast they could be: python -m utils.bench
 
-    python -m utils.bench [arch=hrm_v1] [quick=true] [out=before.json] [against=before.json]
+    python -m utils.bench [arch=hrm_v1] [shapes=sudoku] [quick=true] [out=before.json] [against=before.json]
+                          [peers=true]
 
 The bound is the time that the matmuls of a step would take alone, at the rate at which this machine does matmuls of
 these shapes. Every time is the least of several alternating rounds. On a CPU that others use as well, wall time is not
-reliable; so the ratio is given in processor time too. Prints a table; `out=` gets the numbers as JSON.
+reliable; so the ratio is given in processor time too. With `peers=true` the same steps in PyTorch are timed beside
+ours. Prints a table; `out=` gets the numbers as JSON.
 """
 
 from __future__ import annotations
@@ -18,17 +20,18 @@ import json
 import os
 import sys
 from pathlib import Path
-from typing import Any
+from typing import Annotated, Any, Literal
 
-from pydantic import BaseModel, ConfigDict, Field
+from pydantic import BaseModel, BeforeValidator, ConfigDict, Field
 
 from common.errors import UserError, one_line
 from common.files import HomePath
-from utils.bench import measure
+from utils.bench import measure, peers
 from utils.command_line import parse
 
 DEFAULT_ARCH = "hrm_v1"  # also of records without an arch
 ROUNDS, QUICK_ROUNDS = 5, 2
+PEER_ROUNDS, QUICK_PEER_ROUNDS = 7, 3  # more, since medians are compared
 NOTABLE = 5.0  # a step that is slower by more per cent is marked
 _GIGA = 1e9
 
@@ -39,7 +42,15 @@ class BenchConfig(BaseModel):
     model_config = ConfigDict(extra="forbid", coerce_numbers_to_str=True)
 
     arch: str = Field(default=DEFAULT_ARCH, description="a file of config/arch")
-    quick: bool = Field(default=False, description="Sudoku only, and every time measured twice")
+    shapes: Annotated[list[str], BeforeValidator(lambda value: value if isinstance(value, list) else [value])] = Field(
+        default=["sudoku", "maze"], min_length=1, description=f"any of {', '.join(measure.SHAPES)}"
+    )
+    quick: bool = Field(default=False, description="the first of shapes only, and every time measured twice")
+    peers: bool | Literal["compile"] = Field(
+        default=False,
+        description="true: time the same steps in PyTorch, if that is installed, in turns with ours; compile: those of "
+        "torch.compile too",
+    )
     out: HomePath | None = Field(default=None, description="a file for what was measured, as JSON; null: none")
     against: HomePath | None = Field(
         default=None, description="such a file of an earlier run to compare with; null: none"
@@ -51,15 +62,23 @@ def main() -> None:
     """Measure, print and compare."""
     config = parse(sys.argv[1:], BenchConfig, "python -m utils.bench")
     measure.check_arch(config.arch)
+    measure.check_shapes(config.shapes)
     earlier = read_record(config.against) if config.against is not None else None
     if config.out is not None and not Path(config.out).resolve().parent.is_dir():
         raise UserError(f"out={config.out} can't be written: its folder does not exist")
+    if config.peers:
+        peers.check_torch()
     record: dict[str, Any] = {"arch": config.arch, "machine": measure.machine(), "shapes": {}}
-    for name in list(measure.SHAPES)[: 1 if config.quick else None]:
+    shapes = config.shapes[:1] if config.quick else config.shapes
+    for name in shapes:
         print(f"measuring {name} …", file=sys.stderr)
         record["shapes"][name] = measure.measure(config.arch, name, QUICK_ROUNDS if config.quick else ROUNDS)
+        if config.peers:
+            modes = ["eager", "compile"] if config.peers == "compile" else ["eager"]
+            rounds = QUICK_PEER_ROUNDS if config.quick else PEER_ROUNDS
+            record["shapes"][name]["peers"] = peers.compare_with_torch(config.arch, name, modes, rounds)
     if not config.quick:
-        record["shapes"]["sudoku"]["first_step"] = measure.first_step_without_kernels(config.arch, "sudoku")
+        record["shapes"][shapes[0]]["first_step"] = measure.first_step_without_kernels(config.arch, shapes[0])
     record["load_average"] = os.getloadavg()[0]
     print(report(record))
     if earlier is not None:
@@ -90,6 +109,8 @@ def report(record: dict[str, Any]) -> str:
             if m["device"] == "cpu":
                 line += f"; in processor time {shape[f'{kind}_step_cpu'] / shape[f'{kind}_bound_cpu']:.2f} ×"
             lines.append(line)
+        if "peers" in shape:
+            lines += peers.report(shape["peers"])
         if "first_step" in shape:
             lines.append(f"  {'first step':<16} {shape['first_step']:9.1f} s, nothing compiled before")
         lines.append(

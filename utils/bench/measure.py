@@ -40,7 +40,12 @@ from utils.train.metrics import TrainMetrics
 from utils.train.state import TrainState, to_device
 from utils.train.step import make_train_step
 
-SHAPES = {"sudoku": (81, 11, 16), "maze": (900, 6, 2)}  # seq_len, vocab_size, rows of a batch
+SHAPES = {  # seq_len, vocab_size, rows of a batch
+    "sudoku": (81, 11, 16),
+    "maze": (900, 6, 2),
+    "sudoku-6x6": (36, 8, 32),  # the demo's
+    "maze-12x12": (144, 6, 32),
+}
 _ROOT = Path(__file__).resolve().parents[2]
 _GIGA, _MIB = 1e9, 2**20
 
@@ -54,6 +59,17 @@ def check_arch(arch: str) -> None:
     names = sorted(path.stem for path in (_ROOT / "config" / "arch").glob("*.yaml"))
     if arch not in names:
         raise UserError(f"arch={arch}: there is no config/arch/{arch}.yaml; choose one of {', '.join(names)}")
+
+
+def check_shapes(names: list[str]) -> None:
+    """Check that all are of SHAPES.
+
+    Raises:
+        UserError: if one is not; the message lists those there are.
+    """
+    for name in names:
+        if name not in SHAPES:
+            raise UserError(f"shapes={name}: there is no such shape; choose of {', '.join(SHAPES)}")
 
 
 def bench_config(arch: str, batch: int) -> PretrainConfig:
@@ -82,7 +98,8 @@ def make_data(folder: Path, seq_len: int, vocab_size: int, puzzles: int) -> None
             )
 
 
-def _state_and_batch(config: PretrainConfig, name: str) -> tuple[TrainState, dict[str, mx.array]]:
+def state_and_batch(config: PretrainConfig, name: str) -> tuple[TrainState, dict[str, mx.array]]:
+    """Make the state of a run on one of SHAPES, and a batch of it."""
     seq_len, vocab_size, batch_size = SHAPES[name]
     with tempfile.TemporaryDirectory() as folder:
         make_data(Path(folder, "data"), seq_len, vocab_size, batch_size)
@@ -95,7 +112,7 @@ def _state_and_batch(config: PretrainConfig, name: str) -> tuple[TrainState, dic
 
 def first_step(arch: str, name: str) -> float:
     """Measure the first training step of this process, in seconds: building the graph, compiling it, and the step."""
-    state, batch = _state_and_batch(bench_config(arch, SHAPES[name][2]), name)
+    state, batch = state_and_batch(bench_config(arch, SHAPES[name][2]), name)
     return seconds(lambda: (state.train_step(batch), state.carry, state.arrays)).wall
 
 
@@ -216,8 +233,8 @@ def measure(arch: str, name: str, rounds: int) -> dict[str, Any]:
     """
     seq_len, vocab_size, batch = SHAPES[name]
     config = bench_config(arch, batch)
-    products = step_products(*_state_and_batch(config, name))
-    state, data = _state_and_batch(config, name)
+    products = step_products(*state_and_batch(config, name))
+    state, data = state_and_batch(config, name)
     evaluator = Evaluator(state.head)
     carry = state.head.model.initial_carry(data)
 
