@@ -160,7 +160,8 @@ def test_what_is_set_aside_is_no_checkpoint_any_more_and_nothing_is_lost(tmp_pat
 def test_the_source_is_saved_with_the_weights(tmp_path: Path) -> None:
     """Years later the weights can still be run, whatever became of the repository."""
     package = Path(str(models.__file__)).parent
-    sources = {str(path.relative_to(package)): path.read_bytes() for path in package.rglob("*.py")}
+    kinds = {".py", ".cpp", ".h"}
+    sources = {str(p.relative_to(package)): p.read_bytes() for p in package.rglob("*") if p.suffix in kinds}
     copy = tmp_path / "code" / "models"
     for _ in range(2):  # a resumed run saves it again, in place of the older one
         RunFolder(tmp_path).save_code()
