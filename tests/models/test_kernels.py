@@ -120,7 +120,7 @@ def test_peaked_attention_takes_no_longer() -> None:
         gradient = mx.grad(lambda x: kernels.attention(x * scale, weight, 1, 10000.0).sum())
         return least([seconds(lambda: gradient(x)) for _ in range(5)]).cpu
 
-    assert processor_seconds(2.0) < 2 * processor_seconds(0.1)
+    assert processor_seconds(1.5) < 1.5 * processor_seconds(0.1)
 
 
 @pytest.mark.parametrize("head_size", [8, 32, 48, 64, 72, 80, 96, 128, 160, 192, 256, 512])
