@@ -6,6 +6,7 @@ Model and data are the real ones, and a few steps are taken and timed. Nothing i
 from __future__ import annotations
 
 import shutil
+import sys
 from dataclasses import dataclass
 
 import mlx.core as mx
@@ -50,6 +51,8 @@ def forecast_run(
     Returns:
         The forecast, in lines.
     """
+    if ranks.first:
+        print("measuring …", file=sys.stderr)
     device, most = device_memory(ranks), train_set.batch_size
     memory = measure_step(config, train_set, device.budget)
     fitting = min(ranks.gather(memory.fitting(device.budget, most)))
@@ -99,6 +102,8 @@ def forecast_evaluation(
     Returns:
         The forecast, in lines.
     """
+    if ranks.first:
+        print("measuring …", file=sys.stderr)
     device, most, model_bytes = device_memory(ranks), most_rows(dataset, max_examples), mx.get_active_memory()
     memory = measure_outer_steps(evaluator, dataset, most, device.budget - model_bytes)
     fitting = min(ranks.gather(memory.fitting(device.budget - model_bytes, most)))
