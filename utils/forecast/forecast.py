@@ -6,6 +6,7 @@ Model and data are the real ones, and a few steps are taken and timed. Nothing i
 from __future__ import annotations
 
 import shutil
+import sys
 from dataclasses import dataclass
 
 import mlx.core as mx
@@ -28,7 +29,7 @@ from utils.train.micro_batch import measure_step, why_not
 from utils.train.state import TrainState
 from utils.train.step import make_gradients_of_slice
 
-_SECONDS_OF_SLICE = 5.0  # slices are timed that take no longer, if fewer rows are as good
+_SECONDS = 5.0  # about what a slice may take that is timed; more rows would take their share of time more
 
 
 def forecast_run(
@@ -50,6 +51,8 @@ def forecast_run(
     Returns:
         The forecast, in lines.
     """
+    if ranks.first:
+        print("measuring …", file=sys.stderr)
     device, most = device_memory(ranks), train_set.batch_size
     memory = measure_step(config, train_set, device.budget)
     fitting = min(ranks.gather(memory.fitting(device.budget, most)))
@@ -59,7 +62,7 @@ def forecast_run(
     keep_samples = SAMPLES in config.eval_save_outputs
     search = Search(config.thinking, test_set.metadata, seed=config.seed, keep_samples=keep_samples, prefix="eval_")
     evaluator = Evaluator(state.head, config.eval_halt, search)
-    evaluation = _time_evaluation(evaluator, test_set, config.eval_max_examples, rows, ranks)
+    evaluation = _time_evaluation(evaluator, test_set, config.eval_max_examples, memory.rows, rows, ranks)
 
     plan = plan_of(config, total_steps, train_set)
     about = "" if plan.is_exact else "about "
@@ -99,11 +102,14 @@ def forecast_evaluation(
     Returns:
         The forecast, in lines.
     """
+    if ranks.first:
+        print("measuring …", file=sys.stderr)
     device, most, model_bytes = device_memory(ranks), most_rows(dataset, max_examples), mx.get_active_memory()
     memory = measure_outer_steps(evaluator, dataset, most, device.budget - model_bytes)
     fitting = min(ranks.gather(memory.fitting(device.budget - model_bytes, most)))
     rows_asked = _asked(asked, fitting, most)
-    evaluation = _time_evaluation(evaluator, dataset, max_examples, max(1, min(rows_asked, fitting)), ranks)
+    rows = max(1, min(rows_asked, fitting))
+    evaluation = _time_evaluation(evaluator, dataset, max_examples, memory, rows, ranks)
     needed = model_bytes + memory.of(rows_asked)
     lines = [
         *_model_lines(evaluator.head),
@@ -137,11 +143,10 @@ def _time_training(
     Returns:
         The state, with weights that are of no use; and the seconds of a step.
     """
-    few = max(size for size in memory.measured if size <= rows)
+    few = _measured(memory, rows)
     state, of_slice, of_step = _time_slices(config, train_set, few, ranks)
-    enough = min(rows, int(few * _SECONDS_OF_SLICE / of_slice))
-    if enough > few:
-        few = enough
+    if (more := _in_seconds(few, of_slice, rows)) > few:
+        few = more
         del state
         state, of_slice, of_step = _time_slices(config, train_set, few, ranks)
     most = train_set.batch_size
@@ -169,6 +174,16 @@ def _time_slices(
     return state, slice_seconds, max(ranks.gather(step_seconds))
 
 
+def _measured(memory: RowMemory, rows: int) -> int:
+    """Return the largest measured number of rows that is at most `rows`."""
+    return max(size for size in memory.measured if size <= rows)
+
+
+def _in_seconds(few: int, seconds: float, most: int) -> int:
+    """Return how many rows, at most `most`, take no longer than may be, when `few` take so many seconds."""
+    return min(most, int(few * _SECONDS / seconds))
+
+
 @dataclass(frozen=True)
 class _TimedEvaluation:
     """The time of an evaluation, in seconds, and a text that says what it consists of."""
@@ -178,18 +193,26 @@ class _TimedEvaluation:
 
 
 def _time_evaluation(
-    evaluator: Evaluator, dataset: PuzzleDataset, max_examples: int | None, rows: int, ranks: Ranks
+    evaluator: Evaluator,
+    dataset: PuzzleDataset,
+    max_examples: int | None,
+    memory: RowMemory,
+    rows: int,
+    ranks: Ranks,
 ) -> _TimedEvaluation:
     """Take some outer steps, and scale their time to all examples, each of which takes all its outer steps."""
     rows = min(rows, most_rows(dataset, max_examples))
-    seconds = seconds_of_outer_step(evaluator, dataset, rows)
+    few = _measured(memory, rows)
+    seconds = max(ranks.gather(seconds_of_outer_step(evaluator, dataset, few)))
+    if (more := _in_seconds(few, seconds, rows)) > few:
+        few, seconds = more, max(ranks.gather(seconds_of_outer_step(evaluator, dataset, more)))
     examples = dataset.num_examples if max_examples is None else min(max_examples, dataset.num_examples)
     thinking = evaluator.search.thinking
     outer_steps = thinking.max_steps or evaluator.head.model.config.halt_max_steps
-    batches = -(-examples * thinking.samples // (rows * ranks.size))
+    batches = -(-examples * thinking.samples // (few * ranks.size))
     samples = f" × {thinking.samples} samples" if thinking.samples > 1 else ""
     return _TimedEvaluation(
-        max(ranks.gather(seconds)) * batches * outer_steps,
+        seconds * batches * outer_steps,
         f"{'at most, ' if evaluator.in_slots else ''}{examples:,} examples{samples} × {outer_steps} outer steps",
     )
 
