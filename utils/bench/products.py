@@ -1,4 +1,4 @@
-"""The time that the matmuls of a step would take alone: a bound that no implementation can beat."""
+"""The time that the matmuls of a step would take alone, in MLX: what its other work is compared with."""
 
 from __future__ import annotations
 
