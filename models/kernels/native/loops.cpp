@@ -57,17 +57,23 @@ void multiply_tile(long k, const float* a, long row, long column, const float* p
       for (int j = 0; j < kTileVectors; j++) sums[i][j] += x * b[j];
     }
   }
+  // Written by whole vectors, with indices that the compiler knows: otherwise the sums would be kept in memory.
+  float narrow[R * kTileColumns];
+  const bool whole = width == kTileColumns;
+  float* to = whole ? c : narrow;
+  const long to_row = whole ? c_row : kTileColumns;
 #pragma GCC unroll 16
   for (int i = 0; i < R; i++) {
-    float found[kTileColumns];
-    std::memcpy(found, sums[i], sizeof(found));
-    float* to = c + i * c_row;
-    if (width == kTileColumns && !add) {
-      std::memcpy(to, found, sizeof(found));
-    } else {
-      for (long j = 0; j < width; j++) to[j] = add ? to[j] + found[j] : found[j];
+#pragma GCC unroll 8
+    for (int j = 0; j < kTileVectors; j++) {
+      Vector& at = *reinterpret_cast<Vector*>(to + i * to_row + j * kLanes);
+      at = add && whole ? at + sums[i][j] : sums[i][j];
     }
   }
+  if (whole) return;
+  for (int i = 0; i < R; i++)
+    for (long j = 0; j < width; j++)
+      c[i * c_row + j] = add ? c[i * c_row + j] + narrow[i * kTileColumns + j] : narrow[i * kTileColumns + j];
 }
 
 template <int R>
