@@ -97,8 +97,9 @@ class Tracker:
 
     def log_code(self, checkpoint_path: Path) -> None:
         """Record the model's source and the configuration in the run's folder."""
+        kinds = (".py", ".cpp", ".h", ".yaml")
         self.run.log_code(
-            str(checkpoint_path), include_fn=lambda path: path.endswith((".py", ".cpp", ".h", ".yaml")), exclude_fn=lambda path: False
+            str(checkpoint_path), include_fn=lambda path: path.endswith(kinds), exclude_fn=lambda path: False
         )
 
     def __enter__(self) -> Tracker:
