@@ -17,6 +17,8 @@ from utils.checkpoints.record import step_folders
 from utils.forecast import forecast
 from utils.memory import DeviceMemory
 
+pytestmark = pytest.mark.slow
+
 UNITS = {"bytes": 1, "kB": 1e3, "MB": 1e6, "GB": 1e9}
 
 

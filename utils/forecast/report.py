@@ -10,10 +10,9 @@ def table(title: str, lines: list[tuple[str, str]]) -> str:
 
 
 def duration_text(seconds: float) -> str:
-    """Write a time for people: 0.032 s, 4.1 s, 12 min, 7.5 hours, 31 days."""
+    """Write a time for people: 0.032 s, 4.1 s, 12 min, 7.5 hours, 31 days, 3.2 years."""
     if seconds < 1:
         return f"{seconds:.2g} s"
-    for limit, unit, factor in ((100, "s", 1), (100 * 60, "min", 60), (48 * 3600, "hours", 3600)):
-        if seconds < limit:
-            return f"{seconds / factor:.{0 if seconds >= 10 * factor else 1}f} {unit}"
-    return f"{seconds / 86400:,.{0 if seconds >= 10 * 86400 else 1}f} days"
+    units = (("s", 1, 100), ("min", 60, 100), ("hours", 3600, 48), ("days", 86_400, 730), ("years", 31_557_600, 1e9))
+    unit, length = next((unit, length) for unit, length, most in units if seconds < most * length)
+    return f"{seconds / length:.{0 if seconds >= 10 * length else 1}f} {unit}"
