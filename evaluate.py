@@ -241,9 +241,11 @@ def run(arguments: list[str], ranks: Ranks) -> None:
     evaluator = Evaluator(head, config.eval_halt, search)
     micro_batch_size = trained.micro_batch_size if config.micro_batch_size is None else config.micro_batch_size
     if config.forecast:
-        print(forecast_evaluation(evaluator, test_set, micro_batch_size, config.max_examples, source.name, ranks))
+        with memory_advice(how_to_save_memory(micro_batch_size)):
+            print(forecast_evaluation(evaluator, test_set, micro_batch_size, config.max_examples, source.name, ranks))
         return
-    rows = rows_at_a_time(micro_batch_size, evaluator, test_set, config.max_examples, ranks)
+    with memory_advice(how_to_save_memory(micro_batch_size)):
+        rows = rows_at_a_time(micro_batch_size, evaluator, test_set, config.max_examples, ranks)
     output_path = Path(config.output_path or source.output_folder)
     folders = [predictions_folder(output_path, source.step, rank) for rank in range(ranks.size)]
     with memory_advice(how_to_save_memory(micro_batch_size)), ExitStack() as stack:

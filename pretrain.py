@@ -72,12 +72,14 @@ def launch(hydra_config: DictConfig, ranks: Ranks) -> None:
         lambda: with_forward_dtype(with_names(with_saved_names(parse_pretrain_config(plain_values(hydra_config))))),
         PretrainConfig,
     )
+    advice = how_to_save_memory(config.micro_batch_size)
     if config.forecast:
         train_set, test_set = load_data(config, ranks)
-        print(forecast_run(config, train_set, test_set, steps_of_run(config, train_set), ranks))
+        with memory_advice(advice):
+            print(forecast_run(config, train_set, test_set, steps_of_run(config, train_set), ranks))
         return
     path = config.run_folder
-    with RunFolder(path) as folder, ExitStack() as stack, memory_advice(how_to_save_memory(config.micro_batch_size)):
+    with RunFolder(path) as folder, ExitStack() as stack, memory_advice(advice):
         if ranks.first and config.resume is not None and path.is_dir():
             folder.claim()
         point = ranks.from_first(lambda: find_resume_point(config), ResumePoint | None)

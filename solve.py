@@ -162,7 +162,8 @@ def main() -> None:
     config = parse(sys.argv[1:], SolveConfig, "python solve.py", verbatim=["puzzle"], **required)
     solver = load(config.checkpoint, data_path=config.data_path, forward_dtype=config.forward_dtype)
     try:
-        with memory_advice(f"try batch_size={max(1, config.batch_size // 2)}"):
+        smaller = config.batch_size // 2
+        with memory_advice(f"try batch_size={smaller}" if smaller else "even batch_size=1 is too much"):
             solved = solve_arc(solver, config) if is_arc(solver.metadata) else solve_boards(solver, config)
     except UserError as error:
         raise error if solver.note is None else UserError(f"{error}; {solver.note}") from error

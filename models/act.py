@@ -72,7 +72,7 @@ class Core(nn.Module):
         raise NotImplementedError
 
     def input_embeddings(self, data: dict[str, mx.array], puzzle_rows: mx.array | None) -> mx.array:
-        """Embed the puzzles, once for an outer step.
+        """Embed the puzzles, once for an outer step; on a CPU each stream embeds its share of the rows.
 
         Args:
             data: the arrays of the batch, `inputs` int32 `[b, s]` among them.

@@ -116,7 +116,8 @@ class RowMemory:
     def of(self, rows: int) -> int:
         """Return the bytes that so many rows take at most."""
         below = max(size for size in self.measured if size <= rows)
-        return self.measured[below] * rows // below
+        more = [taken for size, taken in self.measured.items() if size >= rows]
+        return min([self.measured[below] * rows // below, *more])  # more rows never take less
 
     def fitting(self, room: int, most: int) -> int:
         """Return how many rows fit into `room` bytes, from 0 to `most`.

@@ -20,13 +20,14 @@ from models.kernels.streams import plain_forms as plain_forms
 from models.kernels.streams import takes_plain_forms
 
 
-def _runs_natively(array: mx.array) -> bool:
-    return array.dtype == mx.float32 and not takes_plain_forms() and cpu.native() is not None
+def _runs_natively(*arrays: mx.array) -> bool:
+    float32 = all(array.dtype == mx.float32 for array in arrays)
+    return float32 and not takes_plain_forms() and cpu.native() is not None
 
 
 def linear(x: mx.array, weight: mx.array) -> mx.array:
     """Map `[..., in]` by a weight `[out, in]` of the same dtype to `[..., out]`: x Wᵀ."""
-    if _runs_natively(x):
+    if _runs_natively(x, weight):
         return cpu.linear(x, weight)
     return x @ weight.T
 
@@ -41,7 +42,7 @@ def swiglu(x: mx.array, gate_up_weight: mx.array) -> mx.array:
     Returns:
         `[..., inter]`, in the same dtype.
     """
-    if _runs_natively(x):
+    if _runs_natively(x, gate_up_weight):
         return cpu.swiglu(x, gate_up_weight)
     gate, up = mx.split(x @ gate_up_weight.T, 2, axis=-1)
     return nn.silu(gate) * up
@@ -65,10 +66,12 @@ def attention(x: mx.array, qkv_weight: mx.array, num_heads: int, rope_theta: flo
     Returns:
         `[b, t, d]`, in the same dtype. The softmax is computed in float32.
     """
-    if _runs_natively(x):
-        return cpu.attention(linear(x, qkv_weight), num_heads, rope_theta)
     b, t, d = x.shape
     head_size = d // num_heads
+    if head_size * num_heads != d or (rope_theta is not None and head_size % 2):
+        raise ValueError(f"{num_heads} heads of {d}: num_heads must divide it, with rotary positions evenly")
+    if _runs_natively(x, qkv_weight):
+        return cpu.attention(linear(x, qkv_weight), num_heads, rope_theta)
     # Three products, not one that is split: each is contiguous, as rope on Metal needs it to work without a copy.
     products = [linear(x, weight) for weight in mx.split(qkv_weight, 3)]  # (b t d) each
     q, k, v = (product.reshape(b, t, num_heads, head_size).transpose(0, 2, 1, 3) for product in products)
@@ -81,7 +84,7 @@ def attention(x: mx.array, qkv_weight: mx.array, num_heads: int, rope_theta: flo
 
 def add_rms_norm(x: mx.array, y: mx.array, eps: float) -> mx.array:
     """Compute z / sqrt(mean(z²) + eps) of z = x + y, over the last axis in float32, without a weight; same dtype."""
-    if _runs_natively(x):
+    if _runs_natively(x, y) and x.shape == y.shape:
         return cpu.add_rms_norm(x, y, eps)
     return mx.fast.rms_norm(x + y, None, eps)
 

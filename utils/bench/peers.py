@@ -6,6 +6,7 @@ Ours and PyTorch's take turns, PyTorch in a process of its own (torch_peer.py), 
 from __future__ import annotations
 
 import json
+import os
 import subprocess
 import sys
 import time
@@ -47,6 +48,12 @@ def check_torch() -> None:
         raise UserError("peers= needs PyTorch, which is not installed: run `.venv/bin/python -m pip install torch`")
 
 
+def _environment() -> dict[str, str]:
+    """Return the environment without what `utils.linux_cpu` may have set for MLX and its BLAS."""
+    ours = ("OPENBLAS_NUM_THREADS", "MKL_NUM_THREADS", "MKL_THREADING_LAYER")
+    return {name: value for name, value in os.environ.items() if name not in ours}
+
+
 class TorchProcess:
     """A process that takes steps of the PyTorch model.
 
@@ -61,7 +68,9 @@ class TorchProcess:
     """
 
     def __init__(self, settings: dict[str, Any]):
-        self._process = subprocess.Popen(_COMMAND, stdin=subprocess.PIPE, stdout=subprocess.PIPE, cwd=_ROOT, text=True)
+        self._process = subprocess.Popen(
+            _COMMAND, stdin=subprocess.PIPE, stdout=subprocess.PIPE, cwd=_ROOT, text=True, env=_environment()
+        )
         try:
             self.threads: int = self._ask(settings)
         except BaseException:

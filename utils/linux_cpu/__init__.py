@@ -4,9 +4,9 @@
 for the kernels of `mx.compile`. `native.py`: loops of our own. `blas.py`: a fast BLAS. On macOS (Accelerate, Metal),
 with MLX's CUDA build and with an MLX built from source, nothing is done.
 
-Environment: `HRM_BLAS=mkl`, `system` or `wheel` prefers that source, `off` keeps MLX's own BLAS without a warning.
-`HRM_NATIVE=off`: plain MLX in place of our own loops. `HRM_STREAMS`: number of streams. `OPENBLAS_NUM_THREADS`,
-`OMP_NUM_THREADS`: threads of BLAS for each of them.
+Environment: `HRM_BLAS=mkl` tries that first, `system` or `wheel` only that source, `off` keeps MLX's own BLAS without a
+warning. `HRM_NATIVE=off`: plain MLX in place of our own loops. `HRM_STREAMS`: number of streams.
+`OPENBLAS_NUM_THREADS`, `OMP_NUM_THREADS`: threads of BLAS for each of them.
 """
 
 from __future__ import annotations
@@ -40,8 +40,7 @@ def _prepare() -> str:
     keep_memory()
     kernels = prepare_kernels(_warn)
     blas = prepare_blas(_warn)
-    if kernels is not None:
-        prepare_native(kernels, _warn)
+    prepare_native(kernels, _warn)
     return blas
 
 

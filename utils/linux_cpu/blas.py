@@ -16,6 +16,7 @@ Without any, one line on stderr names what to install, and everything works, slo
 
 from __future__ import annotations
 
+import contextlib
 import ctypes
 import importlib.util
 import os
@@ -94,8 +95,10 @@ def _load_mkl() -> str | None:
     threads = os.environ.get("OPENBLAS_NUM_THREADS", "1")
     os.environ.setdefault("MKL_NUM_THREADS", threads)
     os.environ.setdefault("MKL_THREADING_LAYER", "SEQUENTIAL" if threads == "1" else "INTEL")
-    ctypes.CDLL(str(path), mode=ctypes.RTLD_GLOBAL)
-    return "mkl"
+    with contextlib.suppress(OSError):  # a part of it is missing
+        ctypes.CDLL(str(path), mode=ctypes.RTLD_GLOBAL)
+        return "mkl"
+    return None
 
 
 def _is_intel() -> bool:

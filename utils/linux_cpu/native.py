@@ -24,7 +24,9 @@ from importlib.metadata import version
 from pathlib import Path
 
 _SOURCES = Path(__file__).resolve().parents[2] / "models" / "kernels" / "native"
+_FILES = ("loops.h", "loops.cpp", "mlx_call.cpp")
 _EXTENSION = "hrm_native.so"
+_TIMEOUT = 300  # seconds, for each command of a build
 _FAILED = "failed.txt"  # in place of the extension, with the reason
 _LOOPS = ["-O3", "-fvisibility=hidden", "-march=native", "-fopenmp-simd", "-fno-math-errno", "-fno-trapping-math"]
 _WIDE = ["-mprefer-vector-width=512"] if platform.machine() == "x86_64" else []
@@ -32,8 +34,12 @@ _BINDING = ["-O2", "-fvisibility=hidden", "-fno-strict-aliasing", "-DNDEBUG", "-
 # What a build must be able to do: MLX takes its arrays only from a binding of its own version.
 _TRIAL = """
 import sys, utils.linux_cpu, mlx.core as mx
-from models.kernels import cpu
-assert cpu.silu(mx.zeros((2,))).tolist() == [0, 0]
+from models import kernels
+x, weight = mx.random.normal((1, 40, 16)), mx.random.normal((48, 16))
+found = kernels.attention(x, weight, 2, 10000.0)
+with kernels.plain_forms():
+    expected = kernels.attention(x, weight, 2, 10000.0)
+sys.exit(None if mx.allclose(found, expected, atol=1e-3).item() else "error: attention is wrong")
 """
 
 
@@ -66,14 +72,21 @@ def _cpu_flags() -> str:
 
 def _fingerprint() -> str:
     """Return a name for everything that a build depends on."""
-    parts = [sys.version, version("mlx"), version("nanobind"), _cpu_flags(), *_LOOPS, *_WIDE, *_BINDING]
-    parts += [path.read_text() for path in sorted(_SOURCES.iterdir())]
+    parts = [sys.version, version("mlx"), version("nanobind"), _cpu_flags(), *_LOOPS, *_WIDE, *_BINDING, _TRIAL]
+    compiler = Path(shutil.which("g++") or "g++").resolve()
+    parts += [str(compiler), str(compiler.stat().st_mtime_ns), *((_SOURCES / name).read_text() for name in _FILES)]
     return hashlib.sha256("\0".join(parts).encode()).hexdigest()[:16]
 
 
 def _run(command: list[str], environment: dict[str, str] | None = None) -> None:
     done = subprocess.run(
-        command, env=environment, stdin=subprocess.DEVNULL, capture_output=True, text=True, check=False
+        command,
+        env=environment,
+        stdin=subprocess.DEVNULL,
+        capture_output=True,
+        text=True,
+        check=False,
+        timeout=_TIMEOUT,
     )
     if done.returncode != 0:
         lines = done.stderr.strip().splitlines() or [f"{command[0]} ended with status {done.returncode}"]
@@ -106,31 +119,35 @@ def _build(folder: Path, mlx: Path, nanobind: Path, python: Path) -> None:
         raise _NotBuilt(f"they do not work with this MLX: {error}") from error
 
 
-def prepare_native(kernels: Path, warn: Callable[[str], None]) -> None:
-    """Set HRM_NATIVE to the extension, built in a folder beside `kernels` where it isn't there yet.
+def prepare_native(kernels: Path | None, warn: Callable[[str], None]) -> None:
+    """Set HRM_NATIVE to the extension, built in a folder within `kernels` where it isn't there yet.
 
     Args:
-        kernels: an existing folder of ours whose libraries can be mapped.
+        kernels: an existing folder of ours whose libraries can be mapped; None without g++ or such a folder.
         warn: is passed a line if there can be none.
     """
     if os.environ.get("HRM_NATIVE"):  # of the process that started this one, or off
         return
     try:
         needed = _headers()
+        if kernels is None:
+            raise _NotBuilt("there is no folder for them")
         place = kernels / f"hrm-native-{_fingerprint()}"
-        if not place.exists():
+        if not (place / _EXTENSION).exists() and not (place / _FAILED).exists():
             warn("compiling the loops of models/kernels/native for this processor, once")
             with tempfile.TemporaryDirectory(dir=kernels) as work:
                 built = Path(work, "built")
-                built.mkdir()
+                built.mkdir(mode=0o700)
                 try:
                     _build(built, *needed)
                 except _NotBuilt as error:
                     (built / _FAILED).write_text(str(error))
                 with contextlib.suppress(OSError):  # another process has been faster
                     built.rename(place)
+        if place.stat().st_uid != os.getuid() or place.stat().st_mode & 0o022:
+            raise _NotBuilt(f"others can write to {place}")
         if (place / _FAILED).exists():
-            raise _NotBuilt((place / _FAILED).read_text())
+            raise _NotBuilt(f"{(place / _FAILED).read_text()}; delete {place} to try again")
         os.environ["HRM_NATIVE"] = str(place / _EXTENSION)
     except Exception as error:  # whatever goes wrong here costs speed, never the run
         warn(f"no loops for this processor ({error}); steps take up to twice as long (HRM_NATIVE=off hides this line)")

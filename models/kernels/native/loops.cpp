@@ -23,7 +23,7 @@ constexpr int kLanes = 4, kTileVectors = 4, kTileRows = 4;
 constexpr long kTileColumns = kLanes * kTileVectors;
 constexpr long kBlock = 6 * kTileRows;  // queries in work at a time: their scores stay in the core's cache
 
-typedef float Vector __attribute__((vector_size(4 * kLanes), aligned(4)));
+typedef float Vector __attribute__((vector_size(4 * kLanes), aligned(4), may_alias));
 
 long padded(long columns) { return (columns + kTileColumns - 1) / kTileColumns * kTileColumns; }
 

@@ -23,15 +23,18 @@ namespace nb = nanobind;
 
 namespace {
 
-// Subnormal numbers cost a hundred times as much as others, and a peaked softmax is full of them. The setting is the
-// thread's: of MLX's, which run streams, never of Python's.
-void flush_subnormals() {
+// Subnormal numbers cost a hundred times as much as others, and a peaked softmax is full of them: within the block this
+// thread takes them for 0.
+class SubnormalsAreZero {
 #if defined(__SSE__)
-  thread_local bool done = false;
-  if (!done) _mm_setcsr(_mm_getcsr() | 0x8040);
-  done = true;
+ public:
+  SubnormalsAreZero() : before_(_mm_getcsr()) { _mm_setcsr(before_ | 0x8040); }
+  ~SubnormalsAreZero() { _mm_setcsr(before_); }
+
+ private:
+  unsigned before_;
 #endif
-}
+};
 
 class Call : public mx::Primitive {
  public:
@@ -52,7 +55,7 @@ class Call : public mx::Primitive {
       out.push_back(array.data<float>());
     }
     encoder.dispatch([loop = loop_, in = std::move(in), out = std::move(out), numbers = numbers_]() {
-      flush_subnormals();
+      [[maybe_unused]] SubnormalsAreZero within;
       loop(in.data(), out.data(), numbers.data());
     });
   }
