@@ -17,7 +17,8 @@ def test_rows_of_any_number_take_at_most_what_is_told() -> None:
     memory = RowMemory(MEASURED)
     assert all(memory.of(rows) == found for rows, found in MEASURED.items())
     assert memory.of(64) == 2 * 1060
-    assert memory.of(12) == 370 * 12 // 8
+    assert memory.of(10) == 370 * 10 // 8
+    assert memory.of(12) == 530  # no more than 16 rows
 
 
 @pytest.mark.parametrize("room", [0, 169, 170, 329, 330, 531, 1060, 5000, 12_719, 12_720, 10**6])
