@@ -97,6 +97,23 @@ def test_loops_agree_with_plain_mlx(form: str) -> None:
         assert np.abs(np.array(wanted)).max() > 0.1
 
 
+@pytest.mark.parametrize(("shape", "dtype"), [((8,), mx.float32), ((1, 5, 8), mx.float32), ((3, 5, 8), mx.bfloat16)])
+def test_a_mixer_may_return_another_shape_or_dtype(shape: tuple[int, ...], dtype: mx.Dtype) -> None:
+    """Loops that take the sizes of the first array for those of the second would read beyond its end."""
+    x, y = (
+        mx.random.normal((3, 5, 8), key=mx.random.key(0)),
+        mx.random.normal(shape, key=mx.random.key(1)).astype(dtype),
+    )
+    expected = mx.fast.rms_norm(x + y, None, 1e-5)
+    np.testing.assert_allclose(np.array(kernels.add_rms_norm(x, y, 1e-5)), np.array(expected), rtol=0, atol=1e-6)
+
+
+@pytest.mark.parametrize(("num_heads", "rope_theta"), [(3, None), (4, 10000.0)])
+def test_heads_that_do_not_fit_are_refused(num_heads: int, rope_theta: float | None) -> None:
+    with pytest.raises(ValueError, match=f"{num_heads} heads of 20"):
+        kernels.attention(mx.zeros((1, 2, 20)), mx.zeros((60, 20)), num_heads, rope_theta)
+
+
 @needs_native
 def test_nan_is_not_hidden() -> None:
     """A diverged run would go on, and its checkpoints would be worth nothing."""
