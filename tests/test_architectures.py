@@ -191,7 +191,7 @@ def test_it_is_benched(arch: str, monkeypatch: pytest.MonkeyPatch, call_script: 
     """With the published widths, and the fewest rows and tokens."""
     monkeypatch.setattr(measure, "SHAPES", {"sudoku": (4, 6, 2)})
     monkeypatch.setattr(bench, "QUICK_ROUNDS", 1)
-    status, printed, err = call_script(bench, f"arch={arch}", "quick=true")
+    status, printed, err = call_script(bench, f"arch={arch}", "quick=true", "shapes=sudoku")
     assert status == 0, err
     assert f"{arch}, sudoku: 2 rows of 4 tokens" in printed
     assert "training step" in printed

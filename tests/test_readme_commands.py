@@ -152,7 +152,7 @@ def test_every_command_is_one_that_its_program_takes(
     not of a key. `test_every_command_takes_its_first_step` has the lines for pretrain.py.
     """
     monkeypatch.chdir(tmp_path)
-    targets = re.findall(r"^([a-z]+):", (ROOT / "Makefile").read_text(), re.MULTILINE)
+    targets = re.findall(r"^([a-z-]+):", (ROOT / "Makefile").read_text(), re.MULTILINE)
     absent = dict.fromkeys(("evaluate.py", "solve.py", "-m utils.export"), "checkpoint=nowhere/at/all")
     absent |= {"-m utils.arc": "predictions=nowhere/at/all", "-m utils.bench": "against=nowhere/at/all"}
     options: dict[str, str] = {}
