@@ -96,7 +96,7 @@ def test_the_usual_folder_is_kept(tmp_path: Path) -> None:
 @needs_mlx_cpu
 @needs_compiler
 def test_kernels_find_their_headers_precompiled(tmp_path: Path) -> None:
-    """The first step of a model would take half a minute, most of it for reading the same headers 80 times."""
+    """The first step of a model would take half a minute, most of it for reading the same headers 50 times."""
     run(COMPILED, TMPDIR=str(tmp_path), HRM_BLAS="off")
     end = time.monotonic() + 300
     while not (headers := list(tmp_path.rglob("*.gch"))):  # written beside the run

@@ -30,8 +30,9 @@ from utils.checkpoints.weights import load_weights
 from utils.train.state import TrainState
 
 STEPS = 8
-# Of sums in another order, in float32, after some steps. Measured: 4e-6; the states, which the cycles amplify, 2e-5.
-TOLERANCE = 5e-5
+# Of sums in another order, in float32, after some steps. Measured: 4e-6. States, and the logits of them, are amplified
+# from one outer step to the next, most by TRM with `mlp_t`: up to 7e-5 after four of them, by BLAS and streams.
+TOLERANCE, STATE_TOLERANCE = 5e-5, 3e-4
 
 
 def state_in_slices(rows: int | None, arch: dict[str, Any] = TINY_ARCH, **changes: Any) -> TrainState:
@@ -59,7 +60,8 @@ def assert_same(found: dict[str, np.ndarray], expected: dict[str, np.ndarray]) -
     for name, array in expected.items():
         if array.dtype == np.float32:
             scale = max(1.0, float(np.abs(array).max()))
-            np.testing.assert_allclose(found[name], array, rtol=0, atol=TOLERANCE * scale, err_msg=name)
+            tolerance = STATE_TOLERANCE if name.startswith(("carry.", "logits")) else TOLERANCE
+            np.testing.assert_allclose(found[name], array, rtol=0, atol=tolerance * scale, err_msg=name)
         else:
             np.testing.assert_array_equal(found[name], array, err_msg=name)
 
