@@ -150,7 +150,7 @@ def _commit() -> dict[str, str]:
     repository = Path(__file__).resolve().parents[2]
     if not (repository / ".git").exists():  # a copy without its history may lie within another repository
         return {}
-    command = ["git", "describe", "--always", "--dirty", "--abbrev=40", "--exclude=*"]
+    command = ["git", "--no-optional-locks", "describe", "--always", "--dirty", "--abbrev=40", "--exclude=*"]
     try:
         found = subprocess.run(command, cwd=repository, capture_output=True, text=True, check=True, timeout=10)
     except (OSError, subprocess.SubprocessError):  # no git, or not our repository
