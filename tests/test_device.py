@@ -283,7 +283,7 @@ def test_slices_need_less_memory(report: DeviceReport, name: str) -> None:
         assert sliced < whole
 
 
-@pytest.mark.skipif(not FULL, reason="make test-gpu measures it; that the bench works, tests/utils/bench tests")
+@pytest.mark.skipif(not FULL, reason="takes minutes, in `make test-gpu`; tests/utils/bench tests the bench itself")
 @pytest.mark.parametrize("name", ["sudoku", "maze"])
 def test_bench(report: DeviceReport, name: str) -> None:
     """One round of what `make bench` measures: of the default model on a GPU, of a small one on a CPU."""

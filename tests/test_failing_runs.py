@@ -15,7 +15,7 @@ import pytest
 import evaluate
 import pretrain
 from tests.helpers.kill_runs import start, wait_for_lines
-from tests.helpers.tiny_data import make_tiny_data, run_script, train_arguments
+from tests.helpers.tiny_data import finished_run, make_tiny_data, run_script, train_arguments
 from utils.checkpoints.record import step_folders, verify
 from utils.checkpoints.weights import find_weights
 
@@ -31,10 +31,7 @@ def data(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 @pytest.fixture(scope="module")
 def made_once(data: Path) -> Path:
-    run = data.parent / "run"
-    result = run_script("pretrain.py", train_arguments(data, run, "checkpoint_interval=4"), data.parent)
-    assert result.returncode == 0, result.stderr
-    return run
+    return finished_run(data)
 
 
 @pytest.fixture

@@ -13,7 +13,7 @@ import pytest
 
 import pretrain
 from tests.helpers.checkpoints import names
-from tests.helpers.tiny_data import make_tiny_data, run_script, train_arguments
+from tests.helpers.tiny_data import finished_run, make_tiny_data, train_arguments
 
 pytestmark = pytest.mark.slow
 
@@ -33,10 +33,7 @@ def run_here(call_script: Callable[..., Any]) -> RunHere:
 
 @pytest.fixture(scope="module")
 def made_once(data: Path) -> Path:
-    run = data.parent / "run"
-    result = run_script("pretrain.py", train_arguments(data, run, "checkpoint_interval=4"), data.parent)
-    assert result.returncode == 0, result.stderr
-    return run
+    return finished_run(data)
 
 
 @pytest.fixture

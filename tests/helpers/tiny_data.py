@@ -104,3 +104,11 @@ def run_script(
         timeout=240,
         check=False,
     )
+
+
+def finished_run(data: Path) -> Path:
+    """Train on `data` for 16 steps, with a checkpoint every 4; the folder of the run, beside the data."""
+    run = data.parent / "run"
+    result = run_script("pretrain.py", train_arguments(data, run, "checkpoint_interval=4"), data.parent)
+    assert result.returncode == 0, result.stderr
+    return run

@@ -18,14 +18,12 @@ class Plan:
         steps: of training.
         is_exact: False where puzzles have different numbers of examples: the run may end a little earlier.
         evaluations: of the test split.
-        checkpoints: that are written.
-        kept: of them, those that stay, at most.
+        kept: checkpoints that stay, at most.
     """
 
     steps: int
     is_exact: bool
     evaluations: int
-    checkpoints: int
     kept: int
 
 
@@ -57,4 +55,4 @@ def plan_of(config: PretrainConfig, total_steps: int, train_set: PuzzleDataset) 
     kept = len(saved)
     if config.keep_checkpoints is not None:
         kept = min(kept, config.keep_checkpoints + 1)  # and the best one
-    return Plan(step, is_exact, len(evaluated), len(saved), kept)
+    return Plan(step, is_exact, len(evaluated), kept)

@@ -103,7 +103,9 @@ def test_a_process_that_fails_ends_the_bench_in_a_line() -> None:
 
 
 @pytest.mark.slow
-@pytest.mark.skipif(find_spec("torch") is None, reason="PyTorch is not installed: pip install torch")
+@pytest.mark.skipif(
+    find_spec("torch") is None, reason="compares with PyTorch, which is no requirement: pip install torch"
+)
 def test_the_bench_compares_with_pytorch(
     monkeypatch: pytest.MonkeyPatch, tmp_path: Path, call_script: Callable[..., Any]
 ) -> None:

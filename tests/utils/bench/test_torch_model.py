@@ -13,7 +13,7 @@ from tests.helpers.configs import FAMILY, TINY_ARCH, TINY_TRM, pretrain_config, 
 from utils.evaluation.evaluate import Evaluator
 from utils.train.state import TrainState
 
-torch = pytest.importorskip("torch", reason="PyTorch is not installed: pip install torch")
+torch = pytest.importorskip("torch", reason="compares with PyTorch, which is no requirement: pip install torch")
 from utils.bench.torch_model import ACTHead  # noqa: E402 - needs it
 from utils.bench.torch_peer import Trainer  # noqa: E402
 

@@ -162,7 +162,7 @@ def test_hostile_names_are_not_followed(tmp_path: Path, hub: Hub) -> None:
     """A repository could name files so that a download lands outside the cache, or scribbles on the terminal."""
     hub.listed = [
         "../../../evil.safetensors",
-        "/tmp/evil.safetensors",
+        "/evil.safetensors",
         "step_99/../../evil/model.safetensors",
         "..\\evil.safetensors",
         "C:evil.safetensors",

@@ -25,7 +25,7 @@ RESULT = "[0.0, 100.0]"
 def test_the_loops_are_built_and_only_once() -> None:
     """Unbuilt, nobody would notice but by the clock; and a build takes ten seconds of every command's start."""
     if not Path(sysconfig.get_paths()["include"], "Python.h").exists():
-        pytest.skip("Python's headers are not installed")
+        pytest.skip("Python's headers are not installed, so that nothing can be built; the next test is about that")
     path = "print(os.environ['HRM_NATIVE'])"
     out, _ = run(USED + path, HRM_NATIVE="")
     used, built = out.splitlines()
